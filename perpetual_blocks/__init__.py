@@ -1,0 +1,54 @@
+"""Prefect flows that stop just before a limit, save where they are, and continue in a fresh run.
+
+Public names are loaded when they are first used: importing Prefect takes most of a second, and a command line or a test
+of pure logic should not pay for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from perpetual_blocks.agent import PerpetualAgent as PerpetualAgent
+    from perpetual_blocks.blocks import ResourceBudget as ResourceBudget
+    from perpetual_blocks.blocks import StatePersistence as StatePersistence
+    from perpetual_blocks.budget import Budget as Budget
+    from perpetual_blocks.budget import Limit as Limit
+    from perpetual_blocks.handoff import Handoff as Handoff
+    from perpetual_blocks.work import Unit as Unit
+    from perpetual_blocks.work import WorkItem as WorkItem
+
+_HOMES = {
+    "PerpetualAgent": "perpetual_blocks.agent",
+    "WorkItem": "perpetual_blocks.work",
+    "Unit": "perpetual_blocks.work",
+    "Budget": "perpetual_blocks.budget",
+    "Limit": "perpetual_blocks.budget",
+    "Handoff": "perpetual_blocks.handoff",
+    "ResourceBudget": "perpetual_blocks.blocks",
+    "StatePersistence": "perpetual_blocks.blocks",
+}
+
+__all__ = [
+    "Budget",
+    "Handoff",
+    "Limit",
+    "PerpetualAgent",
+    "ResourceBudget",
+    "StatePersistence",
+    "Unit",
+    "WorkItem",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # `prefect block register -m perpetual_blocks` walks dir() and so finds the blocks through here.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

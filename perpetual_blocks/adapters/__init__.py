@@ -1,0 +1,1 @@
+"""One file for each outside thing: the database, the results storage, the process, git, Prefect's API."""

@@ -1,0 +1,577 @@
+"""The ledger: every promise that is a transaction is a method here.
+
+Each writing method takes the database's write lock first and then looks, so what it decides on cannot change before it
+commits. A session's own commits begin with the fence: one UPDATE of the chain's row that matches only while the epoch
+and holder are the session's own, and that moves the lease on. Where it matches nothing, another session owns the chain,
+and the transaction is rolled back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from sqlalchemy import Connection, RowMapping, and_, bindparam, func, insert, literal, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from perpetual_blocks.adapters.database import schema as t
+from perpetual_blocks.adapters.database.engine import connect, parse_address
+from perpetual_blocks.adapters.database.queue import add_items, item_of
+from perpetual_blocks.clock import Clock, SystemClock
+from perpetual_blocks.errors import Fenced, LedgerError, Superseded, UnknownChain
+from perpetual_blocks.faults import reached
+from perpetual_blocks.session.chain import (
+    Chain,
+    ChainStatus,
+    SessionRecord,
+    SessionRequest,
+    SessionState,
+    refusal,
+)
+from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Opened
+from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem, sources
+
+DEFAULT_LEASE_SECONDS = 60.0
+PAGE = 64
+
+
+class SqlLedger:
+    """The ledger in a SQLite file (or in memory, `sqlite://`).
+
+    Args:
+        address: A path, or a database URL.
+        clock: Tells the time of leases and records.
+        lease_seconds: How long a session owns its chain without a heartbeat.
+        durability: `normal`: commits survive the death of the process, and closing a session is synced to disk.
+            `full`: every commit is synced, for machines that lose power.
+
+    Raises:
+        InvalidInput: not an address.
+        LedgerError: the database cannot be used.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        clock: Clock | None = None,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
+        durability: Literal["normal", "full"] = "normal",
+    ) -> None:
+        self.shown = parse_address(address).render_as_string(hide_password=True)
+        self._engine = connect(address)
+        self._clock = clock or SystemClock()
+        self._lease_seconds = lease_seconds
+        self._synced = durability == "full"
+
+    def lease_seconds(self) -> float:
+        return self._lease_seconds
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._engine.dispose()
+
+    # Transactions ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self, *, synced: bool = False) -> Iterator[Connection]:
+        """One transaction with the write lock. `synced`: it is on the disk when this returns."""
+        try:
+            with self._engine.connect() as connection:
+                # The pragma is the connection's and works only outside a transaction; pooled connections keep it.
+                level = "FULL" if synced or self._synced else "NORMAL"
+                connection.connection.cursor().execute(f"PRAGMA synchronous={level}")
+                with connection.begin():
+                    yield connection
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            raise LedgerError(f"ledger: {self.shown}: {getattr(error, 'orig', None) or error}") from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with (
+                self._engine.connect().execution_options(sqlite_begin="BEGIN") as connection,
+                connection.begin(),
+            ):
+                yield connection
+        except SQLAlchemyError as error:
+            raise LedgerError(f"ledger: {self.shown}: {getattr(error, 'orig', None) or error}") from error
+
+    def _pass_fence(self, connection: Connection, fence: Fence, **changes: Any) -> float:
+        """Moves the lease on and sets more of the chain's row, if it is still ours; returns the time."""
+        now = self._clock.now()
+        owned = and_(t.chains.c.name == fence.chain, t.chains.c.epoch == fence.epoch, t.chains.c.holder == fence.holder)
+        lease = {"lease_until": now + self._lease_seconds, "updated_at": now}
+        if connection.execute(update(t.chains).where(owned).values({**lease, **changes})).rowcount != 1:
+            raise Fenced(f"session {fence.ordinal} of {fence.chain} does not own the chain any more")
+        return now
+
+    # Sessions -------------------------------------------------------------------------------------------------------
+
+    def open_session(self, request: SessionRequest) -> Opened:
+        with self._writing() as connection:
+            now = self._clock.now()
+            chain = _find_chain(connection, request.chain) or _new_chain(connection, request, now)
+            latest = _latest_session(connection, request.chain)
+            reason = refusal(chain, latest, request, now, ran_before=_ran_before(connection, request))
+            if reason is not None:
+                raise Superseded(reason)
+            took_over = latest is not None and latest.state is SessionState.RUNNING
+            if latest is not None and took_over:
+                _bury(connection, request.chain, latest.ordinal, now)
+            fence = Fence(request.chain, chain.ordinal + 1, chain.epoch + 1, request.holder)
+            connection.execute(
+                update(t.chains)
+                .where(t.chains.c.name == request.chain)
+                .values(
+                    agent=request.agent,
+                    status=ChainStatus.RUNNING,
+                    reason=f"session {fence.ordinal} is at work",
+                    ordinal=fence.ordinal,
+                    epoch=fence.epoch,
+                    holder=fence.holder,
+                    lease_until=now + self._lease_seconds,
+                    # Whoever starts a chain that is over asks for its plan again: there may be new work.
+                    planned=chain.planned and chain.status not in (ChainStatus.FINISHED, ChainStatus.STALLED),
+                    settings=request.settings,
+                    updated_at=now,
+                )
+            )
+            connection.execute(
+                insert(t.sessions).values(
+                    chain=request.chain,
+                    ordinal=fence.ordinal,
+                    epoch=fence.epoch,
+                    holder=fence.holder,
+                    state=SessionState.RUNNING,
+                    flow_run_id=request.flow_run_id,
+                    deployment_id=request.deployment_id,
+                    host=request.host,
+                    pid=request.pid,
+                    process_started=request.process_started,
+                    started_at=now,
+                    graceful=False,
+                    units=0,
+                    usage={},
+                    limits=[],
+                    steps=[],
+                )
+            )
+            opened = _find_chain(connection, request.chain)
+            previous = _session(connection, request.chain, latest.ordinal) if latest else None
+        assert opened is not None
+        return Opened(fence=fence, chain=opened, previous=previous, took_over=took_over)
+
+    def heartbeat(self, fence: Fence) -> None:
+        with self._writing() as connection:
+            self._pass_fence(connection, fence)
+
+    def resumed(self, fence: Fence, resume_seconds: float, verified: tuple[int, int] | None) -> None:
+        with self._writing() as connection:
+            self._pass_fence(connection, fence)
+            connection.execute(
+                _update_session(fence, resume_seconds=resume_seconds, verified=list(verified) if verified else None)
+            )
+
+    def close_session(self, fence: Fence, closing: Closing) -> None:
+        reached("session.closing")
+        with self._writing(synced=True) as connection:
+            status, reason = closing.chain_status, closing.stop.message
+            now = self._pass_fence(connection, fence, status=status, reason=reason, holder=None, lease_until=0.0)
+            connection.execute(
+                _update_session(
+                    fence,
+                    state=closing.state,
+                    ended_at=now,
+                    stop_reason=closing.stop.code,
+                    stop_message=closing.stop.message,
+                    graceful=closing.graceful,
+                    limits=closing.limits,
+                    steps=closing.steps,
+                )
+            )
+            _give_back(connection, fence.chain, fence.ordinal, now)
+            if closing.follow_on is not None:
+                row = {
+                    name: getattr(closing.follow_on, name)
+                    for name in (*_FOLLOW_ON_COLUMNS, "chain", "ordinal", "idempotency_key", "deployment_id")
+                }
+                connection.execute(insert(t.outbox).values(**{**row, "tags": list(row["tags"]), "recorded_at": now}))
+        reached("session.closed")
+
+    def declare_dead(self, chain: str, host: str, pid: int) -> bool:
+        with self._writing() as connection:
+            latest = _latest_session(connection, chain)
+            if latest is None or (latest.state, latest.host, latest.pid) != (SessionState.RUNNING, host, pid):
+                return False
+            connection.execute(update(t.chains).where(t.chains.c.name == chain).values(lease_until=0.0))
+            return True
+
+    # Units ----------------------------------------------------------------------------------------------------------
+
+    def add_items(self, chain: str, items: Iterable[WorkItem], *, planned_by: Fence | None = None) -> int:
+        with self._writing() as connection:
+            if planned_by is not None:
+                self._pass_fence(connection, planned_by, planned=True)
+            row = _find_chain(connection, chain)
+            if row is None:
+                raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
+            return add_items(connection, row, items, self._clock.now())
+
+    def claim(self, fence: Fence, misfit: Callable[[Mapping[str, float]], str | None]) -> Claim:
+        with self._writing() as connection:
+            now = self._pass_fence(connection, fence)
+            passed_over: dict[str, str] = {}
+            for row in _queue(connection, fence.chain):
+                item = item_of(row)
+                reason = misfit(item.estimate)
+                if reason is None:
+                    _move(connection, fence.chain, [item.id], ItemStatus.CLAIMED, now, claimed_by=fence.ordinal)
+                    return Claim(item, passed_over)
+                passed_over[item.id] = reason
+            return Claim(None, passed_over)
+
+    def commit_unit(
+        self, fence: Fence, item: Item, outcome: Outcome, result_key: str, spent: Mapping[str, float]
+    ) -> None:
+        reached("unit.committing")
+        with self._writing() as connection:
+            changes = {} if outcome.context is None else {"context": outcome.context}
+            now = self._pass_fence(connection, fence, **changes)
+            target = ItemStatus.COMPLETED if outcome.done else ItemStatus.AVAILABLE
+            _move(
+                connection,
+                fence.chain,
+                [item.id],
+                target,
+                now,
+                claimed_by=None,
+                units=item.units + 1,
+                attempts=0,
+                error=None,
+                progress=list(outcome.progress) if outcome.progress else None,
+                cursor=outcome.cursor,
+                next_action=outcome.next_action,
+                result_key=result_key,
+            )
+            _count_usage(connection, fence, item, 0, outcome.usage, now)
+            connection.execute(_update_session(fence, units=t.sessions.c.units + 1, usage=dict(spent)))
+            if outcome.done:
+                _unblock(connection, fence.chain, item.id, now)
+            if outcome.added:
+                chain = _find_chain(connection, fence.chain)
+                assert chain is not None
+                add_items(connection, chain, outcome.added, now)
+        reached("unit.committed")
+
+    def fail_unit(
+        self, fence: Fence, item: Item, error: str, usage: Mapping[str, float], spent: Mapping[str, float]
+    ) -> ItemStatus:
+        with self._writing() as connection:
+            now = self._pass_fence(connection, fence)
+            attempts, failures = item.attempts + 1, item.failures + 1
+            target = ItemStatus.DISCARDED if attempts >= item.max_attempts else ItemStatus.AVAILABLE
+            counted = {"attempts": attempts, "failures": failures, "error": error, "claimed_by": None}
+            _move(connection, fence.chain, [item.id], target, now, **counted)
+            _count_usage(connection, fence, item, failures, usage, now)
+            connection.execute(_update_session(fence, usage=dict(spent)))
+            return target
+
+    def release(self, fence: Fence, item: Item) -> None:
+        with self._writing() as connection:
+            now = self._pass_fence(connection, fence)
+            _give_back(connection, fence.chain, fence.ordinal, now, only=item.id)
+
+    # Documents and follow-ons ---------------------------------------------------------------------------------------
+
+    def record_document(self, fence: Fence, document: Document) -> None:
+        with self._writing() as connection:
+            now = self._pass_fence(connection, fence)
+            connection.execute(
+                insert(t.documents).values(
+                    chain=fence.chain,
+                    kind=document.kind,
+                    ordinal=document.ordinal,
+                    key=document.key,
+                    digest=document.digest,
+                    size=document.size,
+                    at=now,
+                )
+            )
+
+    def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
+        rows = select(t.outbox).where(t.outbox.c.created_at.is_(None)).order_by(t.outbox.c.recorded_at)
+        if chain is not None:
+            rows = rows.where(t.outbox.c.chain == chain)
+        with self._reading() as connection:
+            return [
+                FollowOn(
+                    chain=row["chain"],
+                    ordinal=row["ordinal"],
+                    idempotency_key=row["idempotency_key"],
+                    deployment_id=row["deployment_id"],
+                    **{**{name: row[name] for name in _FOLLOW_ON_COLUMNS}, "tags": tuple(row["tags"])},
+                )
+                for row in connection.execute(rows).mappings()
+            ]
+
+    def follow_on_created(self, follow_on: FollowOn, flow_run_id: str) -> None:
+        with self._writing() as connection:
+            connection.execute(
+                update(t.outbox)
+                .where(t.outbox.c.chain == follow_on.chain, t.outbox.c.ordinal == follow_on.ordinal)
+                .values(created_at=self._clock.now(), flow_run_id=flow_run_id)
+            )
+
+    # Looking --------------------------------------------------------------------------------------------------------
+
+    def chain(self, name: str) -> Chain:
+        with self._reading() as connection:
+            chain = _find_chain(connection, name)
+            if chain is None:
+                names = connection.execute(select(t.chains.c.name).order_by(t.chains.c.updated_at.desc()).limit(5))
+                known = ", ".join(names.scalars()) or "none yet"
+                raise UnknownChain(f"chain: got {name!r}; expected one of {self.shown} (latest: {known})")
+            return chain
+
+    def chains(self) -> list[Chain]:
+        with self._reading() as connection:
+            rows = connection.execute(select(t.chains).order_by(t.chains.c.updated_at.desc())).mappings()
+            return [_chain_of(row) for row in rows]
+
+    def sessions(self, chain: str) -> list[SessionRecord]:
+        rows = select(t.sessions).where(t.sessions.c.chain == chain).order_by(t.sessions.c.ordinal)
+        with self._reading() as connection:
+            return [_session_of(row) for row in connection.execute(rows).mappings()]
+
+    def documents(self, chain: str, kind: Literal["checkpoint", "handoff"]) -> list[Document]:
+        rows = (
+            select(t.documents)
+            .where(t.documents.c.chain == chain, t.documents.c.kind == kind)
+            .order_by(t.documents.c.ordinal.desc())
+        )
+        with self._reading() as connection:
+            return [
+                Document(kind, row["ordinal"], row["key"], row["digest"], row["size"])
+                for row in connection.execute(rows).mappings()
+            ]
+
+    def counts(self, chain: str) -> dict[ItemStatus, int]:
+        rows = select(t.items.c.status, func.count()).where(t.items.c.chain == chain).group_by(t.items.c.status)
+        with self._reading() as connection:
+            found = {status: count for status, count in connection.execute(rows)}
+        return {status: found.get(status, 0) for status in ItemStatus}
+
+    def items(self, chain: str, status: ItemStatus | None = None, limit: int = 100) -> list[Item]:
+        rows = select(t.items).where(t.items.c.chain == chain).order_by(*_CLAIM_ORDER).limit(limit)
+        if status is not None:
+            rows = rows.where(t.items.c.status == status)
+        with self._reading() as connection:
+            return [item_of(row) for row in connection.execute(rows).mappings()]
+
+    # A person's decisions -------------------------------------------------------------------------------------------
+
+    def retry_items(self, chain: str, ids: Sequence[str]) -> int:
+        with self._writing() as connection:
+            now = self._clock.now()
+            rows = connection.execute(
+                select(t.items.c.id, t.items.c.blockers).where(
+                    t.items.c.chain == chain, t.items.c.status == ItemStatus.DISCARDED, t.items.c.id.in_(ids)
+                )
+            ).all()
+            for item, blockers in rows:
+                target = ItemStatus.BLOCKED if blockers else ItemStatus.AVAILABLE
+                _move(connection, chain, [item], target, now, attempts=0)
+            if rows:
+                _reopen(connection, chain, now)
+            return len(rows)
+
+    def discard_items(self, chain: str, ids: Sequence[str], reason: str) -> int:
+        with self._writing() as connection:
+            open_items = [ItemStatus.AVAILABLE, ItemStatus.BLOCKED]
+            found = connection.execute(
+                select(t.items.c.id).where(
+                    t.items.c.chain == chain, t.items.c.status.in_(open_items), t.items.c.id.in_(ids)
+                )
+            ).scalars()
+            wanted = list(found)
+            if wanted:
+                _move(connection, chain, wanted, ItemStatus.DISCARDED, self._clock.now(), error=reason)
+            return len(wanted)
+
+
+_FOLLOW_ON_COLUMNS = ("parameters", "run_name", "tags", "job_variables", "work_queue")
+_CLAIM_ORDER = (t.items.c.priority.desc(), t.items.c.attempts, t.items.c.position)
+
+
+def _chain_of(row: RowMapping) -> Chain:
+    return Chain(**{**row, "status": ChainStatus(row["status"])})
+
+
+def _find_chain(connection: Connection, name: str) -> Chain | None:
+    row = connection.execute(select(t.chains).where(t.chains.c.name == name)).mappings().first()
+    return _chain_of(row) if row else None
+
+
+def _new_chain(connection: Connection, request: SessionRequest, now: float) -> Chain:
+    chain = Chain(
+        name=request.chain,
+        uid=secrets.token_hex(8),
+        agent=request.agent,
+        status=ChainStatus.WAITING,
+        reason="new",
+        ordinal=0,
+        epoch=0,
+        holder=None,
+        lease_until=0.0,
+        planned=False,
+        context={},
+        settings=request.settings,
+        created_at=now,
+        updated_at=now,
+    )
+    values = {column.name: getattr(chain, column.name) for column in t.chains.columns}
+    connection.execute(insert(t.chains).values(**values))
+    return chain
+
+
+def _session_of(row: RowMapping) -> SessionRecord:
+    values = {name: value for name, value in row.items() if name not in ("chain", "holder")}
+    verified = tuple(row["verified"]) if row["verified"] else None
+    return SessionRecord(**{**values, "state": SessionState(row["state"]), "verified": verified})
+
+
+def _session(connection: Connection, chain: str, ordinal: int) -> SessionRecord:
+    row = select(t.sessions).where(t.sessions.c.chain == chain, t.sessions.c.ordinal == ordinal)
+    return _session_of(connection.execute(row).mappings().one())
+
+
+def _latest_session(connection: Connection, chain: str) -> SessionRecord | None:
+    rows = select(t.sessions).where(t.sessions.c.chain == chain).order_by(t.sessions.c.ordinal.desc()).limit(1)
+    row = connection.execute(rows).mappings().first()
+    return _session_of(row) if row else None
+
+
+def _ran_before(connection: Connection, request: SessionRequest) -> bool:
+    if request.flow_run_id is None:
+        return False
+    rows = select(literal(1)).where(
+        t.sessions.c.chain == request.chain, t.sessions.c.flow_run_id == request.flow_run_id
+    )
+    return connection.execute(rows.limit(1)).first() is not None
+
+
+def _update_session(fence: Fence, **values: Any) -> Any:
+    owned = and_(t.sessions.c.chain == fence.chain, t.sessions.c.ordinal == fence.ordinal)
+    return update(t.sessions).where(owned).values(**values)
+
+
+def _bury(connection: Connection, chain: str, ordinal: int, now: float) -> None:
+    """Ends a session whose process died, and gives back what it had claimed."""
+    connection.execute(
+        update(t.sessions)
+        .where(t.sessions.c.chain == chain, t.sessions.c.ordinal == ordinal)
+        .values(
+            state=SessionState.CRASHED,
+            ended_at=now,
+            stop_reason="crashed",
+            stop_message="its process died, or could not reach the ledger until its lease ran out",
+            graceful=False,
+        )
+    )
+    _give_back(connection, chain, ordinal, now)
+
+
+def _move(
+    connection: Connection, chain: str, ids: Sequence[str], target: ItemStatus, now: float, **values: Any
+) -> None:
+    """Moves items along an edge of the transition table; anything else is a mistake of this program."""
+    rows = and_(t.items.c.chain == chain, t.items.c.id.in_(ids), t.items.c.status.in_(sources(target)))
+    moved = connection.execute(update(t.items).where(rows).values(status=target, updated_at=now, **values)).rowcount
+    if moved != len(ids):
+        raise LedgerError(f"items: {len(ids) - moved} of {len(ids)} cannot become {target}: {', '.join(ids[:5])}")
+
+
+def _give_back(connection: Connection, chain: str, ordinal: int, now: float, only: str | None = None) -> None:
+    """Makes a session's claimed items available again: an interruption, not a failure, so no attempt is counted."""
+    rows = and_(t.items.c.chain == chain, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claimed_by == ordinal)
+    if only is not None:
+        rows = and_(rows, t.items.c.id == only)
+    connection.execute(
+        update(t.items)
+        .where(rows)
+        .values(
+            status=ItemStatus.AVAILABLE,
+            claimed_by=None,
+            interruptions=t.items.c.interruptions + 1,
+            updated_at=now,
+        )
+    )
+
+
+def _unblock(connection: Connection, chain: str, completed: str, now: float) -> None:
+    dependents = connection.execute(
+        select(t.dependencies.c.item).where(t.dependencies.c.chain == chain, t.dependencies.c.depends_on == completed)
+    ).scalars()
+    waiting = list(dependents)
+    if not waiting:
+        return
+    connection.execute(
+        update(t.items)
+        .where(t.items.c.chain == bindparam("of"), t.items.c.id == bindparam("item"))
+        .values(blockers=t.items.c.blockers - 1),
+        [{"of": chain, "item": item} for item in waiting],
+    )
+    connection.execute(
+        update(t.items)
+        .where(
+            t.items.c.chain == chain,
+            t.items.c.status == ItemStatus.BLOCKED,
+            t.items.c.blockers == 0,
+            t.items.c.id.in_(waiting),
+        )
+        .values(status=ItemStatus.AVAILABLE, updated_at=now)
+    )
+
+
+def _count_usage(
+    connection: Connection, fence: Fence, item: Item, failure: int, usage: Mapping[str, float], now: float
+) -> None:
+    rows = [
+        {
+            "chain": fence.chain,
+            "item": item.id,
+            "unit": item.units,
+            "failure": failure,
+            "resource": resource,
+            "session": fence.ordinal,
+            "amount": amount,
+            "at": now,
+        }
+        for resource, amount in usage.items()
+    ]
+    if rows:
+        connection.execute(insert(t.usage), rows)
+
+
+def _queue(connection: Connection, chain: str) -> Iterator[RowMapping]:
+    """Available items in the order of claiming, page by page: usually the first row is the one."""
+    rows = select(t.items).where(t.items.c.chain == chain, t.items.c.status == ItemStatus.AVAILABLE)
+    offset = 0
+    while page := connection.execute(rows.order_by(*_CLAIM_ORDER).limit(PAGE).offset(offset)).mappings().all():
+        yield from page
+        offset += PAGE
+
+
+def _reopen(connection: Connection, chain: str, now: float) -> None:
+    """A chain that was over has work again."""
+    over = [ChainStatus.FINISHED, ChainStatus.STALLED]
+    connection.execute(
+        update(t.chains)
+        .where(t.chains.c.name == chain, t.chains.c.status.in_(over))
+        .values(status=ChainStatus.WAITING, reason="it has new work; start a run to go on", updated_at=now)
+    )

@@ -1,0 +1,112 @@
+"""Adding items to the queue, within a transaction of the ledger's."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, func, insert, select
+
+from perpetual_blocks.adapters.database import schema as t
+from perpetual_blocks.budget import Budget
+from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.session.chain import Chain
+from perpetual_blocks.work import Item, ItemStatus, WorkItem, check_dependencies
+
+_VARIABLES = 500  # SQLite allows 999 variables in a statement in its oldest builds
+
+
+def item_of(row: RowMapping) -> Item:
+    """A row of the items table as the core knows it."""
+    progress = tuple(row["progress"]) if row["progress"] else None
+    fields = {name: row[name] for name in Item.__slots__ if name not in ("status", "progress")}
+    return Item(**fields, status=ItemStatus(row["status"]), progress=progress)
+
+
+def add_items(connection: Connection, chain: Chain, items: Iterable[WorkItem], now: float) -> int:
+    """Adds the items that are new; raises before the first row is written if one of them is wrong.
+
+    Raises:
+        InvalidInput: as `Ledger.add_items` says.
+    """
+    batch = _distinct(items, chain)
+    present = _present(connection, chain.name, list(batch))
+    for item in batch.values():
+        if item.id in present:
+            _check_same(item, *present[item.id][:2])
+    new = [item for item in batch.values() if item.id not in present]
+    named = {other for item in new for other in item.depends_on if other not in batch}
+    others = _present(connection, chain.name, list(named))
+    check_dependencies(new, (*others, *present))
+    if not new:
+        return 0
+    completed = {item for item, (_, _, status) in {**others, **present}.items() if status == ItemStatus.COMPLETED}
+    last = select(func.coalesce(func.max(t.items.c.position), 0)).where(t.items.c.chain == chain.name)
+    position: int = connection.execute(last).scalar_one()
+    connection.execute(
+        insert(t.items),
+        [_row(chain.name, item, position + n, completed, now) for n, item in enumerate(new, start=1)],
+    )
+    edges = [{"chain": chain.name, "item": item.id, "depends_on": other} for item in new for other in item.depends_on]
+    if edges:
+        connection.execute(insert(t.dependencies), edges)
+    return len(new)
+
+
+def _distinct(items: Iterable[WorkItem], chain: Chain) -> dict[str, WorkItem]:
+    kinds = chain.settings.get("kinds", [])
+    budget = Budget.from_json(chain.settings.get("budget", []))
+    batch: dict[str, WorkItem] = {}
+    for item in items:
+        if not isinstance(item, WorkItem):
+            raise InvalidInput.of("plan", item, "WorkItem objects")
+        where = f"WorkItem({item.id!r})"
+        if item.kind not in kinds:
+            raise InvalidInput.of(f"{where}.kind", item.kind, f"one of the agent's kinds: {', '.join(kinds)}")
+        budget.check_estimate(item.estimate, where)
+        first = batch.setdefault(item.id, item)
+        _check_same(item, first.kind, dict(first.payload))
+    return batch
+
+
+def _check_same(item: WorkItem, kind: str, payload: dict[str, Any]) -> None:
+    if item.kind != kind:
+        raise InvalidInput.of(f"WorkItem({item.id!r}).kind", item.kind, f"{kind!r}, as this id has already")
+    if item.payload != payload:
+        raise InvalidInput.of(
+            f"WorkItem({item.id!r}).payload",
+            item.payload,
+            "the payload that this id has already, or another id",
+        )
+
+
+def _present(connection: Connection, chain: str, ids: Sequence[str]) -> dict[str, tuple[str, dict[str, Any], str]]:
+    """Kind, payload and status of those of the ids that the chain has."""
+    found: dict[str, tuple[str, dict[str, Any], str]] = {}
+    columns = select(t.items.c.id, t.items.c.kind, t.items.c.payload, t.items.c.status)
+    for start in range(0, len(ids), _VARIABLES):
+        some = ids[start : start + _VARIABLES]
+        for item, kind, payload, status in connection.execute(
+            columns.where(t.items.c.chain == chain, t.items.c.id.in_(some))
+        ):
+            found[item] = (kind, payload, status)
+    return found
+
+
+def _row(chain: str, item: WorkItem, position: int, completed: set[str], now: float) -> dict[str, Any]:
+    blockers = sum(other not in completed for other in item.depends_on)
+    return {
+        "chain": chain,
+        "id": item.id,
+        "position": position,
+        "kind": item.kind,
+        "payload": item.payload,
+        "priority": item.priority,
+        "estimate": dict(item.estimate),
+        "max_attempts": item.max_attempts,
+        "status": ItemStatus.BLOCKED if blockers else ItemStatus.AVAILABLE,
+        "blockers": blockers,
+        "attempts": 0,
+        "failures": 0,
+        "interruptions": 0,
+        "units": 0,
+        "updated_at": now,
+    }

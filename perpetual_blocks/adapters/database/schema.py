@@ -1,0 +1,170 @@
+"""The ledger's tables.
+
+Times are seconds since the Unix epoch, JSON columns hold what pydantic or our own codec has checked, and every row but
+the chain's own belongs to a chain. `migrations/` makes these tables; a test compares the two.
+"""
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    desc,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+_CHAIN = 64
+_ITEM = 512
+
+chains = Table(
+    "chains",
+    metadata,
+    Column("name", String(_CHAIN), primary_key=True),
+    Column("uid", String(32), nullable=False, unique=True),
+    Column("agent", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("holder", Text),
+    Column("lease_until", Float, nullable=False),
+    Column("planned", Boolean, nullable=False),
+    Column("context", JSON, nullable=False),
+    Column("settings", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("chain", String(_CHAIN), ForeignKey("chains.name", ondelete="CASCADE"), primary_key=True),
+    Column("ordinal", Integer, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("flow_run_id", String(64)),
+    Column("deployment_id", String(64)),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("process_started", Float, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("stop_reason", Text),
+    Column("stop_message", Text),
+    Column("graceful", Boolean, nullable=False),
+    Column("units", Integer, nullable=False),
+    Column("usage", JSON, nullable=False),
+    Column("limits", JSON, nullable=False),
+    Column("resume_seconds", Float),
+    Column("verified", JSON),
+    Column("steps", JSON, nullable=False),
+    Index(None, "chain", "flow_run_id"),
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("chain", String(_CHAIN), ForeignKey("chains.name", ondelete="CASCADE"), primary_key=True),
+    Column("id", String(_ITEM), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("estimate", JSON, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("blockers", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("interruptions", Integer, nullable=False),
+    Column("units", Integer, nullable=False),
+    Column("progress", JSON),
+    Column("cursor", JSON),
+    Column("next_action", Text),
+    Column("result_key", Text),
+    Column("error", Text),
+    Column("claimed_by", Integer),
+    Column("updated_at", Float, nullable=False),
+    UniqueConstraint("chain", "position"),
+)
+# The order of claiming, so that the first row of the index is the first candidate.
+Index(
+    "ix_items_queue",
+    items.c.chain,
+    items.c.status,
+    desc(items.c.priority),
+    items.c.attempts,
+    items.c.position,
+)
+
+dependencies = Table(
+    "dependencies",
+    metadata,
+    Column("chain", String(_CHAIN), primary_key=True),
+    Column("item", String(_ITEM), primary_key=True),
+    Column("depends_on", String(_ITEM), primary_key=True),
+    ForeignKeyConstraint(["chain", "item"], ["items.chain", "items.id"], ondelete="CASCADE"),
+    Index(None, "chain", "depends_on"),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("chain", String(_CHAIN), ForeignKey("chains.name", ondelete="CASCADE"), primary_key=True),
+    Column("item", String(_ITEM), primary_key=True),
+    Column("unit", Integer, primary_key=True),
+    # 0 for the attempt that finished the unit, so that it is counted once; failed attempts are numbered from 1.
+    Column("failure", Integer, primary_key=True),
+    Column("resource", String(64), primary_key=True),
+    Column("session", Integer, nullable=False),
+    Column("amount", Float, nullable=False),
+    Column("at", Float, nullable=False),
+    Index(None, "chain", "resource", "at"),
+)
+
+documents = Table(
+    "documents",
+    metadata,
+    Column("chain", String(_CHAIN), ForeignKey("chains.name", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("ordinal", Integer, primary_key=True),
+    Column("key", Text, nullable=False, unique=True),
+    Column("digest", String(64), nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("chain", String(_CHAIN), ForeignKey("chains.name", ondelete="CASCADE"), primary_key=True),
+    Column("ordinal", Integer, primary_key=True),
+    Column("idempotency_key", Text, nullable=False, unique=True),
+    Column("deployment_id", String(64), nullable=False),
+    Column("parameters", JSON, nullable=False),
+    Column("run_name", Text, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("job_variables", JSON, nullable=False),
+    Column("work_queue", Text),
+    Column("recorded_at", Float, nullable=False),
+    Column("created_at", Float),
+    Column("flow_run_id", String(64)),
+)

@@ -1,0 +1,40 @@
+"""Moments as log lines, for people who follow a run."""
+
+import logging
+from typing import Any
+
+from perpetual_blocks.telemetry import (
+    BudgetWarned,
+    ItemsAdded,
+    Moment,
+    Observer,
+    SessionEnded,
+    SessionStarted,
+    StepFailed,
+    UnitCompleted,
+    UnitFailed,
+)
+
+
+def log_moments(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Observer:
+    """An observer that writes each moment to the logger: what is routine at DEBUG, what a person acts on at WARNING."""
+
+    def write(moment: Moment) -> None:
+        match moment:
+            case SessionStarted(chain, ordinal, _, notes):
+                logger.info("Session %d of %s starts. %s", ordinal, chain, "; ".join(notes))
+            case ItemsAdded(_, count):
+                logger.info("%d new items in the queue", count)
+            case UnitCompleted(_, item, number, done, progress, _):
+                how = "done" if done else f"advanced{f' ({progress[0]:g} of {progress[1]:g})' if progress else ''}"
+                logger.debug("%s: unit %d %s", item, number, how)
+            case UnitFailed(_, item, attempt, most, error):
+                logger.warning("%s: attempt %d of %d failed: %s", item, attempt, most, error)
+            case BudgetWarned(_, _, reason):
+                logger.warning("Budget: %s", reason)
+            case StepFailed(_, step, error):
+                logger.warning("Shutdown step %s failed, going on: %s", step, error)
+            case SessionEnded(chain, ordinal, state, reason):
+                logger.info("Session %d of %s: %s, because %s", ordinal, chain, state, reason)
+
+    return write

@@ -1,0 +1,89 @@
+"""Flow runs through Prefect's API: the one we are, and the one that follows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, StateType
+
+from perpetual_blocks.session.ports import FollowOn
+
+
+def chain_tag(chain: str) -> str:
+    """The tag that all runs of a chain have."""
+    return f"chain:{chain}"
+
+
+def run_name(chain: str, ordinal: int) -> str:
+    """What the runs list shows."""
+    return f"{chain} · {ordinal}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRun:
+    """The flow run that this process is, as far as its follow-on needs it."""
+
+    id: str
+    name: str
+    created_on: str
+    deployment_id: str | None = None
+    invitation: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    job_variables: dict[str, Any] = field(default_factory=dict)
+    work_queue: str | None = None
+
+    @classmethod
+    def of(cls, run: FlowRun) -> "OwnRun":
+        """From Prefect's record of the run."""
+        return cls(
+            id=str(run.id),
+            name=run.name,
+            created_on=run.created.strftime("%Y%m%d") if run.created else "",
+            deployment_id=str(run.deployment_id) if run.deployment_id else None,
+            invitation=run.idempotency_key,
+            parameters=dict(run.parameters or {}),
+            tags=tuple(run.tags or ()),
+            job_variables=dict(run.job_variables or {}),
+            work_queue=run.work_queue_name if run.work_pool_name else None,
+        )
+
+
+class PrefectRuns:
+    """Creates and names flow runs."""
+
+    def create(self, follow_on: FollowOn) -> str:
+        """Creates the flow run; the server answers with the one that has this idempotency key, if there is one."""
+        with _client() as client:
+            run = client.create_flow_run_from_deployment(
+                UUID(follow_on.deployment_id),
+                parameters=follow_on.parameters,
+                name=follow_on.run_name,
+                tags=follow_on.tags,
+                idempotency_key=follow_on.idempotency_key,
+                job_variables=follow_on.job_variables or None,
+                work_queue_name=follow_on.work_queue,
+            )
+        return str(run.id)
+
+    def read(self, flow_run_id: str) -> OwnRun:
+        """The run as the server has it, with its parameters as they were given: blocks by reference."""
+        with _client() as client:
+            return OwnRun.of(client.read_flow_run(UUID(flow_run_id)))
+
+    def label(self, flow_run_id: str, name: str, tags: Iterable[str]) -> None:
+        """Gives a run its name and tags."""
+        with _client() as client:
+            client.update_flow_run(UUID(flow_run_id), name=name, tags=tags)
+
+    def is_being_cancelled(self, flow_run_id: str) -> bool:
+        """Whether a person, or an automation, has cancelled the run."""
+        with _client() as client:
+            state = client.read_flow_run(UUID(flow_run_id)).state
+        return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
+
+
+def _client() -> SyncPrefectClient:
+    return get_client(sync_client=True)

@@ -1,0 +1,66 @@
+"""Prefect's results storage: where outcomes and documents lie."""
+
+from typing import cast
+
+from prefect.blocks.core import Block
+from prefect.exceptions import PrefectException
+from prefect.filesystems import WritableFileSystem
+from prefect.results import get_default_result_storage
+
+from perpetual_blocks.errors import InvalidInput, StorageError
+
+
+def load_storage(slug: str | None, field: str = "result_storage") -> WritableFileSystem:
+    """The storage block of this name, or Prefect's default results storage.
+
+    Args:
+        slug: `block-type/block-name`, as `local-file-system/results`.
+
+    Raises:
+        InvalidInput: no such block, or not one that can be written.
+        StorageError: Prefect's API cannot be asked.
+    """
+    if not slug:
+        return cast(WritableFileSystem, get_default_result_storage(_sync=True))  # type: ignore[call-arg]
+    expected = "the name of a storage block, as local-file-system/results"
+    if slug.count("/") != 1:
+        raise InvalidInput.of(field, slug, expected)
+    try:
+        block = Block.load(slug, _sync=True)  # type: ignore[call-arg]
+    except ValueError as error:
+        raise InvalidInput.of(field, slug, f"{expected}, that exists ({error})") from error
+    except PrefectException as error:
+        raise StorageError(f"{field}: cannot load {slug}: {error}") from error
+    if not isinstance(block, WritableFileSystem):
+        raise InvalidInput.of(field, slug, f"{expected}; this is a {type(block).__name__}")
+    return block
+
+
+class StoredDocuments:
+    """Text documents in a storage block."""
+
+    def __init__(self, storage: WritableFileSystem) -> None:
+        self._storage = storage
+
+    def write(self, key: str, text: str) -> None:
+        """Writes a document.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            self._storage.write_path(key, text.encode(), _sync=True)  # type: ignore[call-arg, unused-coroutine]
+        except Exception as error:
+            raise StorageError(f"results storage: cannot write {key}: {type(error).__name__}: {error}") from error
+
+    def read(self, key: str) -> str:
+        """Reads a document.
+
+        Raises:
+            StorageError: it is not there, cannot be read, or is not text.
+        """
+        try:
+            content: bytes = self._storage.read_path(key, _sync=True)  # type: ignore[call-arg, assignment]
+            return content.decode()
+        except Exception as error:
+            raise StorageError(f"results storage: cannot read {key}: {type(error).__name__}: {error}") from error

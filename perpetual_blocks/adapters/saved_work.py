@@ -1,0 +1,47 @@
+"""What becomes of an agent's work at the end of a session: a second copy, a commit, a page in the UI."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect.artifacts import create_markdown_artifact
+
+from perpetual_blocks.adapters.git import commit_paths, find_repository
+from perpetual_blocks.errors import GitError
+from perpetual_blocks.session.ports import Documents
+
+
+class PrefectSavedWork:
+    """Best-effort steps of the shutdown, for a session that is a Prefect flow run.
+
+    Args:
+        second_storage: Where documents are copied to; None where there is no second storage.
+    """
+
+    def __init__(self, second_storage: Documents | None = None) -> None:
+        self._second_storage = second_storage
+
+    def backup(self, key: str, text: str) -> None:
+        """Copies a document to the second storage."""
+        if self._second_storage is not None:
+            self._second_storage.write(key, text)
+
+    def commit(self, paths: Sequence[Path], message: str) -> str | None:
+        """Commits these paths, and nothing else, to the repository that they are in.
+
+        Raises:
+            GitError: they are in no repository, or in several.
+        """
+        repositories = {find_repository(Path(path)) for path in paths}
+        repository = repositories.pop()
+        if repository is None or repositories:
+            raise GitError(f"commit_changes: got {[str(path) for path in paths]}; expected paths of one git repository")
+        return commit_paths(repository, [Path(path) for path in paths], message)
+
+    def publish(self, chain: str, ordinal: int, markdown: str, description: str) -> None:
+        """Makes the handoff an artifact of this run; one key for each chain gives it a history."""
+        create_markdown_artifact(
+            markdown,
+            key=f"handoff-{chain}",
+            description=f"{chain} · {ordinal}: {description}",
+            _sync=True,  # type: ignore[call-arg]
+        )

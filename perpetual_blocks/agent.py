@@ -1,0 +1,89 @@
+"""The template of an agent: subclass it, say what there is to do and how to do one unit of it."""
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from perpetual_blocks.budget import Budget
+from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.work import Unit, WorkItem
+
+if TYPE_CHECKING:
+    from perpetual_blocks.blocks import ResourceBudget, StatePersistence
+    from perpetual_blocks.flow import PerpetualFlow
+
+
+class PerpetualAgent(BaseModel):
+    """A program that works through a queue in small units, and survives the end of each of its runs.
+
+    Its pydantic fields are the flow's parameters and the form in Prefect's UI; its docstring says to people, and to the
+    next agent, what it is for. `plan` and `work_unit` are what a subclass writes; every other hook has a default.
+
+    A unit may be tried again when its process dies, so `work_unit` should do no harm when it is run twice: write files
+    whole and under the same name, and keep what must happen once in what it returns.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kinds: ClassVar[tuple[str, ...]] = ("default",)
+    """The kinds of work items that the agent knows; items of one kind cost about the same."""
+
+    def plan(self) -> Iterable[WorkItem]:
+        """Yields the work. Asked once for a chain, and again when a finished chain is started again; items that the
+        queue has already are left as they are. Items can also be added from a unit, or by `perpetual items add`."""
+        return ()
+
+    def work_unit(self, unit: Unit) -> Any:
+        """Does one unit, sync or async, in a thread that is not the main thread.
+
+        Returns:
+            A result that is JSON when the item is done; `unit.advance(…)` when it takes more units.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.work_unit")
+
+    def finish_unit(self) -> None:
+        """First step of the shutdown: no unit runs any more; flush what units have left in memory."""
+
+    def backup(self, checkpoint: str) -> None:
+        """Third step: copies what the agent wants copied. The checkpoint (JSON) itself is copied by the store."""
+
+    def commit_changes(self) -> Iterable[Path]:
+        """Fourth step: names the files and folders whose changes are to be committed to their git repository."""
+        return ()
+
+    def create_handoff(self, handoff: Handoff) -> Handoff:
+        """Fifth step: may add to `handoff.notes`, or change what it says."""
+        return handoff
+
+    def cleanup(self) -> None:
+        """Last step: the session is closed; frees what the agent holds."""
+
+    @classmethod
+    def task(cls) -> str:
+        """What the agent is for: its docstring."""
+        return inspect.getdoc(cls) or cls.__name__
+
+    @classmethod
+    def as_flow(
+        cls,
+        name: str | None = None,
+        budget: "Budget | ResourceBudget | str | None" = None,
+        store: "StatePersistence | str | None" = None,
+    ) -> "PerpetualFlow":
+        """An ordinary Prefect flow of this agent. Give it to a module's variable, so that it can be deployed.
+
+        Args:
+            name: The flow's name; the class's name in kebab case if not given.
+            budget: What each session may use, unless the run names a block: a budget, or a block or its name.
+            store: Where state is kept, unless the run names a block: a block or its name. By default an SQLite file in
+                Prefect's home and Prefect's default results storage.
+
+        Raises:
+            InvalidInput: a field of the agent has a name that the flow needs for itself.
+        """
+        from perpetual_blocks.flow import make_flow
+
+        return make_flow(cls, name, budget, store)

@@ -1,0 +1,74 @@
+"""Where a perpetual flow keeps its state, as a block."""
+
+from pathlib import Path
+from typing import Literal
+
+from prefect.blocks.core import Block
+from prefect.settings import get_current_settings
+from pydantic import Field, HttpUrl, SecretStr, field_validator
+
+from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.adapters.database.engine import parse_address
+
+DEFAULT = "default"
+
+
+def default_ledger_path() -> Path:
+    """The SQLite file that is used where nothing else is said: in Prefect's home."""
+    return get_current_settings().home / "perpetual.db"
+
+
+class StatePersistence(Block):
+    """Where a perpetual flow keeps its state: the ledger database and the results storage.
+
+    Attributes:
+        ledger: The ledger database's address, as a secret because it may hold a password.
+        result_storage: The storage block that outcomes and documents go to.
+        backup_storage: A storage block that each checkpoint is copied to.
+        durability: Whether every commit is synced to the disk.
+    """
+
+    _block_type_name = "State Persistence"
+    _block_type_slug = "state-persistence"
+    _logo_url = HttpUrl(
+        "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos/filesystem.png"
+    )
+    _documentation_url = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
+    _description = "Where a perpetual flow keeps its state: its ledger database and its results storage."
+
+    ledger: SecretStr = Field(
+        ...,
+        title="Ledger",
+        description='"default" for an SQLite file in Prefect\'s home, or a path, or sqlite:///path.',
+    )
+    result_storage: str = Field(
+        default="",
+        title="Results storage",
+        description="A storage block's name, as local-file-system/results; empty for Prefect's default.",
+    )
+    backup_storage: str = Field(
+        default="",
+        title="Backup storage",
+        description="A storage block's name that each checkpoint is copied to; empty for none.",
+    )
+    durability: Literal["normal", "full"] = Field(
+        default="normal",
+        title="Durability",
+        description="normal survives the death of a process; full also a loss of power at any moment.",
+    )
+
+    @field_validator("ledger")
+    @classmethod
+    def _check_ledger(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() != DEFAULT:
+            parse_address(value.get_secret_value())
+        return value
+
+    def get_ledger(self) -> SqlLedger:
+        """Opens the ledger, making or migrating its tables.
+
+        Raises:
+            LedgerError: the database cannot be used.
+        """
+        address = self.ledger.get_secret_value()
+        return SqlLedger(str(default_ledger_path()) if address == DEFAULT else address, durability=self.durability)

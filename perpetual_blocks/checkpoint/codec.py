@@ -1,0 +1,53 @@
+"""JSON, one way: how everything that is saved becomes bytes, and how those bytes are recognised again."""
+
+import hashlib
+import json
+import math
+from typing import Any
+
+from perpetual_blocks.errors import InvalidInput
+
+
+def to_json(value: Any, field: str) -> str:
+    """Canonical JSON: sorted keys, no spaces, no NaN, so that equal values have equal bytes.
+
+    Raises:
+        InvalidInput: the value is not JSON; the text says where.
+    """
+    _check(value, field)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _check(value: Any, field: str) -> None:
+    # json.dumps would turn a tuple into a list and the key 1 into "1": what is read back must equal what was given.
+    match value:
+        case None | bool() | int() | str():
+            return
+        case float():
+            if not math.isfinite(value):
+                raise InvalidInput.of(field, value, "a finite number (JSON has no NaN or infinity)")
+        case dict():
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    raise InvalidInput.of(f"{field} key", key, "a string (JSON objects have string keys)")
+                _check(inner, f"{field}.{key}")
+        case list():
+            for index, inner in enumerate(value):
+                _check(inner, f"{field}[{index}]")
+        case _:
+            expected = "JSON: an object, array, string, number, true, false or null"
+            raise InvalidInput.of(field, value, f"{expected} (this is a {type(value).__name__})")
+
+
+def copy_json(value: Any) -> Any:
+    """A deep copy of a JSON value that was checked before."""
+    if isinstance(value, dict):
+        return {key: copy_json(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [copy_json(inner) for inner in value]
+    return value
+
+
+def digest(data: bytes | str) -> str:
+    """SHA-256 of the bytes, in hexadecimal."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()

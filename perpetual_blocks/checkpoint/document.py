@@ -1,0 +1,82 @@
+"""The checkpoint: what a session knew when it ended, as a document of its own.
+
+The ledger has all of it too. The document is there for whoever has no ledger at hand, and so that the next session can
+*check* that nothing was lost in between instead of trusting it.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from perpetual_blocks.checkpoint.codec import digest, to_json
+from perpetual_blocks.errors import DamagedDocument
+
+
+class Checkpoint(BaseModel):
+    """A session's state at its end.
+
+    Attributes:
+        uid: The chain's random id.
+        ordinal: The session that wrote it; also its sequence number, as each session writes one.
+        items: How many items have each status.
+        units: Units finished in the chain so far.
+        context: The agent's memory.
+        next_action: What the most advanced open item says comes next.
+        usage: The chain's usage so far, by resource.
+        at: When it was written, ISO 8601.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    chain: str
+    uid: str
+    ordinal: int
+    agent: str
+    task: str
+    items: dict[str, int]
+    units: int
+    context: dict[str, Any]
+    next_action: str | None
+    usage: dict[str, float]
+    at: str
+
+    def text(self) -> str:
+        """The document."""
+        return to_json(self.model_dump(mode="json"), "checkpoint")
+
+    @classmethod
+    def read(cls, text: str, expected_digest: str) -> "Checkpoint":
+        """Reads a document after checking that it is the one that was written.
+
+        Raises:
+            DamagedDocument: its digest is another, or it is not a checkpoint of a schema that this version knows.
+        """
+        if digest(text) != expected_digest:
+            raise DamagedDocument(f"checkpoint: got SHA-256 {digest(text)[:12]}…; expected {expected_digest[:12]}…")
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise DamagedDocument(f"checkpoint.{where}: {first['msg']}; expected schema 1") from error
+
+
+def compare(checkpoint: Checkpoint, now: Checkpoint, *, exact: bool) -> dict[str, bool]:
+    """Whether each field of a checkpoint agrees with what the ledger says now.
+
+    Args:
+        exact: Nothing was done since (the session ended gracefully), so counts must be equal. After a crash the ledger
+            is ahead of the last checkpoint: then counts may only have grown, and the context may have moved on.
+    """
+    completed, completed_now = checkpoint.items.get("completed", 0), now.items.get("completed", 0)
+    agreed = {"chain": checkpoint.chain == now.chain, "uid": checkpoint.uid == now.uid}
+    agreed["units"] = checkpoint.units == now.units if exact else checkpoint.units <= now.units
+    agreed["completed"] = completed == completed_now if exact else completed <= completed_now
+    agreed["usage"] = all(
+        amount == now.usage.get(name, 0.0) if exact else amount <= now.usage.get(name, 0.0)
+        for name, amount in checkpoint.usage.items()
+    )
+    if exact:
+        agreed["context"] = checkpoint.context == now.context
+    return agreed

@@ -1,0 +1,50 @@
+"""What can go wrong, as types.
+
+Every error of this package is a `PerpetualError`; its text is one line that names the field, the value and what was
+expected, so that it can be shown to a person as it is.
+"""
+
+
+class PerpetualError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class InvalidInput(PerpetualError, ValueError):
+    """Something that a user wrote is wrong: a budget, a work item, a chain name, a block's value.
+
+    It is a `ValueError` too, so that pydantic reports it as a field's error when it is raised by a validator.
+    """
+
+    @classmethod
+    def of(cls, field: str, value: object, expected: str) -> "InvalidInput":
+        """`field: got value; expected …`, with a long value cut short."""
+        shown = repr(value)
+        return cls(f"{field}: got {shown if len(shown) <= 120 else shown[:117] + '...'}; expected {expected}")
+
+
+class UnknownChain(PerpetualError):
+    """A chain, or an item of it, was named that the ledger does not have."""
+
+
+class LedgerError(PerpetualError):
+    """The ledger database cannot be reached, or its schema is not one that this version understands."""
+
+
+class StorageError(PerpetualError):
+    """The results storage cannot be written, or gave back something else than was written."""
+
+
+class DamagedDocument(StorageError):
+    """A document's bytes do not have the digest that the ledger holds, or are not of a known schema."""
+
+
+class Fenced(PerpetualError):
+    """Another session owns the chain now; this one may commit nothing any more."""
+
+
+class Superseded(PerpetualError):
+    """This run may not work on the chain: another session does, or has done what this one was made for."""
+
+
+class GitError(PerpetualError):
+    """A git command failed; the text holds the last line that git said."""

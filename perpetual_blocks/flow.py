@@ -1,0 +1,401 @@
+"""The perpetual flow: an agent as an ordinary Prefect flow.
+
+The flow's function runs in the main thread, and does nothing there but wait. Everything else, the session and each of
+its units, runs in one thread of its own: Prefect turns SIGTERM into an exception at a random instruction of the *main*
+thread, so what must not be torn runs elsewhere, and the main thread turns the exception into a request to stop.
+"""
+
+import asyncio
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
+from threading import Lock, Thread
+from typing import Annotated, Any, TypeVar
+
+from prefect import Flow, get_run_logger, task
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
+from prefect.filesystems import WritableFileSystem
+from prefect.results import ResultStore
+from prefect.serializers import JSONSerializer
+from prefect.states import Completed
+
+from perpetual_blocks.adapters import process
+from perpetual_blocks.adapters.log_lines import log_moments
+from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns, chain_tag, run_name
+from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
+from perpetual_blocks.adapters.saved_work import PrefectSavedWork
+from perpetual_blocks.agent import PerpetualAgent
+from perpetual_blocks.blocks import ResourceBudget, StatePersistence
+from perpetual_blocks.blocks.state_persistence import DEFAULT
+from perpetual_blocks.budget import Budget
+from perpetual_blocks.clock import SystemClock
+from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
+from perpetual_blocks.faults import reached
+from perpetual_blocks.session.chain import SessionRequest, StopReason, check_chain_name, invitation
+from perpetual_blocks.session.loop import Session, SessionEnd
+from perpetual_blocks.session.ports import Fence, FollowOn, UnitRaised
+from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.session.world import World
+from perpetual_blocks.telemetry import Moment, Observer, SessionStarted
+from perpetual_blocks.work import Outcome, Unit
+
+T = TypeVar("T")
+
+OWN_PARAMETERS = ("chain", "budget", "store")
+
+
+class PerpetualFlow(Flow[..., Any]):
+    """A Prefect flow that knows its agent."""
+
+    agent: type[PerpetualAgent]
+
+    def to_deployment(self, *args: Any, **kwargs: Any) -> Any:
+        """As Prefect's own; finds out first under which name a new process can import this flow."""
+        self._take_name_of_variable()
+        return super().to_deployment(*args, **kwargs)
+
+    async def ato_deployment(self, *args: Any, **kwargs: Any) -> Any:
+        """As Prefect's own; finds out first under which name a new process can import this flow."""
+        self._take_name_of_variable()
+        return await super().ato_deployment(*args, **kwargs)
+
+    def _take_name_of_variable(self) -> None:
+        # Prefect builds a deployment's entrypoint from the function's name; ours is made in here, and what can be
+        # imported is the variable that the user gave the flow to.
+        module = sys.modules[self.fn.__module__]
+        for name, value in vars(module).items():
+            if value is self:
+                self.fn.__name__ = self.fn.__qualname__ = name
+                return
+        raise InvalidInput.of(
+            "as_flow",
+            self.name,
+            f"a flow that is given to a variable of {module.__name__}, so that it can be imported",
+        )
+
+
+def make_flow(
+    agent: type[PerpetualAgent],
+    name: str | None,
+    budget: Budget | ResourceBudget | str | None,
+    store: StatePersistence | str | None,
+) -> PerpetualFlow:
+    """The flow of an agent; see `PerpetualAgent.as_flow`."""
+    taken = [field for field in OWN_PARAMETERS if field in agent.model_fields]
+    if taken:
+        raise InvalidInput.of(
+            f"{agent.__name__}.{taken[0]}", taken[0], f"a field not named {', '.join(OWN_PARAMETERS)}"
+        )
+    if budget is not None and not isinstance(budget, Budget | ResourceBudget | str):
+        raise InvalidInput.of("as_flow(budget)", budget, "a Budget, a ResourceBudget block or its name")
+    if store is not None and not isinstance(store, StatePersistence | str):
+        raise InvalidInput.of("as_flow(store)", store, "a StatePersistence block or its name")
+
+    def run(**parameters: Any) -> State[Any]:
+        own = {field: parameters.pop(field) for field in OWN_PARAMETERS}
+        return run_session(
+            agent(**parameters),
+            chain=own["chain"],
+            budget=load_budget(own["budget"] or budget),
+            store=load_store(own["store"] or store),
+        )
+
+    run.__name__ = run.__qualname__ = re.sub(r"(?<!^)(?=[A-Z])", "_", agent.__name__).lower()
+    run.__module__ = agent.__module__
+    run.__signature__ = _signature(agent)  # type: ignore[attr-defined]
+    run.__doc__ = _documentation(agent)
+    made = PerpetualFlow(
+        fn=run,
+        name=name or run.__name__.replace("_", "-"),
+        description=agent.task(),
+        validate_parameters=True,
+        persist_result=False,
+    )
+    made.agent = agent
+    return made
+
+
+def load_budget(budget: Budget | ResourceBudget | str | None) -> Budget:
+    """The budget itself, whatever it was given as.
+
+    Raises:
+        InvalidInput: there is no such block.
+    """
+    if isinstance(budget, str):
+        budget = _load_block(ResourceBudget, budget, "budget")
+    if isinstance(budget, ResourceBudget):
+        return budget.get_budget()
+    return budget or Budget()
+
+
+def load_store(store: StatePersistence | str | None) -> StatePersistence:
+    """The store itself, whatever it was given as; the default one for None.
+
+    Raises:
+        InvalidInput: there is no such block.
+    """
+    if isinstance(store, str):
+        return _load_block(StatePersistence, store, "store")
+    return store or StatePersistence(ledger=DEFAULT)
+
+
+def _load_block(kind: type[T], name: str, field: str) -> T:
+    try:
+        return kind.load(name, _sync=True)  # type: ignore[attr-defined, no-any-return]
+    except ValueError as error:
+        slug = kind._block_type_slug  # type: ignore[attr-defined]
+        raise InvalidInput.of(field, name, f"the name of a {slug} block ({error})") from error
+
+
+def _signature(agent: type[PerpetualAgent]) -> inspect.Signature:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    fields = []
+    for name, field in agent.model_fields.items():
+        annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        default = inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
+        fields.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
+    fields += [
+        inspect.Parameter("chain", keyword, default=None, annotation=str | None),
+        inspect.Parameter("budget", keyword, default=None, annotation=ResourceBudget | None),
+        inspect.Parameter("store", keyword, default=None, annotation=StatePersistence | None),
+    ]
+    return inspect.Signature(fields)
+
+
+def _documentation(agent: type[PerpetualAgent]) -> str:
+    described = {name: field.description for name, field in agent.model_fields.items() if field.description}
+    described |= {
+        "chain": "The chain to go on with; a new one for each run if empty. Follow-ons are set by the chain itself.",
+        "budget": "What each session may use; the flow's own budget if empty.",
+        "store": "Where state is kept; the flow's own store if empty.",
+    }
+    lines = [f"    {name}: {' '.join(text.split())}" for name, text in described.items()]
+    return "\n".join([agent.task(), "", "Args:", *lines])
+
+
+def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, store: StatePersistence) -> State[Any]:
+    """One session, within the current flow run; the state that the run ends in."""
+    runs = PrefectRuns()
+    own = _own_run(runs)
+    chain = check_chain_name(chain) if chain else _new_chain_name(own)
+    ledger = store.get_ledger()
+    storage = load_storage(store.result_storage)
+    backup = load_storage(store.backup_storage, "backup_storage") if store.backup_storage else None
+    stop = StopRequest()
+    units = PrefectUnits(agent, storage, store.result_storage or None)
+    request = SessionRequest(
+        chain=chain,
+        agent=type(agent).__name__,
+        holder=process.holder_id(),
+        host=process.host_name(),
+        pid=os.getpid(),
+        process_started=process.process_started(),
+        flow_run_id=own.id,
+        deployment_id=own.deployment_id,
+        invitation=own.invitation,
+        settings={"kinds": list(agent.kinds), "budget": budget.to_json()},
+    )
+    world = World(
+        ledger=ledger,
+        documents=StoredDocuments(storage),
+        runner=units,
+        saved_work=PrefectSavedWork(StoredDocuments(backup) if backup else None),
+        clock=SystemClock(),
+        meters={"memory": process.MemoryMeter()},
+        runs=runs,
+        observers=(log_moments(get_run_logger()), _label_run(runs, own)),
+    )
+    session = Session(
+        agent,
+        request,
+        budget,
+        world,
+        task=agent.task(),
+        follow_on=(lambda uid, fence: _follow_on(own, uid, fence)) if own.deployment_id else None,
+        stop=stop,
+    )
+
+    def asked_to_stop() -> None:
+        cancelled = False
+        with suppress(Exception):
+            cancelled = runs.is_being_cancelled(own.id)
+        if cancelled:
+            stop.ask(StopReason("cancelled", "its flow run was cancelled"))
+        else:
+            stop.ask(StopReason("signal", "the process was asked to end"))
+
+    try:
+        end, signal = in_background(session.run, asked_to_stop)
+    except (Superseded, Fenced) as reason:
+        get_run_logger().info("Superseded: %s", reason)
+        return Completed(name="Superseded", message=str(reason))
+    finally:
+        units.close()
+        ledger.close()
+    if signal is not None and end.reason.code == "cancelled":
+        raise signal  # Prefect makes the run Cancelled of it
+    return Completed(name=end.state.value, message=_message(end, own, chain))
+
+
+def _message(end: SessionEnd, own: OwnRun, chain: str) -> str:
+    message = end.reason.message
+    if end.state == "Wrapped" and own.deployment_id is None:
+        message += f"; no deployment, so start the next session yourself, or use `perpetual run` (chain {chain})"
+    return message
+
+
+def _own_run(runs: PrefectRuns) -> OwnRun:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise InvalidInput("flow run: a session runs within a flow run; call the flow itself")
+    own = OwnRun.of(context.flow_run)
+    # The context's parameters are resolved; the server's still name blocks by reference, as a follow-on needs them.
+    return runs.read(own.id) if own.deployment_id else own
+
+
+def _new_chain_name(own: OwnRun) -> str:
+    context = FlowRunContext.get()
+    flow_name = context.flow.name if context and context.flow else "chain"
+    slug = re.sub(r"[^a-z0-9]+", "-", flow_name.lower()).strip("-")[:40]
+    # Made of the run's own id, so that a retry of the same run finds the same chain.
+    return f"{slug}-{own.created_on}-{own.id[:8]}"
+
+
+def _follow_on(own: OwnRun, uid: str, fence: Fence) -> FollowOn:
+    ordinal = fence.ordinal + 1
+    return FollowOn(
+        chain=fence.chain,
+        ordinal=ordinal,
+        idempotency_key=invitation(uid, ordinal),
+        deployment_id=own.deployment_id or "",
+        parameters={**own.parameters, "chain": fence.chain},
+        run_name=run_name(fence.chain, ordinal),
+        tags=tuple(dict.fromkeys((*own.tags, chain_tag(fence.chain)))),
+        job_variables=own.job_variables,
+        work_queue=own.work_queue,
+    )
+
+
+def _label_run(runs: PrefectRuns, own: OwnRun) -> Observer:
+    def label(moment: Moment) -> None:
+        if isinstance(moment, SessionStarted):
+            name, tag = run_name(moment.chain, moment.ordinal), chain_tag(moment.chain)
+            if own.name != name or tag not in own.tags:
+                with suppress(Exception):  # a name is a comfort; the session does not depend on it
+                    runs.label(own.id, name, tuple(dict.fromkeys((*own.tags, tag))))
+
+    return label
+
+
+def in_background(work: Callable[[], T], on_signal: Callable[[], None]) -> tuple[T, BaseException | None]:
+    """Runs `work` in a thread and waits in this one; signals that arrive here ask it to stop, and are waited out.
+
+    Returns:
+        What `work` returned, and the first signal that came, as the exception that Prefect or Python made of it.
+
+    Raises:
+        Exception: whatever `work` raised.
+    """
+    outcome: list[Any] = []
+    error: list[BaseException] = []
+    # A bare lock, because taking it is one instruction: Thread.join() and Event.wait() have Python code of their own
+    # in which an exception from a signal handler would do harm.
+    over = Lock()
+    over.acquire()
+
+    def target() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as raised:  # noqa: BLE001 - handed over to the waiting thread
+            error.append(raised)
+        finally:
+            over.release()
+
+    Thread(target=copy_context().run, args=(target,), name="perpetual session").start()
+    first: BaseException | None = None
+    while not (outcome or error):
+        try:
+            over.acquire()
+        except (TerminationSignal, KeyboardInterrupt) as signal:
+            first = first or signal
+            with suppress(TerminationSignal, KeyboardInterrupt):
+                on_signal()
+    if error:
+        raise error[0]
+    return outcome[0], first
+
+
+class PrefectUnits:
+    """Runs units as Prefect tasks whose outcomes Prefect persists as JSON under our keys.
+
+    Async agents have one event loop for the whole session, so that what they open (an HTTP client) lives on from unit
+    to unit.
+    """
+
+    def __init__(self, agent: PerpetualAgent, storage: WritableFileSystem, slug: str | None) -> None:
+        self._agent = agent
+        self._store = ResultStore(result_storage=storage, serializer=JSONSerializer())
+        self._loop: asyncio.Runner | None = None
+        self._unit: Unit | None = None
+        self._raised: Exception | None = None
+        self._task = task(
+            name="work unit",
+            task_run_name="{label}",
+            persist_result=True,
+            result_storage=slug,
+            result_serializer="json",
+            cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, parameters: str(parameters["key"])),
+            retries=0,
+        )(self._work)
+
+    def run(self, key: str, unit: Unit) -> Outcome:
+        """See `UnitRunner.run`."""
+        document = self._run_task(self._task, key, unit)
+        try:
+            return Outcome.from_document(document)
+        except DamagedDocument:
+            # What lies there is no outcome that this version knows: the unit runs again, and replaces it.
+            return Outcome.from_document(self._run_task(self._task.with_options(refresh_cache=True), key, unit))
+
+    def close(self) -> None:
+        """Closes the event loop, if an async unit has opened one."""
+        if self._loop is not None:
+            self._loop.close()
+
+    def _run_task(self, unit_task: Any, key: str, unit: Unit) -> Any:
+        self._unit, self._raised = unit, None
+        try:
+            document = unit_task(key=key, label=f"{unit.id} · {unit.number}")
+        except Exception as error:
+            if error is self._raised:
+                raise UnitRaised from error
+            raise StorageError(
+                f"unit {unit.id}: Prefect could not run its task: {type(error).__name__}: {error}"
+            ) from error
+        # Prefect logs a result that it could not write, and goes on; a row must not point at what is not there.
+        if not self._store.exists(key):
+            raise StorageError(f"results storage: the outcome of {unit.id} was not written under {key}")
+        reached("unit.persisted")
+        return document
+
+    def _work(self, key: str, label: str) -> dict[str, Any]:
+        unit = self._unit
+        assert unit is not None
+        clock = SystemClock()
+        started = clock.monotonic()
+        try:
+            returned = self._agent.work_unit(unit)
+            if inspect.iscoroutine(returned):
+                self._loop = self._loop or asyncio.Runner()
+                returned = self._loop.run(returned)
+            return unit.outcome(returned, clock.monotonic() - started).to_document()
+        except Exception as error:
+            self._raised = error
+            raise

@@ -1,0 +1,81 @@
+"""The handoff: what whoever comes next, person or agent, needs to know."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class WorkLine(BaseModel):
+    """One item, as far as the handoff speaks of it."""
+
+    id: str
+    kind: str
+    units: int = 0
+    progress: tuple[float, float] | None = None
+    next_action: str | None = None
+    error: str | None = None
+
+
+class LimitLine(BaseModel):
+    """One limit and how much of it the session used."""
+
+    resource: str
+    used: float
+    amount: float
+    threshold: float
+
+
+class SessionLine(BaseModel):
+    """One session of the chain, for the table."""
+
+    ordinal: int
+    state: str
+    units: int
+    usage: dict[str, float]
+    stop: str
+    fullness: float | None
+
+
+class Handoff(BaseModel):
+    """What was done, why it stopped, what comes next.
+
+    Attributes:
+        task: What the agent is for.
+        items: How many items have each status.
+        units: What the session finished, `units_total` the chain.
+        next_items: The first of those that would be claimed next.
+        discarded: The dead letters, with their errors.
+        steps: Steps of the shutdown that failed, `step: error`.
+        resumed: What was found when the session started: what was verified, what was lost.
+        notes: The agent's own, Markdown; `create_handoff` may add to them.
+        commit: The git commit of the session's work.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    chain: str
+    ordinal: int
+    agent: str
+    task: str
+    state: str
+    stop_reason: str
+    stop_message: str
+    started_at: str
+    ended_at: str
+    items: dict[str, int]
+    units: int
+    units_total: int
+    usage: dict[str, float]
+    usage_total: dict[str, float]
+    limits: list[LimitLine]
+    next_items: list[WorkLine] = Field(default_factory=list)
+    discarded: list[WorkLine] = Field(default_factory=list)
+    sessions: list[SessionLine] = Field(default_factory=list)
+    resumed: list[str] = Field(default_factory=list)
+    steps: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    context: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    commit: str | None = None
+    flow_run_id: str | None = None

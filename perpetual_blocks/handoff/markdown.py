@@ -1,0 +1,106 @@
+"""The handoff as Markdown: for the artifact page, the terminal and the next agent's prompt alike."""
+
+import json
+from collections.abc import Iterable
+
+from perpetual_blocks.handoff.document import Handoff, WorkLine
+from perpetual_blocks.usage import show, show_duration
+
+_BAR = 20
+
+
+def to_markdown(handoff: Handoff) -> str:
+    """The document. Links are relative to an artifact's page, which both of Prefect's UIs understand."""
+    done, total = handoff.items.get("completed", 0), sum(handoff.items.values())
+    parts = [
+        f"# {handoff.chain} · session {handoff.ordinal} · {handoff.state}",
+        f"**{done:,} of {total:,} items done.** {_goes_on(handoff)}",
+        f"*Why it stopped:* {handoff.stop_message}.",
+        _links(handoff),
+        f"## The task\n\n{handoff.task}",
+        _limits(handoff),
+        f"## Done\n\n{_spent('This session', handoff.units, handoff.usage)}\n"
+        f"{_spent('The chain', handoff.units_total, handoff.usage_total)}",
+        _section("Next", (_work(line) for line in handoff.next_items)),
+        _section("Discarded", (f"{_work(line)}: {line.error}" for line in handoff.discarded)),
+        _section("On resuming", (f"- {line}" for line in handoff.resumed)),
+        _section("Went wrong at the end", (f"- {line}" for line in handoff.steps)),
+        _section("Notes", handoff.notes),
+        _sessions(handoff),
+        _folded("Metrics", handoff.metrics),
+        _folded("Context", handoff.context),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _goes_on(handoff: Handoff) -> str:
+    match handoff.state:
+        case "Wrapped":
+            return f"Session {handoff.ordinal + 1} goes on from here."
+        case "Finished":
+            return "The queue is empty."
+        case _:
+            return f"It does not go on by itself. `perpetual status {handoff.chain}` says what to do."
+
+
+def _links(handoff: Handoff) -> str:
+    tag = f"chain:{handoff.chain}"
+    links = [f"[all runs of this chain](../../runs?tags={tag}&tag={tag})"]
+    links.append(f"[all handoffs](../key/handoff-{handoff.chain})")
+    if handoff.flow_run_id:
+        links.insert(0, f"[this run](../../runs/flow-run/{handoff.flow_run_id})")
+    return " · ".join(links)
+
+
+def _limits(handoff: Handoff) -> str:
+    if not handoff.limits:
+        return ""
+    rows = [
+        f"| {line.resource} | `{_bar(line.used / line.amount)}` {line.used / line.amount:.0%} | "
+        f"{show(line.resource, line.used)} | {show(line.resource, line.amount)} |"
+        for line in handoff.limits
+    ]
+    header = ["| limit | | used | of |", "| --- | --- | ---: | ---: |"]
+    return "\n".join(["## Budget of this session\n", *header, *rows])
+
+
+def _bar(fraction: float) -> str:
+    filled = min(_BAR, round(fraction * _BAR))
+    return "█" * filled + "░" * (_BAR - filled)
+
+
+def _spent(who: str, units: int, usage: dict[str, float]) -> str:
+    amounts = [show_duration(amount) if name == "seconds" else show(name, amount) for name, amount in usage.items()]
+    return f"- {who}: {units:,} units" + (f", {', '.join(amounts)} of work" if amounts else "")
+
+
+def _work(line: WorkLine) -> str:
+    text = f"- `{line.id}`"
+    if line.progress:
+        text += f" ({line.progress[0]:g} of {line.progress[1]:g})"
+    return f"{text}: {line.next_action}" if line.next_action else text
+
+
+def _section(title: str, lines: Iterable[str]) -> str:
+    text = "\n".join(lines)
+    return f"## {title}\n\n{text}" if text else ""
+
+
+def _sessions(handoff: Handoff) -> str:
+    if not handoff.sessions:
+        return ""
+    rows = [
+        f"| {line.ordinal} | {line.state} | {line.units:,} | {show('tokens', line.usage.get('tokens', 0))} | "
+        f"{'' if line.fullness is None else f'{line.fullness:.0%}'} | {line.stop} |"
+        for line in handoff.sessions
+    ]
+    header = ["| | ended | units | used | full | why |", "| ---: | --- | ---: | ---: | ---: | --- |"]
+    return "\n".join(["## Sessions\n", *header, *rows])
+
+
+def _folded(title: str, value: object) -> str:
+    if not value:
+        return ""
+    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
+    fence = "`" * 3
+    return f"<details><summary>{title}</summary>\n\n{fence}json\n{text}\n{fence}\n\n</details>"

@@ -1,0 +1,1 @@
+"""Sessions: who owns a chain, the loop, the end, and what comes next."""

@@ -1,0 +1,183 @@
+"""The chain: who may start its next session, and what becomes of it when a session ends.
+
+A chain is owned by at most one session at a time. Ownership is three columns of the chain's row:
+
+* the **epoch** goes up with each new owner. Every commit of a session names the epoch that it was given; a commit with
+  an old one is refused by the database. This, and nothing else, is what keeps a fenced-off process from writing.
+* the **holder** is a random id of the owning process, so that a pod that is restarted under its old name is not taken
+  for its dead twin.
+* the **lease** says until when nobody else may take over. A heartbeat and every commit move it on. It is only about
+  *starting*: a session whose lease ran out may go on until somebody has in fact taken over, because the epoch decides.
+
+So a second starter has three cases. The chain is free: it starts. The owner's lease runs: it ends as Superseded. The
+lease has run out: it takes over, the epoch goes up, and whatever the old owner still tries to commit is refused.
+"""
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from perpetual_blocks.clock import isoformat
+from perpetual_blocks.errors import InvalidInput
+
+_CHAIN_NAME = re.compile(r"[a-z0-9-]{1,64}")
+
+
+def check_chain_name(name: object) -> str:
+    """The name, if it can be one.
+
+    Raises:
+        InvalidInput: it is not 1 to 64 lowercase letters, digits and dashes.
+    """
+    if not isinstance(name, str) or not _CHAIN_NAME.fullmatch(name):
+        raise InvalidInput.of("chain", name, "1 to 64 of a-z, 0-9 and -")
+    return name
+
+
+class ChainStatus(StrEnum):
+    """How a chain stands."""
+
+    RUNNING = "running"  # a session is at work
+    WAITING = "waiting"  # the follow-on is to come
+    PAUSED = "paused"
+    FINISHED = "finished"  # the queue is empty; new items and a new run open it again
+    EXHAUSTED = "exhausted"  # a budget for the whole chain is gone
+    STALLED = "stalled"  # it cannot go on by itself; the reason says why
+    CANCELLED = "cancelled"
+
+
+class SessionState(StrEnum):
+    """How a session stands or ended; the flow run's state has this name."""
+
+    RUNNING = "Running"
+    WRAPPED = "Wrapped"  # stopped by itself; the chain goes on
+    FINISHED = "Finished"  # the queue is empty
+    STALLED = "Stalled"  # nothing can be done that is left
+    CANCELLED = "Cancelled"  # a person cancelled the run
+    FAILED = "Failed"  # an essential step failed
+    CRASHED = "Crashed"  # its process died; found by whoever came next
+
+
+@dataclass(frozen=True, slots=True)
+class StopReason:
+    """Why a session ends.
+
+    Attributes:
+        code: For programs: `queue-empty`, `blocked`, `nothing-fits`, `budget:<resource>`, `signal`, `cancelled`,
+            `fenced`, `asked`, `error` or `crashed`.
+        message: For people, one sentence.
+    """
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain's row.
+
+    Attributes:
+        uid: Random; tells this chain from an earlier one of the same name, in document keys and idempotency keys.
+        ordinal: The latest session's number.
+        settings: The kinds and the budget of its agent, against which new items are checked.
+    """
+
+    name: str
+    uid: str
+    agent: str
+    status: ChainStatus
+    reason: str
+    ordinal: int
+    epoch: int
+    holder: str | None
+    lease_until: float
+    planned: bool
+    context: dict[str, Any]
+    settings: dict[str, Any]
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRecord:
+    """A session's row.
+
+    Attributes:
+        limits: Each limit with what was used of it at the end: resource, used, amount, threshold.
+        resume_seconds: From the start of the session to the start of its first unit.
+        verified: How many fields of the checkpoint were checked when it resumed, and how many agreed.
+        steps: The steps of its shutdown, each with `ok`, `seconds` and, where it failed, `error`.
+    """
+
+    ordinal: int
+    epoch: int
+    state: SessionState
+    flow_run_id: str | None
+    deployment_id: str | None
+    host: str
+    pid: int
+    process_started: float
+    started_at: float
+    ended_at: float | None = None
+    stop_reason: str | None = None
+    stop_message: str | None = None
+    graceful: bool = False
+    units: int = 0
+    usage: dict[str, float] = field(default_factory=dict)
+    limits: list[dict[str, Any]] = field(default_factory=list)
+    resume_seconds: float | None = None
+    verified: tuple[int, int] | None = None
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRequest:
+    """Who wants to start a session, and of what.
+
+    Attributes:
+        invitation: The idempotency key under which this flow run was created, where it is a follow-on.
+    """
+
+    chain: str
+    agent: str
+    holder: str
+    host: str
+    pid: int
+    process_started: float
+    flow_run_id: str | None = None
+    deployment_id: str | None = None
+    invitation: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def invitation(uid: str, ordinal: int) -> str:
+    """The idempotency key of a follow-on: who comes with it was created to be session `ordinal` of that chain."""
+    return f"perpetual-{uid}-{ordinal}"
+
+
+def refusal(
+    chain: Chain, latest: SessionRecord | None, request: SessionRequest, now: float, *, ran_before: bool
+) -> str | None:
+    """Why this request may not start the chain's next session; None when it may.
+
+    Args:
+        latest: The chain's latest session.
+        ran_before: Whether this flow run has already been a session of this chain.
+    """
+    if latest is not None and latest.state is SessionState.RUNNING:
+        if chain.lease_until > now:
+            return (
+                f"session {latest.ordinal} of {chain.name} is at work in flow run {latest.flow_run_id or 'unknown'} "
+                f"(process {latest.pid} on {latest.host}); its lease runs until {isoformat(chain.lease_until)}"
+            )
+        return None
+    if chain.status in (ChainStatus.CANCELLED, ChainStatus.PAUSED):
+        return f"chain {chain.name} is {chain.status}: {chain.reason}"
+    prefix, _, invited = (request.invitation or "").rpartition("-")
+    came_too_late = prefix == f"perpetual-{chain.uid}" and invited.isdigit() and int(invited) <= chain.ordinal
+    if (ran_before or came_too_late) and chain.status in (ChainStatus.WAITING, ChainStatus.FINISHED):
+        return (
+            f"this flow run's session of {chain.name} is over; the chain is {chain.status} at session {chain.ordinal}"
+        )
+    return None

@@ -1,0 +1,146 @@
+"""The documents of a session, made from what the ledger says."""
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from perpetual_blocks.budget import Reading
+from perpetual_blocks.checkpoint import Checkpoint, digest
+from perpetual_blocks.clock import isoformat
+from perpetual_blocks.handoff import Handoff, LimitLine, SessionLine, WorkLine
+from perpetual_blocks.session.chain import SessionRecord
+from perpetual_blocks.session.continuation import Ending
+from perpetual_blocks.session.metrics import success_metrics
+from perpetual_blocks.session.ports import Fence, Ledger
+from perpetual_blocks.usage import add
+from perpetual_blocks.work import Item, ItemStatus
+
+LISTED = 10
+"""How many items, and how many sessions, a handoff lists."""
+
+
+def chain_folder(chain: str, uid: str) -> str:
+    """Where a chain's documents lie. The uid keeps a later chain of the same name from finding this one's outcomes."""
+    return f"perpetual/{chain}-{uid}"
+
+
+def unit_key(chain: str, uid: str, item: Item) -> str:
+    """The key of a unit's outcome; never used for another unit.
+
+    An interrupted unit has the same key when it is tried again, and so finds what was persisted; one that failed gets
+    a new one. A long or strange id is escaped, and cut and marked with its digest where a file name could not hold it.
+    """
+    name = quote(item.id, safe="")
+    if len(name) > 120 or name in (".", ".."):
+        name = f"{name[:80].rstrip('%')}-{digest(item.id)[:24]}"
+    attempt = f"-{item.failures}" if item.failures else ""
+    return f"{chain_folder(chain, uid)}/units/{name}/{item.units + 1}{attempt}"
+
+
+def chain_usage(sessions: Sequence[SessionRecord]) -> dict[str, float]:
+    """What a chain's sessions have used together."""
+    total: dict[str, float] = {}
+    for session in sessions:
+        total = add(total, session.usage)
+    return total
+
+
+def limits_now(readings: Sequence[Reading]) -> list[dict[str, Any]]:
+    """Each limit with what is used of it, as the session's row keeps it."""
+    return [
+        {
+            "resource": reading.limit.resource,
+            "used": round(reading.used, 6),
+            "amount": reading.amount,
+            "threshold": reading.limit.threshold,
+        }
+        for reading in readings
+    ]
+
+
+def checkpoint_now(ledger: Ledger, fence: Fence, task: str, now: float) -> Checkpoint:
+    """What a checkpoint says at this moment."""
+    chain, sessions = ledger.chain(fence.chain), ledger.sessions(fence.chain)
+    upcoming = ledger.items(fence.chain, ItemStatus.AVAILABLE, 1)
+    return Checkpoint(
+        chain=chain.name,
+        uid=chain.uid,
+        ordinal=fence.ordinal,
+        agent=chain.agent,
+        task=task,
+        items={status.value: count for status, count in ledger.counts(fence.chain).items()},
+        units=sum(session.units for session in sessions),
+        context=chain.context,
+        next_action=upcoming[0].next_action if upcoming else None,
+        usage=chain_usage(sessions),
+        at=isoformat(now) or "",
+    )
+
+
+def handoff_now(
+    ledger: Ledger,
+    fence: Fence,
+    task: str,
+    now: float,
+    end: Ending,
+    readings: Sequence[Reading],
+    *,
+    resumed: Sequence[str],
+    failed_steps: Sequence[str],
+    commit: str | None,
+) -> Handoff:
+    """What the handoff says at this moment, before the agent adds to it."""
+    chain, sessions, counts = (
+        ledger.chain(fence.chain),
+        ledger.sessions(fence.chain),
+        ledger.counts(fence.chain),
+    )
+    this = sessions[-1]
+    return Handoff(
+        chain=fence.chain,
+        ordinal=fence.ordinal,
+        agent=chain.agent,
+        task=task,
+        state=end.session,
+        stop_reason=end.reason.code,
+        stop_message=end.reason.message,
+        started_at=isoformat(this.started_at) or "",
+        ended_at=isoformat(now) or "",
+        items={status.value: count for status, count in counts.items()},
+        units=this.units,
+        units_total=sum(session.units for session in sessions),
+        usage=this.usage,
+        usage_total=chain_usage(sessions),
+        limits=[LimitLine(**limit) for limit in limits_now(readings)],
+        next_items=[_line(item) for item in ledger.items(fence.chain, ItemStatus.AVAILABLE, LISTED)],
+        discarded=[_line(item) for item in ledger.items(fence.chain, ItemStatus.DISCARDED, LISTED)],
+        sessions=[_session_line(session) for session in sessions[-LISTED - 1 : -1]],
+        resumed=list(resumed),
+        steps=list(failed_steps),
+        context=chain.context,
+        metrics=success_metrics(sessions, counts),
+        commit=commit,
+        flow_run_id=this.flow_run_id,
+    )
+
+
+def _line(item: Item) -> WorkLine:
+    return WorkLine(
+        id=item.id,
+        kind=item.kind,
+        units=item.units,
+        progress=item.progress,
+        next_action=item.next_action,
+        error=item.error,
+    )
+
+
+def _session_line(session: SessionRecord) -> SessionLine:
+    return SessionLine(
+        ordinal=session.ordinal,
+        state=session.state,
+        units=session.units,
+        usage=session.usage,
+        stop=session.stop_message or "",
+        fullness=max((limit["used"] / limit["amount"] for limit in session.limits), default=None),
+    )

@@ -1,0 +1,49 @@
+"""Restoring: what a new session checks before its first unit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from perpetual_blocks.checkpoint import Checkpoint, compare
+from perpetual_blocks.errors import DamagedDocument, StorageError
+from perpetual_blocks.session.ports import Document, Documents
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was found.
+
+    Attributes:
+        verified: How many fields of the checkpoint were checked, and how many agreed; None where there is none.
+        notes: One line for everything that the next handoff should tell.
+    """
+
+    verified: tuple[int, int] | None
+    notes: tuple[str, ...]
+
+
+def restore(index: Sequence[Document], documents: Documents, now: Checkpoint, *, graceful: bool) -> Restored:
+    """Finds the latest checkpoint that is whole, and compares it with the ledger.
+
+    Args:
+        index: The chain's checkpoints, the latest first.
+        now: What a checkpoint would say now.
+        graceful: Whether the session before ended by itself, so that nothing can have changed since.
+    """
+    notes: list[str] = []
+    for position, entry in enumerate(index):
+        try:
+            checkpoint = Checkpoint.read(documents.read(entry.key), entry.digest)
+        except (DamagedDocument, StorageError) as error:
+            notes.append(f"the checkpoint of session {entry.ordinal} is not usable ({error}); the one before is used")
+            continue
+        agreed = compare(checkpoint, now, exact=graceful and position == 0)
+        wrong = [name for name, same in agreed.items() if not same]
+        if wrong:
+            notes.append(
+                f"the checkpoint of session {entry.ordinal} and the ledger disagree in {', '.join(wrong)}; "
+                "the ledger is used"
+            )
+        else:
+            notes.append(f"the checkpoint of session {entry.ordinal} agrees with the ledger in {len(agreed)} fields")
+        return Restored((len(agreed), len(agreed) - len(wrong)), tuple(notes))
+    return Restored(None, tuple(notes))

@@ -1,0 +1,140 @@
+"""The end of a session: six steps in order, each with a record, and a deadline where it is not essential.
+
+1. finish the running units (the loop has; the agent may flush what they left in memory)
+2. save state: the checkpoint is written, read back, compared, and then pointed at
+3. back up: the checkpoint is copied to a second storage
+4. commit the agent's work to git
+5. the handoff document
+6. close the session and record the follow-on, in one transaction; then create it
+
+1, 3, 4 and 5 are best effort: what fails is written into the handoff and the session's record. 2 and 6 are essential:
+where they fail, the session fails and the last good state stands.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from perpetual_blocks.budget import BudgetMonitor
+from perpetual_blocks.checkpoint import digest
+from perpetual_blocks.errors import DamagedDocument, InvalidInput
+from perpetual_blocks.faults import reached
+from perpetual_blocks.handoff import Handoff, to_markdown
+from perpetual_blocks.session.chain import StopReason
+from perpetual_blocks.session.continuation import Ending, ending
+from perpetual_blocks.session.documents import chain_folder, checkpoint_now, handoff_now, limits_now
+from perpetual_blocks.session.follow_on import create_follow_ons
+from perpetual_blocks.session.ports import Closing, Document, Fence, FollowOn
+from perpetual_blocks.session.steps import Steps
+from perpetual_blocks.session.world import Agent, World
+from perpetual_blocks.telemetry import StepFailed
+
+FollowOnMaker = Callable[[str, Fence], FollowOn]
+"""Makes the follow-on of a session, given the chain's uid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown:
+    """Ends one session in order.
+
+    Attributes:
+        resumed: What was found when the session started, for the handoff.
+        follow_on: None where the run has no deployment that could go on.
+    """
+
+    agent: Agent
+    world: World
+    fence: Fence
+    uid: str
+    task: str
+    monitor: BudgetMonitor
+    resumed: tuple[str, ...]
+    follow_on: FollowOnMaker | None
+
+    def run(self, reason: StopReason) -> Ending:
+        """Runs the steps.
+
+        Raises:
+            Fenced: another session has taken over.
+            StorageError: the checkpoint could not be saved.
+            LedgerError: the session could not be closed.
+        """
+        world, fence = self.world, self.fence
+        steps = Steps(world.clock, lambda step, error: world.tell(StepFailed(fence.chain, step, error)))
+        steps.best_effort("finish_unit", self.agent.finish_unit)
+        end = ending(reason, world.ledger.counts(fence.chain))
+        checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text()
+        key = steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
+        steps.best_effort("backup", lambda: self._back_up(key, checkpoint))
+        commit = steps.best_effort("commit_changes", lambda: self._commit(end))
+        steps.best_effort("create_handoff", lambda: self._hand_off(end, steps, commit))
+        self._close(end, steps)
+        steps.best_effort("cleanup", self.agent.cleanup)
+        return end
+
+    def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> str:
+        """Writes a document, then points at it: a crash in between costs a rewrite and never a lie."""
+        suffix = "json" if kind == "checkpoint" else "md"
+        key = f"{chain_folder(self.fence.chain, self.uid)}/{kind}s/{self.fence.ordinal:06d}.{suffix}"
+        documents, written = self.world.documents, digest(text)
+        documents.write(key, text)
+        reached(f"{kind}.written")
+        if digest(documents.read(key)) != written:
+            raise DamagedDocument(f"results storage: {key} was read back with other bytes than were written")
+        document = Document(kind, self.fence.ordinal, key, written, len(text.encode()))
+        self.world.ledger.record_document(self.fence, document)
+        return key
+
+    def _back_up(self, key: str, checkpoint: str) -> None:
+        self.world.saved_work.backup(key, checkpoint)
+        self.agent.backup(checkpoint)
+
+    def _commit(self, end: Ending) -> str | None:
+        paths = list(self.agent.commit_changes())
+        if not paths:
+            return None
+        chain, ordinal = self.fence.chain, self.fence.ordinal
+        trailers = f"Perpetual-Chain: {chain}\nPerpetual-Session: {ordinal}\nPerpetual-Stop: {end.reason.code}"
+        return self.world.saved_work.commit(paths, f"{chain}: work of session {ordinal}\n\n{trailers}\n")
+
+    def _hand_off(self, end: Ending, steps: Steps, commit: str | None) -> None:
+        world, fence = self.world, self.fence
+        handoff = handoff_now(
+            world.ledger,
+            fence,
+            self.task,
+            world.clock.now(),
+            end,
+            self.monitor.readings(),
+            resumed=self.resumed,
+            failed_steps=steps.failures(),
+            commit=commit,
+        )
+        try:
+            changed = self.agent.create_handoff(handoff)
+            if not isinstance(changed, Handoff):
+                raise InvalidInput.of("create_handoff", changed, "the Handoff, changed or not")
+            handoff = changed
+        finally:
+            # Whatever the agent's hook does, there is a handoff.
+            markdown = to_markdown(handoff)
+            self._save("handoff", markdown)
+            world.saved_work.publish(fence.chain, fence.ordinal, markdown, end.reason.message)
+
+    def _close(self, end: Ending, steps: Steps) -> None:
+        world, fence = self.world, self.fence
+        follow_on = self.follow_on(self.uid, fence) if end.goes_on and self.follow_on else None
+        closing = Closing(
+            state=end.session,
+            stop=end.reason,
+            graceful=True,
+            chain_status=end.chain,
+            limits=limits_now(self.monitor.readings()),
+            steps=steps.record,
+            follow_on=follow_on,
+        )
+        world.ledger.close_session(fence, closing)
+        runs = world.runs
+        if follow_on is not None and runs is not None:
+            # What cannot be created now stays in the outbox for whoever comes by next.
+            steps.best_effort("follow_on", lambda: create_follow_ons(world.ledger, runs, fence.chain))

@@ -1,0 +1,49 @@
+"""A chain at a glance: the object that `perpetual status --json` prints."""
+
+from typing import Any
+
+from perpetual_blocks.clock import isoformat
+from perpetual_blocks.session.chain import SessionRecord
+from perpetual_blocks.session.documents import chain_usage
+from perpetual_blocks.session.metrics import success_metrics
+from perpetual_blocks.session.ports import Ledger
+
+
+def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
+    """The chain, its items by status, its sessions, its usage and the five success metrics.
+
+    Raises:
+        UnknownChain: there is no such chain.
+    """
+    chain, sessions, counts = ledger.chain(name), ledger.sessions(name), ledger.counts(name)
+    return {
+        "chain": chain.name,
+        "status": chain.status.value,
+        "reason": chain.reason,
+        "agent": chain.agent,
+        "items": {"total": sum(counts.values()), **{status.value: count for status, count in counts.items()}},
+        "sessions": [_session(session) for session in sessions],
+        "usage": chain_usage(sessions),
+        "metrics": success_metrics(sessions, counts),
+        "updated_at": isoformat(chain.updated_at),
+    }
+
+
+def _session(session: SessionRecord) -> dict[str, Any]:
+    return {
+        "ordinal": session.ordinal,
+        "flow_run_id": session.flow_run_id,
+        "stop_reason": session.stop_reason,
+        "stop_message": session.stop_message,
+        "state": session.state.value,
+        "units": session.units,
+        "usage": session.usage,
+        "limits": session.limits,
+        "graceful": session.graceful,
+        "host": session.host,
+        "pid": session.pid,
+        "started_at": isoformat(session.started_at),
+        "ended_at": isoformat(session.ended_at),
+        "resume_seconds": session.resume_seconds,
+        "steps": session.steps,
+    }

@@ -1,0 +1,43 @@
+"""What a session works with: the agent, and everything outside."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from perpetual_blocks.budget import Meter
+from perpetual_blocks.clock import Clock
+from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.session.ports import Documents, Ledger, Runs, SavedWork, UnitRunner
+from perpetual_blocks.telemetry import Moment, Observer
+from perpetual_blocks.work import WorkItem
+
+
+class Agent(Protocol):
+    """What the session asks of the user's program; `PerpetualAgent` says what each hook is for."""
+
+    def plan(self) -> Iterable[WorkItem]: ...
+    def finish_unit(self) -> None: ...
+    def backup(self, checkpoint: str) -> None: ...
+    def commit_changes(self) -> Iterable[Path]: ...
+    def create_handoff(self, handoff: Handoff) -> Handoff: ...
+    def cleanup(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Everything outside that a session works with."""
+
+    ledger: Ledger
+    documents: Documents
+    runner: UnitRunner
+    saved_work: SavedWork
+    clock: Clock
+    meters: dict[str, Meter] = field(default_factory=dict)
+    runs: Runs | None = None
+    observers: Sequence[Observer] = ()
+
+    def tell(self, moment: Moment) -> None:
+        """Tells every observer."""
+        for observer in self.observers:
+            observer(moment)

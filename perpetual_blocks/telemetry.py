@@ -1,0 +1,76 @@
+"""Moments: what happened, as typed values in the past tense.
+
+The core emits them; log lines, and whatever else wants to know, are observers of them.
+
+| moment | when |
+| --- | --- |
+| `SessionStarted` | the chain is owned and its state verified |
+| `ItemsAdded` | `plan()` or a unit has added items |
+| `UnitCompleted` | a unit was committed, its item done or advanced |
+| `UnitFailed` | a unit raised; its attempt was counted |
+| `BudgetWarned` | a limit came near its threshold, once a session for each limit |
+| `StepFailed` | a step of the shutdown failed; the shutdown went on |
+| `SessionEnded` | the session was closed |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStarted:
+    chain: str
+    ordinal: int
+    took_over: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemsAdded:
+    chain: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCompleted:
+    chain: str
+    item: str
+    number: int
+    done: bool
+    progress: tuple[float, float] | None
+    usage: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFailed:
+    chain: str
+    item: str
+    attempt: int
+    max_attempts: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetWarned:
+    chain: str
+    resource: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    chain: str
+    step: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    chain: str
+    ordinal: int
+    state: str
+    reason: str
+
+
+Moment = SessionStarted | ItemsAdded | UnitCompleted | UnitFailed | BudgetWarned | StepFailed | SessionEnded
+Observer = Callable[[Moment], None]

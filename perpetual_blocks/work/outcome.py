@@ -1,0 +1,82 @@
+"""What a unit comes back with: the document that Prefect persists and the ledger then applies."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from perpetual_blocks.errors import DamagedDocument
+from perpetual_blocks.work.item import WorkItem
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A finished unit.
+
+    Attributes:
+        done: Whether the item is completed by it; if not, the unit advanced the item.
+        result: What the agent returned, JSON; None for a unit that advanced.
+        usage: What the unit spent, with the `seconds` that it took.
+        context: The agent's new context; None where the unit left it as it was.
+        added: Items that the unit added to the queue.
+    """
+
+    done: bool
+    result: Any = None
+    cursor: Any = None
+    progress: tuple[float, float] | None = None
+    next_action: str | None = None
+    usage: dict[str, float] = field(default_factory=dict)
+    context: dict[str, Any] | None = None
+    added: tuple[WorkItem, ...] = ()
+
+    def to_document(self) -> dict[str, Any]:
+        """The outcome as a JSON object."""
+        return {
+            "schema": SCHEMA,
+            "done": self.done,
+            "result": self.result,
+            "cursor": self.cursor,
+            "progress": list(self.progress) if self.progress else None,
+            "next_action": self.next_action,
+            "usage": self.usage,
+            "context": self.context,
+            "added": [
+                {
+                    "id": item.id,
+                    "kind": item.kind,
+                    "payload": item.payload,
+                    "priority": item.priority,
+                    "depends_on": list(item.depends_on),
+                    "estimate": dict(item.estimate),
+                    "max_attempts": item.max_attempts,
+                }
+                for item in self.added
+            ],
+        }
+
+    @classmethod
+    def from_document(cls, document: Any) -> "Outcome":
+        """Reads what `to_document` wrote.
+
+        Raises:
+            DamagedDocument: it is not an outcome of a schema that this version knows.
+        """
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            shown = document.get("schema") if isinstance(document, dict) else type(document).__name__
+            raise DamagedDocument(f"outcome.schema: got {shown!r}; expected {SCHEMA}")
+        try:
+            return cls(
+                done=document["done"],
+                result=document["result"],
+                cursor=document["cursor"],
+                progress=tuple(document["progress"]) if document["progress"] else None,
+                next_action=document["next_action"],
+                usage=document["usage"],
+                context=document["context"],
+                added=tuple(
+                    WorkItem(**{**item, "depends_on": tuple(item["depends_on"])}) for item in document["added"]
+                ),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedDocument(f"outcome: {type(error).__name__}: {error}; expected schema {SCHEMA}") from error

@@ -1,0 +1,133 @@
+"""The unit in the agent's hands: what there is to do, and where to say what it cost and how far it came."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from perpetual_blocks.checkpoint.codec import copy_json, to_json
+from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.usage import REPORTED, add, validated_usage
+from perpetual_blocks.work.item import Item, WorkItem
+from perpetual_blocks.work.outcome import Outcome
+
+MAX_CONTEXT_BYTES = 2**20
+"""A context is written with each unit that changes it; what is larger belongs into a file of the agent's own."""
+
+
+class Unit:
+    """The smallest step that is finished or not.
+
+    Attributes:
+        id: The work item's id.
+        kind: The work item's kind.
+        payload: The work item's payload.
+        cursor: Where the previous unit of this item stopped; None at first.
+        progress: Done and total, as the previous unit said.
+        next_action: What the previous unit said comes next.
+        number: 1 for the item's first unit.
+        attempt: 1 unless this very unit has failed before.
+        context: The agent's memory across units and sessions, a JSON object. What it holds when the unit ends is kept.
+    """
+
+    def __init__(self, item: Item, context: Mapping[str, Any]) -> None:
+        self.id = item.id
+        self.kind = item.kind
+        self.payload: dict[str, Any] = copy_json(item.payload)
+        self.cursor: Any = copy_json(item.cursor)
+        self.progress = item.progress
+        self.next_action = item.next_action
+        self.number = item.units + 1
+        self.attempt = item.attempts + 1
+        self.context: dict[str, Any] = copy_json(dict(context))
+        self._context_before = to_json(self.context, "context")
+        self._usage: dict[str, float] = {}
+        self._added: list[WorkItem] = []
+        self._advanced: Advanced | None = None
+
+    @property
+    def usage(self) -> dict[str, float]:
+        """What has been spent so far, by resource."""
+        return dict(self._usage)
+
+    def spend(self, usage: Mapping[str, float] | None = None, /, **amounts: float) -> None:
+        """Records what the unit has spent: `unit.spend(tokens=1200, cost=0.004)`; calls add up.
+
+        Raises:
+            InvalidInput: a resource other than tokens, cost (US dollars) and calls, or an amount below 0.
+        """
+        self._usage = add(self._usage, validated_usage({**(usage or {}), **amounts}, "unit.spend", REPORTED))
+
+    def add(self, *items: WorkItem) -> None:
+        """Adds work items to the queue, in the same transaction that finishes this unit."""
+        for item in items:
+            if not isinstance(item, WorkItem):
+                raise InvalidInput.of("unit.add", item, "a WorkItem")
+        self._added.extend(items)
+
+    def advance(
+        self,
+        *,
+        cursor: Any = None,
+        progress: tuple[float, float] | None = None,
+        next_action: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> "Advanced":
+        """Says that the item is not done yet; the next unit goes on at `cursor`.
+
+        Args:
+            cursor: Any JSON value; the next unit finds it in `unit.cursor`.
+            progress: Done and total, in any unit of measure: `(10, 20)`.
+            next_action: One line for the handoff: what comes next.
+            context: Replaces `unit.context`.
+
+        Raises:
+            InvalidInput: a value that is not JSON, or a progress that is not 0 ≤ done ≤ total.
+        """
+        to_json(cursor, "unit.advance(cursor)")
+        if progress is not None:
+            done, total = progress
+            if not 0 <= done <= total:
+                raise InvalidInput.of("unit.advance(progress)", progress, "(done, total) with 0 <= done <= total")
+        if context is not None:
+            self.context = copy_json(dict(context))
+        self._advanced = Advanced(cursor, progress, next_action)
+        return self._advanced
+
+    def outcome(self, returned: Any, seconds: float) -> Outcome:
+        """What the unit came to, given what the agent's `work_unit` returned and how long it took.
+
+        Raises:
+            InvalidInput: the return value or the context is not JSON, the context is too large, or a unit that called
+                `advance` returned something else besides.
+        """
+        advanced = self._advanced
+        if advanced is not None and returned is not None and returned is not advanced:
+            raise InvalidInput.of("work_unit", returned, "nothing, or unit.advance(…) itself, after unit.advance(…)")
+        if advanced is None:
+            to_json(returned, "work_unit's result")
+        context = to_json(self.context, "unit.context")
+        if len(context.encode()) > MAX_CONTEXT_BYTES:
+            raise InvalidInput(
+                f"unit.context: got {len(context.encode()):,} bytes of JSON; expected at most {MAX_CONTEXT_BYTES:,}: "
+                "keep large data in files and their names in the context"
+            )
+        return Outcome(
+            done=advanced is None,
+            result=returned if advanced is None else None,
+            cursor=advanced.cursor if advanced else None,
+            progress=advanced.progress if advanced else None,
+            next_action=advanced.next_action if advanced else None,
+            usage={**self._usage, "seconds": seconds},
+            context=copy_json(self.context) if context != self._context_before else None,
+            added=tuple(self._added),
+        )
+
+
+class Advanced:
+    """What `unit.advance()` returns, for the agent to return in turn."""
+
+    __slots__ = ("cursor", "next_action", "progress")
+
+    def __init__(self, cursor: Any, progress: tuple[float, float] | None, next_action: str | None) -> None:
+        self.cursor = cursor
+        self.progress = progress
+        self.next_action = next_action

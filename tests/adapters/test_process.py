@@ -1,0 +1,219 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from perpetual_blocks.adapters.process import (
+    MemoryMeter,
+    container_memory_limit,
+    holder_id,
+    host_name,
+    is_alive,
+    process_started,
+    tree_memory,
+)
+
+MIB = 2**20
+
+HOLD = """
+import sys
+block = b"x" * {size}
+print("holding", flush=True)
+sys.stdin.read()
+"""
+
+PASS_ON = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", {code!r}])
+"""
+
+
+@contextmanager
+def running(code: str) -> Iterator[subprocess.Popen[str]]:
+    """A child that has said that it is ready, and that ends when its input does."""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "holding\n"
+        yield child
+
+
+class TestTreeMemory:
+    def test_this_process(self) -> None:
+        """Memory that this process takes and touches is counted."""
+        before = tree_memory()
+        block = b"x" * (64 * MIB)
+        assert tree_memory() - before > 60 * MIB
+        assert len(block) == 64 * MIB
+
+    def test_child(self) -> None:
+        """A child's memory is counted while the child lives."""
+        before = tree_memory()
+        with running(HOLD.format(size=64 * MIB)):
+            assert tree_memory() - before > 60 * MIB
+        assert tree_memory() - before < 32 * MIB
+
+    def test_grandchild(self) -> None:
+        """A child's child is counted too."""
+        before = tree_memory()
+        with running(PASS_ON.format(code=HOLD.format(size=64 * MIB))):
+            assert tree_memory() - before > 60 * MIB
+
+    def test_vanishing_children(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A child that ends between being listed and being measured is left out."""
+        listed = psutil.Process.children
+
+        with running(HOLD.format(size=64 * MIB)) as doomed:
+
+            def list_then_end(self: psutil.Process, recursive: bool = False) -> list[psutil.Process]:
+                children = listed(self, recursive)
+                assert doomed.pid in {child.pid for child in children}
+                doomed.kill()
+                doomed.wait()
+                return children
+
+            monkeypatch.setattr(psutil.Process, "children", list_then_end)
+            own = psutil.Process().memory_info().rss
+            assert abs(tree_memory() - own) < 32 * MIB
+
+
+class TestContainerMemoryLimit:
+    def place(self, root: Path, cgroup: str, files: dict[str, str]) -> Path:
+        """Writes a file tree as the kernel shows it."""
+        for name, text in {"proc/self/cgroup": cgroup, **files}.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return root
+
+    def test_version_2(self, tmp_path: Path) -> None:
+        """Version 2's limit of the process's own group is read."""
+        files = {"sys/fs/cgroup/pod/job/memory.max": f"{300 * MIB}\n"}
+        assert container_memory_limit(self.place(tmp_path, "0::/pod/job\n", files)) == 300 * MIB
+
+    def test_version_2_in_its_namespace(self, tmp_path: Path) -> None:
+        """A container that sees its own group as the top one finds its limit there."""
+        files = {"sys/fs/cgroup/memory.max": f"{300 * MIB}\n"}
+        assert container_memory_limit(self.place(tmp_path, "0::/\n", files)) == 300 * MIB
+
+    @pytest.mark.parametrize(("own", "above"), [(300, 200), (200, 300)])
+    def test_smallest_on_the_way_up(self, tmp_path: Path, own: int, above: int) -> None:
+        """The smallest limit from the own group to the top counts, and not that of a group beside."""
+        files = {
+            "sys/fs/cgroup/pod/job/memory.max": f"{own * MIB}\n",
+            "sys/fs/cgroup/pod/memory.max": f"{above * MIB}\n",
+            "sys/fs/cgroup/memory.max": "max\n",
+            "sys/fs/cgroup/pod/other/memory.max": f"{100 * MIB}\n",
+            "sys/fs/memory.max": f"{50 * MIB}\n",
+        }
+        assert container_memory_limit(self.place(tmp_path, "0::/pod/job\n", files)) == 200 * MIB
+
+    def test_version_1(self, tmp_path: Path) -> None:
+        """Version 1's limit is read in the hierarchy of the memory controller."""
+        cgroup = "5:cpu,cpuacct:/cpu\n4:hugetlb,memory:/docker/a:b\n1:name=systemd:/x\n0::/unified\n"
+        files = {
+            "sys/fs/cgroup/memory/docker/a:b/memory.limit_in_bytes": f"{300 * MIB}\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "sys/fs/cgroup/memory/cpu/memory.limit_in_bytes": f"{100 * MIB}\n",
+        }
+        assert container_memory_limit(self.place(tmp_path, cgroup, files)) == 300 * MIB
+
+    def test_version_1_mounted_as_the_top(self, tmp_path: Path) -> None:
+        """Where the process's group is named by the host's path, but mounted as the top, the top is read."""
+        files = {"sys/fs/cgroup/memory/memory.limit_in_bytes": f"{300 * MIB}\n"}
+        assert container_memory_limit(self.place(tmp_path, "4:memory:/docker/abc\n", files)) == 300 * MIB
+
+    @pytest.mark.parametrize("text", ["max", str(2**60), "9223372036854771712", str(psutil.virtual_memory().total)])
+    def test_no_limit(self, tmp_path: Path, text: str) -> None:
+        """No limit, in either version's words, and a limit that the machine cannot reach, are None."""
+        files = {
+            "sys/fs/cgroup/job/memory.max": f"{text}\n",
+            "sys/fs/cgroup/memory/job/memory.limit_in_bytes": f"{text}\n",
+        }
+        assert container_memory_limit(self.place(tmp_path, "4:memory:/job\n0::/job\n", files)) is None
+
+    def test_no_files(self, tmp_path: Path) -> None:
+        """A group without a limit's file, and a system without control groups, are None."""
+        assert container_memory_limit(tmp_path) is None
+        assert container_memory_limit(self.place(tmp_path, "0::/job\n", {})) is None
+
+    def test_this_machine(self) -> None:
+        """On the machine that runs the test, the limit is None or less than the machine's memory."""
+        limit = container_memory_limit()
+        assert limit is None or 0 < limit < psutil.virtual_memory().total
+
+
+class TestMemoryMeter:
+    def test_level(self) -> None:
+        """The level is the memory of this process and its children, at each call."""
+        meter = MemoryMeter()
+        before = meter.level()
+        with running(HOLD.format(size=64 * MIB)):
+            assert meter.level() - before > 60 * MIB
+
+    def test_capacity_is_read_once(self, tmp_path: Path) -> None:
+        """The capacity is the container's limit when the meter was made."""
+        place = TestContainerMemoryLimit().place
+        place(tmp_path, "0::/\n", {"sys/fs/cgroup/memory.max": f"{300 * MIB}\n"})
+        meter = MemoryMeter(tmp_path)
+        place(tmp_path, "0::/\n", {"sys/fs/cgroup/memory.max": f"{200 * MIB}\n"})
+        assert meter.capacity() == 300.0 * MIB
+
+    def test_no_capacity(self, tmp_path: Path) -> None:
+        """Without a container's limit there is no capacity."""
+        assert MemoryMeter(tmp_path).capacity() is None
+
+
+class TestHolderId:
+    def test_form(self) -> None:
+        """It tells the host and the process, and ends with 16 hexadecimal digits."""
+        expected = rf"{re.escape(host_name())}:{os.getpid()}:[0-9a-f]{{16}}"
+        assert re.fullmatch(expected, holder_id())
+
+    def test_unique(self) -> None:
+        """No two calls give the same."""
+        assert len({holder_id() for _ in range(1000)}) == 1000
+
+    def test_host_name(self) -> None:
+        """The host's name is the one that the operating system gives, and is not empty."""
+        assert host_name() == os.uname().nodename != ""
+
+
+class TestIsAlive:
+    def test_this_process(self) -> None:
+        """This process is alive by its own number and start time."""
+        assert is_alive(host_name(), os.getpid(), process_started()) is True
+
+    def test_other_host(self) -> None:
+        """Nothing is known of another host's process, even one with our number and start time."""
+        assert is_alive("elsewhere." + host_name(), os.getpid(), process_started()) is None
+
+    def test_child_from_start_to_end(self) -> None:
+        """A child is alive until it ends: not as a zombie that nobody has waited for, and not after that."""
+        with running(HOLD.format(size=1)) as child:
+            started = psutil.Process(child.pid).create_time()
+            assert is_alive(host_name(), child.pid, started) is True
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # Awaits the end and leaves the zombie.
+            assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
+            assert is_alive(host_name(), child.pid, started) is False
+        assert not psutil.pid_exists(child.pid)
+        assert is_alive(host_name(), child.pid, started) is False
+
+    @pytest.mark.parametrize(("shift", "alive"), [(-2.0, False), (-0.9, True), (0.9, True), (2.0, False)])
+    def test_number_given_again(self, shift: float, alive: bool) -> None:
+        """A process with the number, but started more than a second before or after, is another one."""
+        assert is_alive(host_name(), os.getpid(), process_started() + shift) is alive
+
+    def test_start_time_of_this_process(self) -> None:
+        """This process's start time, as another process sees it."""
+        code = f"import psutil; print(psutil.Process({os.getpid()}).create_time())"
+        seen = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        assert float(seen) == pytest.approx(process_started(), abs=0.5)
