@@ -55,6 +55,8 @@ class PerpetualFlow(Flow[..., Any]):
     """A Prefect flow that knows its agent."""
 
     agent: type[PerpetualAgent]
+    budget: Budget | ResourceBudget | str | None = None
+    store: StatePersistence | str | None = None
 
     def to_deployment(self, *args: Any, **kwargs: Any) -> Any:
         """As Prefect's own; finds out first under which name a new process can import this flow."""
@@ -118,7 +120,7 @@ def make_flow(
         validate_parameters=True,
         persist_result=False,
     )
-    made.agent = agent
+    made.agent, made.budget, made.store = agent, budget, store
     return made
 
 

@@ -10,8 +10,8 @@ from perpetual_blocks.errors import GitError
 from perpetual_blocks.session.ports import Documents
 
 
-class PrefectSavedWork:
-    """Best-effort steps of the shutdown, for a session that is a Prefect flow run.
+class LocalSavedWork:
+    """Best-effort steps of the shutdown, for a session outside of Prefect.
 
     Args:
         second_storage: Where documents are copied to; None where there is no second storage.
@@ -36,6 +36,13 @@ class PrefectSavedWork:
         if repository is None or repositories:
             raise GitError(f"commit_changes: got {[str(path) for path in paths]}; expected paths of one git repository")
         return commit_paths(repository, [Path(path) for path in paths], message)
+
+    def publish(self, chain: str, ordinal: int, markdown: str, description: str) -> None:
+        """Does nothing: the handoff is in the results storage, and there is no page to show it on."""
+
+
+class PrefectSavedWork(LocalSavedWork):
+    """The same for a session that is a flow run: the handoff is an artifact of it."""
 
     def publish(self, chain: str, ordinal: int, markdown: str, description: str) -> None:
         """Makes the handoff an artifact of this run; one key for each chain gives it a history."""

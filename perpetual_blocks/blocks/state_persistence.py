@@ -1,21 +1,21 @@
 """Where a perpetual flow keeps its state, as a block."""
 
-from pathlib import Path
+import os
 from typing import Literal
 
 from prefect.blocks.core import Block
 from prefect.settings import get_current_settings
 from pydantic import Field, HttpUrl, SecretStr, field_validator
 
-from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.adapters.database import DEFAULT_LEASE_SECONDS, SqlLedger
 from perpetual_blocks.adapters.database.engine import parse_address
 
 DEFAULT = "default"
 
 
-def default_ledger_path() -> Path:
-    """The SQLite file that is used where nothing else is said: in Prefect's home."""
-    return get_current_settings().home / "perpetual.db"
+def default_ledger() -> str:
+    """The ledger that is used where nothing else is said: $PERPETUAL_LEDGER, or an SQLite file in Prefect's home."""
+    return os.environ.get("PERPETUAL_LEDGER") or str(get_current_settings().home / "perpetual.db")
 
 
 class StatePersistence(Block):
@@ -39,7 +39,7 @@ class StatePersistence(Block):
     ledger: SecretStr = Field(
         ...,
         title="Ledger",
-        description='"default" for an SQLite file in Prefect\'s home, or a path, or sqlite:///path.',
+        description='"default" for $PERPETUAL_LEDGER or an SQLite file in Prefect\'s home; or a path, or sqlite:///path.',
     )
     result_storage: str = Field(
         default="",
@@ -64,11 +64,18 @@ class StatePersistence(Block):
             parse_address(value.get_secret_value())
         return value
 
-    def get_ledger(self) -> SqlLedger:
+    def get_ledger(self, lease_seconds: float = DEFAULT_LEASE_SECONDS) -> SqlLedger:
         """Opens the ledger, making or migrating its tables.
+
+        Args:
+            lease_seconds: How long a session owns its chain without a heartbeat.
 
         Raises:
             LedgerError: the database cannot be used.
         """
         address = self.ledger.get_secret_value()
-        return SqlLedger(str(default_ledger_path()) if address == DEFAULT else address, durability=self.durability)
+        return SqlLedger(
+            default_ledger() if address == DEFAULT else address,
+            durability=self.durability,
+            lease_seconds=lease_seconds,
+        )

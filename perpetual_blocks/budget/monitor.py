@@ -24,16 +24,22 @@ class BudgetMonitor:
 
     Args:
         meters: By resource; every gauge that the budget limits needs one.
+        elapsed: Seconds that the session has been at work already, where it spans several processes.
     """
 
     def __init__(
-        self, budget: Budget, clock: Clock, meters: Mapping[str, Meter], rule: StopRule = fixed_thresholds
+        self,
+        budget: Budget,
+        clock: Clock,
+        meters: Mapping[str, Meter],
+        rule: StopRule = fixed_thresholds,
+        elapsed: float = 0.0,
     ) -> None:
         self._budget = budget
         self._clock = clock
         self._meters = meters
         self._rule = rule
-        self._started = clock.monotonic()
+        self._started = clock.monotonic() - elapsed
         self._spent: dict[str, float] = {}
 
     @property

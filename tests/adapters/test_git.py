@@ -176,6 +176,12 @@ class TestWhatIsCommitted:
         assert names_in(repository, commit) == {"gone.txt"}
         assert git(repository, "ls-tree", "--name-only", "HEAD") == "kept.txt"
 
+    def test_staged_rename(self, repository: Path) -> None:
+        """Of a file whose renaming is staged, both names can be committed."""
+        git(repository, "mv", "gone.txt", "renamed.txt")
+        paths = [repository / "gone.txt", repository / "renamed.txt"]
+        assert names_in(repository, commit_paths(repository, paths, "renamed")) == {"gone.txt", "renamed.txt"}
+
     def test_folder(self, repository: Path) -> None:
         """A folder stands for all that is new, changed or deleted below it, and for nothing beside it."""
         (repository / "folder/deep").mkdir(parents=True)
@@ -228,6 +234,7 @@ class TestWhatIsCommitted:
         """A repository inside of a named folder is left out."""
         git(repository, "init", "--quiet", str(repository / "out/inner"))
         (repository / "out/inner/file.txt").write_text("inner\n")
+        assert commit_paths(repository, [repository / "out/inner"], "inner") is None
         (repository / "out/mine.txt").write_text("mine\n")
         assert names_in(repository, commit_paths(repository, [repository / "out"], "out")) == {"out/mine.txt"}
 
@@ -304,21 +311,27 @@ class TestWhatIsCommitted:
         assert len(names_in(repository, commit_paths(repository, [folder], "many"))) == 12_000
 
     def test_same_size_same_moment(self, repository: Path) -> None:
-        """A file that changed so soon after its last commit that only its bytes tell is committed."""
-        path = repository / "kept.txt"
-        for number in range(10):
-            path.write_text(f"{number:06}\n")
-            assert commit_paths(repository, [path], str(number)) is not None
-        git(repository, "add", "gone.txt")
-        moment = (repository / ".git/index").stat().st_mtime_ns
-        path.write_text("second")
+        """A file that changed in the moment in which it was staged, so that only its bytes tell, is committed."""
+        git(repository, "config", "core.trustCtime", "false")
+        path, index = repository / "kept.txt", repository / ".git/index"
+        path.write_text("staged\n")
+        git(repository, "add", "kept.txt")
+        path.write_text("change\n")
+        moment = index.stat().st_mtime_ns
         os.utime(path, ns=(moment, moment))
         git(repository, "add", "kept.txt")
-        os.utime(repository / ".git/index", ns=(moment, moment))
-        path.write_text("third!")
+        os.utime(index, ns=(moment, moment))
+        path.write_text("latest\n")
         os.utime(path, ns=(moment, moment))
-        commit_paths(repository, [path], "third")
-        assert git(repository, "show", "HEAD:kept.txt") == "third!"
+
+        commit_paths(repository, [path], "latest")
+
+        assert git(repository, "show", "HEAD:kept.txt") == "latest"
+
+    def test_message_that_is_no_text(self, repository: Path) -> None:
+        """Half a character, as a cut text may end with, does not keep the work from being committed."""
+        (repository / "new.txt").write_text("new\n")
+        assert commit_paths(repository, [repository / "new.txt"], "cut \ud83d") is not None
 
 
 class TestNothingToCommit:
@@ -335,15 +348,16 @@ class TestNothingToCommit:
         assert locks(repository) == []
 
     def test_no_paths(self, repository: Path) -> None:
-        """No path means nothing, and not everything."""
+        """No path means nothing, and not everything: not even the index is waited for."""
         (repository / "new.txt").write_text("new\n")
-        assert commit_paths(repository, [], "nothing") is None
+        (repository / ".git/index.lock").touch()
+        assert commit_paths(repository, [], "nothing", timeout_seconds=0) is None
         assert status(repository) == {"?? new.txt"}
 
     def test_not_there(self, repository: Path) -> None:
         """A path that never was, or an empty folder, has no change, and does not stop another's commit."""
         (repository / "empty").mkdir()
-        paths = [repository / "never.txt", repository / "empty"]
+        paths = [repository / "never.txt", repository / "empty", repository / "new"]
         assert commit_paths(repository, paths, "nothing") is None
         (repository / "new.txt").write_text("new\n")
         commit = commit_paths(repository, [*paths, repository / "new.txt"], "new")
@@ -431,6 +445,13 @@ class TestIdentity:
         ours = "Perpetual Blocks <perpetual-blocks@localhost>"
         assert self.committed_by(repository) == f"{ours} / {ours}"
         assert (repository / ".git/config").read_bytes() == configuration
+
+    def test_guessed(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A name that git would guess from the machine's account is not used."""
+        git(repository, "config", "--remove-section", "user")
+        monkeypatch.setenv("EMAIL", "root@example.org")
+        ours = "Perpetual Blocks <perpetual-blocks@localhost>"
+        assert self.committed_by(repository) == f"{ours} / {ours}"
 
     def test_environment(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """An author in the environment is kept; only the committer, who is missing, is our own."""
@@ -590,6 +611,20 @@ class TestWaiting:
         commit_paths(repository, [repository / "new.txt"], "new")
         assert "index.lock" in (repository / "denied.txt").read_text()
         assert "?? other.txt" in status(repository)
+
+    def test_next_holder_keeps_the_lock(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A lock that somebody takes as soon as the commit lets go of it is left alone."""
+        replace = Path.replace
+
+        def replace_then_lock(self: Path, target: Path) -> Path:
+            moved = replace(self, target)
+            self.write_text("somebody's")
+            return moved
+
+        monkeypatch.setattr(Path, "replace", replace_then_lock)
+        (repository / "new.txt").write_text("new\n")
+        assert commit_paths(repository, [repository / "new.txt"], "new") is not None
+        assert (repository / ".git/index.lock").read_text() == "somebody's"
 
     def test_left_over_by_a_killed_process(self, repository: Path) -> None:
         """The lock of our copy of the index, left by a process that was killed, does not stand in the way."""

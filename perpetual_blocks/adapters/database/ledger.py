@@ -220,7 +220,10 @@ class SqlLedger:
             row = _find_chain(connection, chain)
             if row is None:
                 raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
-            return add_items(connection, row, items, self._clock.now())
+            added = add_items(connection, row, items, self._clock.now())
+            if added:
+                _reopen(connection, chain, self._clock.now())
+            return added
 
     def claim(self, fence: Fence, misfit: Callable[[Mapping[str, float]], str | None]) -> Claim:
         with self._writing() as connection:

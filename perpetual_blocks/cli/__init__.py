@@ -1,0 +1,34 @@
+"""The `perpetual` command."""
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+
+from perpetual_blocks import __version__
+from perpetual_blocks.cli import items, session
+from perpetual_blocks.cli.chains import handoff, status
+from perpetual_blocks.cli.check import check
+from perpetual_blocks.cli.demo import demo
+from perpetual_blocks.cli.output import fail
+from perpetual_blocks.cli.run import run
+from perpetual_blocks.errors import PerpetualError
+
+app = App(
+    name="perpetual",
+    help="Prefect flows that stop just before a limit, save where they are, and continue in a fresh run.",
+    version=__version__,
+)
+for command in (demo, run, status, handoff, check):
+    app.command(command)
+app.command(items.app)
+app.command(session.app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; see `perpetual_blocks.cli.output` for the exit codes."""
+    try:
+        code = app(arguments, exit_on_error=True)
+    except PerpetualError as error:
+        fail(error)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,92 @@
+"""What every command shares: where the ledger is, how results are printed, what exit codes mean.
+
+| exit code | meaning |
+| ---: | --- |
+| 0 | done |
+| 1 | the chain ended without finishing (stalled, exhausted, cancelled), or a check failed |
+| 2 | wrong input; one line on standard error says what was expected |
+| 3 | the ledger, the results storage or the Prefect server cannot be used |
+| 4 | another session works on the chain |
+| 10 | `session checkpoint`: the budget says wrap now |
+| 130 | stopped by Ctrl-C; the chain can go on |
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from perpetual_blocks.errors import InvalidInput, PerpetualError, Superseded, UnknownChain
+
+if TYPE_CHECKING:
+    from perpetual_blocks.adapters.database import SqlLedger
+    from perpetual_blocks.blocks import StatePersistence
+
+OK, NOT_FINISHED, WRONG_INPUT, UNUSABLE, SUPERSEDED, WRAP_NOW, INTERRUPTED = 0, 1, 2, 3, 4, 10, 130
+
+LEDGER_VARIABLE = "PERPETUAL_LEDGER"
+
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object, and nothing else.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where the state is.
+
+    Args:
+        ledger: The ledger's address: a path or sqlite:///path. By default $PERPETUAL_LEDGER, else the file in
+            Prefect's home.
+        store: The name of a State Persistence block, instead.
+    """
+
+    ledger: str | None = None
+    store: str | None = None
+
+    def get_store(self, otherwise: "StatePersistence | str | None" = None) -> "StatePersistence":
+        """The store that the options name, or else the one that is given, or else the default one."""
+        from perpetual_blocks.flow import load_store
+
+        if self.ledger and self.store:
+            raise InvalidInput.of("--ledger", self.ledger, "either --ledger or --store")
+        if self.ledger:
+            # Child processes find the same ledger.
+            os.environ[LEDGER_VARIABLE] = self.ledger
+            return load_store(None)
+        return load_store(self.store or otherwise)
+
+    def open_ledger(self) -> "SqlLedger":
+        """The ledger itself."""
+        return self.get_store().get_ledger()
+
+
+def print_json(value: Any) -> None:
+    """The value on standard output, as it is."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def exit_code(error: PerpetualError) -> int:
+    """The exit code that says what kind of error it was."""
+    match error:
+        case InvalidInput() | UnknownChain():
+            return WRONG_INPUT
+        case Superseded():
+            return SUPERSEDED
+        case _:
+            return UNUSABLE
+
+
+def fail(error: PerpetualError) -> NoReturn:
+    """One line on standard error, and the exit code that goes with it."""
+    err.print(f"[bold red]error[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+    raise SystemExit(exit_code(error))
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,105 @@
+"""How a chain looks in a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from perpetual_blocks.usage import show
+
+_COLOURS = {
+    "running": "cyan",
+    "waiting": "blue",
+    "finished": "green",
+    "paused": "yellow",
+    "exhausted": "yellow",
+    "stalled": "red",
+    "cancelled": "red",
+}
+
+
+def chain_view(status: Mapping[str, Any]) -> RenderableType:
+    """The whole chain: how far it is, its sessions, its usage and metrics."""
+    return Group(headline(status), sessions_table(status["sessions"]), _totals(status))
+
+
+def headline(status: Mapping[str, Any]) -> RenderableType:
+    """One line and a bar: name, status, items done."""
+    items = status["items"]
+    colour = _COLOURS.get(status["status"], "white")
+    line = Text.assemble(
+        (status["chain"], "bold"), "  ", (status["status"], f"bold {colour}"), "  ", (status.get("reason", ""), "dim")
+    )
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(
+        ProgressBar(total=max(1, items["total"]), completed=items["completed"], width=40),
+        f"{items['completed']:,} of {items['total']:,} items",
+        Text(_open_items(items), style="dim"),
+    )
+    return Group(line, grid)
+
+
+def _open_items(items: Mapping[str, int]) -> str:
+    named = ("available", "claimed", "blocked", "discarded", "cancelled")
+    return ", ".join(f"{items[name]:,} {name}" for name in named if items[name])
+
+
+def sessions_table(sessions: Sequence[Mapping[str, Any]], last: int | None = None) -> Table:
+    """One row a session; `last` shows only the latest few."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("session", "process", "units", "tokens", "fullest limit", "state", "stopped by"):
+        numeric = name in ("session", "process", "units", "tokens")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    for session in sessions[-last:] if last else sessions:
+        running = session["state"] == "Running"
+        table.add_row(
+            str(session["ordinal"]),
+            str(session["pid"]),
+            f"{session['units']:,}",
+            f"{session['usage'].get('tokens', 0):,.0f}",
+            _fullest(session["limits"]),
+            Text(session["state"], style="cyan" if running else "green" if session["graceful"] else "red"),
+            Text(session["stop_reason"] or "", style="dim"),
+        )
+    return table
+
+
+def _fullest(limits: Sequence[Mapping[str, Any]]) -> Text | str:
+    if not limits:
+        return ""
+    fullest = max(limits, key=lambda limit: limit["used"] / limit["amount"])
+    share = fullest["used"] / fullest["amount"]
+    filled = min(12, round(share * 12))
+    return Text.assemble(("█" * filled, "cyan"), ("░" * (12 - filled), "dim"), f" {share:4.0%} {fullest['resource']}")
+
+
+def _totals(status: Mapping[str, Any]) -> Text:
+    usage = ", ".join(show(name, amount) for name, amount in status["usage"].items())
+    metrics = ", ".join(
+        f"{name.replace('_', ' ')} {value:.0%}" for name, value in status["metrics"].items() if value is not None
+    )
+    return Text(f"\nused: {usage or 'nothing yet'}\n{metrics}", style="dim")
+
+
+def items_table(items: Sequence[Mapping[str, Any]]) -> Table:
+    """One row an item."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("item", "status", "kind", "priority", "units", "attempts", "progress", "next action or error"):
+        table.add_column(name, overflow="fold")
+    for item in items:
+        progress = item["progress"]
+        table.add_row(
+            escape(item["id"]),
+            item["status"],
+            escape(item["kind"]),
+            str(item["priority"]),
+            str(item["units"]),
+            f"{item['attempts']} of {item['max_attempts']}",
+            f"{progress[0]:g} of {progress[1]:g}" if progress else "",
+            escape(item["error"] or item["next_action"] or ""),
+        )
+    return table

@@ -1,0 +1,245 @@
+"""What several tests share: a clock that stands still, short ways to common objects, and small real implementations."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.agent import PerpetualAgent
+from perpetual_blocks.errors import StorageError, Superseded
+from perpetual_blocks.faults import reached
+from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
+from perpetual_blocks.session.ports import Claim, Closing, Fence, FollowOn, Ledger, Opened, UnitRaised
+from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit
+
+LEASE = 60.0
+KINDS = ("default", "other")
+
+
+class FakeClock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self._now = now
+        self._monotonic = 0.0
+
+    def now(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+        self._monotonic += seconds
+
+
+# Short ways ---------------------------------------------------------------------------------------------------------
+
+
+def one_line(error: BaseException, *parts: str) -> None:
+    """An error's text is one line that holds all of these parts."""
+    text = str(error)
+    assert "\n" not in text, f"not one line: {text!r}"
+    missing = [part for part in parts if part not in text]
+    assert not missing, f"{missing} not in {text!r}"
+
+
+def session_request(chain: str = "mine", holder: str = "first", **changes: Any) -> SessionRequest:
+    """A request to start a session, of an agent that knows two kinds and has no budget."""
+    request = SessionRequest(
+        chain=chain,
+        agent="Tester",
+        holder=holder,
+        host="here",
+        pid=4711,
+        process_started=1.0,
+        flow_run_id=f"run-of-{holder}",
+        settings={"kinds": list(KINDS), "budget": []},
+    )
+    return replace(request, **changes)
+
+
+def open_session(ledger: Ledger, chain: str = "mine", holder: str = "first", **changes: Any) -> Opened:
+    """A session that owns its chain."""
+    return ledger.open_session(session_request(chain, holder, **changes))
+
+
+def close(ledger: Ledger, fence: Fence, status: ChainStatus = ChainStatus.WAITING, **changes: Any) -> None:
+    """Ends a session in order."""
+    closing = Closing(
+        state=SessionState.WRAPPED,
+        stop=StopReason("budget:tokens", "900 tokens of 1,000 tokens"),
+        graceful=True,
+        chain_status=status,
+        limits=[],
+        steps=[],
+    )
+    ledger.close_session(fence, replace(closing, **changes))
+
+
+def claim(ledger: Ledger, fence: Fence) -> Item:
+    """The next item; there must be one."""
+    claimed: Claim = ledger.claim(fence, lambda _estimate: None)
+    assert claimed.item is not None, "nothing to claim"
+    return claimed.item
+
+
+def finish_next(ledger: Ledger, fence: Fence, **outcome: Any) -> Item:
+    """Claims the next item and commits its last unit."""
+    item = claim(ledger, fence)
+    outcome = {"done": True, "usage": {"tokens": 10.0}, **outcome}
+    ledger.commit_unit(fence, item, Outcome(**outcome), f"key/{item.id}/{item.units + 1}", outcome["usage"])
+    return item
+
+
+def status_of(ledger: Ledger, chain: str = "mine") -> dict[str, ItemStatus]:
+    """The status of each item by its id."""
+    return {item.id: item.status for item in ledger.items(chain, limit=10_000)}
+
+
+def item_in(ledger: Ledger, item: str, chain: str = "mine") -> Item:
+    """One item as the ledger holds it."""
+    return next(found for found in ledger.items(chain, limit=10_000) if found.id == item)
+
+
+def some_item(item: str = "a", **changes: Any) -> Item:
+    """An item as a session claims it."""
+    fields: dict[str, Any] = {
+        "id": item,
+        "kind": "default",
+        "payload": {},
+        "priority": 0,
+        "estimate": {},
+        "max_attempts": 3,
+        "position": 1,
+        "status": ItemStatus.CLAIMED,
+    }
+    return Item(**{**fields, **changes})
+
+
+# Small real implementations of the core's ports ---------------------------------------------------------------------
+
+
+class MemoryDocuments:
+    """Documents in a dictionary, as bytes, as a storage keeps them."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, bytes] = {}
+
+    def write(self, key: str, text: str) -> None:
+        self.content[key] = text.encode()
+
+    def read(self, key: str) -> str:
+        try:
+            return self.content[key].decode()
+        except (KeyError, UnicodeDecodeError) as error:
+            raise StorageError(f"results storage: cannot read {key}: {type(error).__name__}: {error}") from error
+
+
+class MemorySavedWork:
+    """Remembers what was backed up, committed and published."""
+
+    def __init__(self) -> None:
+        self.backups: dict[str, str] = {}
+        self.commits: list[str] = []
+        self.published: dict[int, str] = {}
+
+    def backup(self, key: str, text: str) -> None:
+        self.backups[key] = text
+
+    def commit(self, paths: Any, message: str) -> str | None:
+        self.commits.append(message)
+        return f"commit-{len(self.commits)}"
+
+    def publish(self, chain: str, ordinal: int, markdown: str, description: str) -> None:
+        self.published[ordinal] = markdown
+
+
+class MemoryRuns:
+    """Flow runs by idempotency key: the same key finds the same run, as with Prefect's API."""
+
+    def __init__(self) -> None:
+        self.created: dict[str, FollowOn] = {}
+        self.calls = 0
+
+    def create(self, follow_on: FollowOn) -> str:
+        self.calls += 1
+        self.created.setdefault(follow_on.idempotency_key, follow_on)
+        return f"run-{follow_on.chain}-{follow_on.ordinal}"
+
+
+class DirectRunner:
+    """Runs units in this thread, keeps their outcomes as JSON, and gives a kept outcome back instead of running again.
+
+    Attributes:
+        ran: The keys of the units that the agent was asked for, in order; units that raised included.
+    """
+
+    def __init__(self, agent: PerpetualAgent, clock: FakeClock, seconds: float = 1.0) -> None:
+        self._agent = agent
+        self._clock = clock
+        self._seconds = seconds
+        self.ran: list[str] = []
+        self.kept: dict[str, str] = {}
+
+    def run(self, key: str, unit: Unit) -> Outcome:
+        if key not in self.kept:
+            self.ran.append(key)
+            self._clock.advance(self._seconds)
+            try:
+                outcome = unit.outcome(self._agent.work_unit(unit), self._seconds)
+            except Exception as error:
+                raise UnitRaised from error
+            self.kept[key] = json.dumps(outcome.to_document())
+        reached("unit.persisted")
+        return Outcome.from_document(json.loads(self.kept[key]))
+
+
+class ScriptedMeter:
+    """A meter that reads what the test says."""
+
+    def __init__(self, level: float, capacity: float | None = None) -> None:
+        self.now = level
+        self._capacity = capacity
+
+    def level(self) -> float:
+        return self.now
+
+    def capacity(self) -> float | None:
+        return self._capacity
+
+
+# What runs in other processes ---------------------------------------------------------------------------------------
+
+
+def start_chains(address: str, holder: str, chains: list[str], barrier: Any, answers: Any) -> None:
+    """Starts each of the chains at the same moment as the other processes at the barrier do."""
+    ledger = SqlLedger(address)
+    for chain in chains:
+        barrier.wait()
+        try:
+            open_session(ledger, chain, holder)
+            answers.put((chain, holder, "started"))
+        except Superseded:
+            answers.put((chain, holder, "superseded"))
+
+
+def open_ledgers(addresses: list[str], name: str, barrier: Any, answers: Any) -> None:
+    """Opens each of the databases at the same moment as the other processes at the barrier do."""
+    for address in addresses:
+        barrier.wait()
+        try:
+            SqlLedger(address).close()
+            answers.put((address, name, "opened"))
+        except Exception as error:  # noqa: BLE001 - the parent wants to see whatever it is
+            answers.put((address, name, f"{type(error).__name__}: {error}"))
+
+
+def work_through(address: str, usage: Mapping[str, float]) -> None:
+    """Opens a session of the chain `mine` and finishes item after item until it is killed or the queue is empty."""
+    ledger = SqlLedger(address)
+    fence = open_session(ledger).fence
+    while ledger.counts("mine")[ItemStatus.AVAILABLE]:
+        finish_next(ledger, fence, usage=dict(usage))
