@@ -6,6 +6,8 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel
@@ -15,6 +17,9 @@ from doc_mining.facts import ClassFact, FunctionFact, ModuleFacts
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
     from pydantic_ai.usage import RunUsage
+
+
+_STARTING = Lock()
 
 
 class Summary(BaseModel):
@@ -84,18 +89,33 @@ class LanguageModel:
             f"<facts>\n{facts.model_dump_json()[: self._FACTS_LIMIT]}\n</facts>\n"
             f"<source>\n{source[: self._SOURCE_LIMIT]}\n</source>"
         )
-        text, usage = asyncio.run(self._ask(prompt))
+        text, usage = asyncio.run_coroutine_threadsafe(self._ask(prompt), _event_loop()).result()
         return Summary(text=text.strip(), input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
 
     async def _ask(self, prompt: str) -> tuple[str, RunUsage]:
         from pydantic_ai import Agent
         from pydantic_ai.usage import RunUsage
 
-        # Connections belong to the event loop that opened them, so each call opens and closes its own.
         async with Agent(self._model, instructions=self._INSTRUCTIONS) as agent:
             result = await agent.run(prompt)
         usage = result.usage  # A method in pydantic-ai 1, a value from 2 on.
         return result.output, usage if isinstance(usage, RunUsage) else usage()
+
+
+@cache
+def _start_event_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, name="language-models", daemon=True).start()
+    return loop
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """The loop that every language model runs on, in a thread of its own.
+
+    Pydantic-ai shares connections between calls, and a connection works only on the loop that opened it.
+    """
+    with _STARTING:
+        return _start_event_loop()
 
 
 # Tokens ---------------------------------------------------------------------------------------------------
@@ -194,13 +214,15 @@ def _most_informative(sentences: list[str]) -> list[str]:
     significant = {word for word, count in frequency.items() if count >= 2} - _STOP_WORDS
     score = [(1 + _significance(sentence, significant)) / (1 + place) for place, sentence in enumerate(sentences)]
     # Sorting keeps the order of equals, so the earlier sentence wins a draw.
-    best = sorted(range(len(sentences)), key=lambda place: -score[place])[: min(4, max(2, len(sentences) // 4))]
-    return [sentences[place] for place in sorted(best)]
+    ranking = sorted(range(len(sentences)), key=lambda place: -score[place])
+    wanted = min(4, max(2, len(sentences) // 4))
+    return [sentences[place] for place in sorted(ranking[:wanted])]
 
 
 def _significance(sentence: str, significant: set[str]) -> float:
-    """Luhn's measure of a sentence: of its clusters of significant words, at most four other words apart, the
-    highest square of the number of significant words over the number of all words.
+    """Luhn's measure of a sentence, the best of its clusters' (significant words)² / (all words).
+
+    In a cluster at most four other words separate one significant word from the next.
     """
     places = [place for place, word in enumerate(_WORD.findall(sentence.lower())) if word in significant]
     best, start = 0.0, 0

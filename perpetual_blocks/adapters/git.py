@@ -95,14 +95,14 @@ def commit_paths(repository: Path, paths: Iterable[Path], message: str, *, timeo
             changed = [name for name in changes if name not in folders]
         if not changed:
             return None
-        untracked = [name for name, code in changes.items() if code == "??"]
+        untracked = b"".join(os.fsencode(name) + b"\0" for name, code in changes.items() if code == "??")
         if untracked:  # `git commit` takes tracked files only.
             register = ("update-index", "--add", "--remove", "--replace", "-z", "--stdin")
-            _git(root, *register, data=_joined(untracked), variables=index, deadline=deadline)
+            _git(root, *register, data=untracked, variables=index, deadline=deadline)
 
         identity = _identity(root)
 
-        def commit(*options: str, accept: tuple[int, ...] = (0,)) -> int:
+        def commit(*options: str, accept: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[bytes]:
             return _git(
                 root,
                 *("commit", "--only", "--no-gpg-sign", "--cleanup=whitespace", "--untracked-files=no"),
@@ -111,10 +111,12 @@ def commit_paths(repository: Path, paths: Iterable[Path], message: str, *, timeo
                 variables=index | identity,
                 deadline=deadline,
                 accept=accept,
-            ).returncode
+            )
 
-        # A file that differs from what is staged may yet be as in the last commit; git's exit code tells.
-        if commit("--dry-run", accept=(0, 1)) == 1:
+        # A file that differs from what is staged may yet be as in the last commit. Then git exits with 1 and
+        # says so on its output; if it says nothing there, it failed, and the commit will tell why.
+        trial = commit("--dry-run", accept=(0, 1))
+        if trial.returncode == 1 and trial.stdout:
             return None
         commit("--quiet")
         return current_commit(root)
@@ -259,16 +261,12 @@ def _git(
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Ends git and its hooks: politely first, so that git removes its lock files."""
-    os.killpg(process.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_TERMINATION_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _joined(names: Iterable[str]) -> bytes:
-    return b"".join(os.fsencode(name) + b"\0" for name in names)
+    # The second time for hooks that outlive git. Where all have ended, macOS says PermissionError.
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_TERMINATION_SECONDS)
 
 
 def _path(output: bytes) -> Path:

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import psutil
 
-# Version 1 says "no limit" with a number near 2**63.
-_NO_LIMIT = 2**60
-
 _START_TOLERANCE_SECONDS = 1.0
 
 
@@ -44,8 +41,10 @@ def container_memory_limit(root: Path = Path("/")) -> int | None:
         for folder in (mount / group, *(mount / group).parents)
         if folder.is_relative_to(mount) and (limit := _limit(folder / file)) is not None
     ]
-    smallest = min(limits, default=_NO_LIMIT)
-    return smallest if smallest < min(_NO_LIMIT, psutil.virtual_memory().total) else None
+    # Version 1 says "no limit" with a number near 2**63: more than a machine has, so it needs no case of its own.
+    machine = psutil.virtual_memory().total
+    smallest = min(limits, default=machine)
+    return smallest if smallest < machine else None
 
 
 def _memory_groups(root: Path) -> list[tuple[Path, str, str]]:

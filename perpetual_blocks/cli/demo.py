@@ -23,7 +23,7 @@ HERE = Where()
 
 FLOW = "doc_miner.py"
 DEPLOYMENT = "mine-docs/doc-miner"
-POLL_SECONDS = "0.5"
+POLL_SECONDS = "1"
 MOST_SECONDS = 900.0
 
 
@@ -122,8 +122,8 @@ def _wait_until_served(process: "subprocess.Popen[bytes]", log: Path) -> None:
         if process.poll() is not None:
             break
         time.sleep(0.1)
-    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-    raise DemoFailed(f"serve: {FLOW} did not start: {last[0]} (see {log})")
+    last = log.read_text(errors="replace").strip().splitlines()[-3:] or ["no output"]
+    raise DemoFailed(f"serve: {FLOW} did not start: {' | '.join(last)} (see {log})")
 
 
 @contextmanager

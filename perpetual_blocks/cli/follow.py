@@ -84,7 +84,8 @@ class Follower:
                     ),
                 )
         tenth = items["completed"] * 10 // max(1, items["total"])
-        self._say(("tenth", tenth), lambda: f"{items['completed']:,} of {items['total']:,} items done")
+        if items["total"]:
+            self._say(("tenth", tenth), lambda: f"{items['completed']:,} of {items['total']:,} items done")
 
     def _say(self, key: tuple[Any, ...], text: Callable[[], str]) -> None:
         if not self.quiet and not self.draws and key not in self._said:

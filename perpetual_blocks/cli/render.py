@@ -51,8 +51,8 @@ def _open_items(items: Mapping[str, int]) -> str:
 def sessions_table(sessions: Sequence[Mapping[str, Any]], last: int | None = None) -> Table:
     """One row a session; `last` shows only the latest few."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("session", "process", "units", "tokens", "fullest limit", "state", "stopped by"):
-        numeric = name in ("session", "process", "units", "tokens")
+    for name in ("#", "process", "units", "tokens", "fullest limit", "ended", "stopped by"):
+        numeric = name in ("#", "process", "units", "tokens")
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for session in sessions[-last:] if last else sessions:
         running = session["state"] == "Running"
@@ -73,8 +73,8 @@ def _fullest(limits: Sequence[Mapping[str, Any]]) -> Text | str:
         return ""
     fullest = max(limits, key=lambda limit: limit["used"] / limit["amount"])
     share = fullest["used"] / fullest["amount"]
-    filled = min(12, round(share * 12))
-    return Text.assemble(("█" * filled, "cyan"), ("░" * (12 - filled), "dim"), f" {share:4.0%} {fullest['resource']}")
+    filled = min(10, round(share * 10))
+    return Text.assemble(("█" * filled, "cyan"), ("░" * (10 - filled), "dim"), f" {share:4.0%} {fullest['resource']}")
 
 
 def _totals(status: Mapping[str, Any]) -> Text:

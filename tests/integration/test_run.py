@@ -1,0 +1,95 @@
+"""`perpetual run`: chains of real processes, some of which are really killed."""
+
+import json
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import SQUARES, Site, wait_until
+
+
+def ran(notes: Path) -> Counter[str]:
+    """How often each unit ran, whoever ran it."""
+    return Counter(line.split()[0] for line in notes.read_text().splitlines())
+
+
+def run(site: Site, chain: str, notes: Path, **environment: str) -> dict:
+    done = site.perpetual(
+        "run", f"{SQUARES}:squares", "--param", f"notes={notes}", "--param", f"chain={chain}", "--json", **environment
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_chain_goes_through_fresh_processes_until_the_queue_is_empty(site: Site) -> None:
+    """Each session is a flow run and a process of its own, stops before its budget, and nothing is done twice."""
+    notes = site.folder / "notes"
+    status = run(site, "whole", notes)
+    assert status["status"] == "finished"
+    assert [s["state"] for s in status["sessions"]] == ["Wrapped", "Wrapped", "Finished"]
+    assert [s["stop_reason"] for s in status["sessions"]] == ["nothing-fits", "nothing-fits", "queue-empty"]
+    assert len({s["pid"] for s in status["sessions"]}) == len({s["flow_run_id"] for s in status["sessions"]}) == 3
+    assert all(session["usage"]["tokens"] <= 50 for session in status["sessions"])
+    assert ran(notes) == {f"n/{number}": 1 for number in range(12)}
+    assert status["items"] == {
+        "total": 12, "completed": 12, "available": 0, "blocked": 0, "claimed": 0, "discarded": 0, "cancelled": 0
+    }  # fmt: skip
+    assert status["usage"]["tokens"] == 120
+    assert status["metrics"]["graceful_shutdowns"] == status["metrics"]["context_preservation"] == 1
+    assert status["metrics"]["work_completion_rate"] == 1
+
+
+@pytest.mark.parametrize("point", ["unit.persisted", "unit.committing", "unit.committed"])
+def test_a_unit_whose_outcome_is_persisted_never_runs_again(site: Site, point: str) -> None:
+    """SIGKILL of every session at its third unit, before or after the ledger's commit: each unit has run once."""
+    notes = site.folder / "notes"
+    status = run(site, "killed", notes, PERPETUAL_FAULT=f"{point}:3")
+    assert status["status"] == "finished"
+    assert "crashed" in [session["stop_reason"] for session in status["sessions"]]
+    assert ran(notes) == {f"n/{number}": 1 for number in range(12)}
+    assert status["usage"]["tokens"] == 120
+    assert json.loads(site.perpetual("items", "list", "killed", "--json").stdout)[0]["status"] == "completed"
+
+
+def test_a_unit_that_was_running_when_its_process_was_killed_is_tried_again(site: Site) -> None:
+    """SIGKILL right after claiming: the item is free again, and no attempt is counted."""
+    notes = site.folder / "notes"
+    status = run(site, "claimed", notes, PERPETUAL_FAULT="unit.claimed:3")
+    assert status["status"] == "finished"
+    items = json.loads(site.perpetual("items", "list", "claimed", "--json").stdout)
+    assert {item["failures"] for item in items} == {0}
+    assert sum(item["interruptions"] for item in items) >= 1
+
+
+def test_a_chain_that_only_crashes_is_given_up(site: Site) -> None:
+    """Three sessions in a row that die without finishing a unit end the run with exit code 1, not an endless loop."""
+    done = site.perpetual(
+        "run", f"{SQUARES}:squares", "--param", f"notes={site.folder / 'notes'}", "--param", "chain=loop",
+        PERPETUAL_FAULT="unit.claimed:1",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert len(site.status("loop")["sessions"]) == 3
+
+
+def test_sigterm_wraps_the_session_and_the_same_command_goes_on(site: Site) -> None:
+    """A stop from outside happens between units: the running unit is finished, a handoff written, nothing lost."""
+    notes, command = site.folder / "notes", ["run", f"{SQUARES}:squares", "--param", "nap=0.5"]
+    arguments = [*command, "--param", f"notes={site.folder / 'notes'}", "--param", "chain=stopped"]
+    child = site.start(site_python(), "-c", "from perpetual_blocks.cli import main; main()", *arguments)
+    wait_until(lambda: notes.exists() and len(notes.read_text().splitlines()) >= 2, "two units")
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 130
+    status = site.status("stopped")
+    assert (status["status"], status["sessions"][0]["stop_reason"]) == ("waiting", "signal")
+    assert status["sessions"][0]["graceful"]
+    assert "the process was asked to end" in site.perpetual("handoff", "stopped").stdout
+    assert site.perpetual(*arguments).returncode == 0
+    assert ran(notes) == {f"n/{number}": 1 for number in range(12)}
+
+
+def site_python() -> str:
+    """The interpreter of these tests."""
+    import sys
+
+    return sys.executable
