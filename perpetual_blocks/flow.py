@@ -212,6 +212,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         clock=SystemClock(),
         meters={"memory": process.MemoryMeter()},
         runs=runs,
+        keep_checkpoints=store.keep_checkpoints,
         observers=(log_moments(get_run_logger()), _label_run(runs, own)),
     )
     session = Session(

@@ -1,10 +1,11 @@
 """Prefect's results storage: where outcomes and documents lie."""
 
+from pathlib import Path
 from typing import cast
 
 from prefect.blocks.core import Block
 from prefect.exceptions import PrefectException
-from prefect.filesystems import WritableFileSystem
+from prefect.filesystems import LocalFileSystem, WritableFileSystem
 from prefect.results import get_default_result_storage
 
 from perpetual_blocks.errors import InvalidInput, StorageError
@@ -52,6 +53,18 @@ class StoredDocuments:
             self._storage.write_path(key, text.encode(), _sync=True)  # type: ignore[call-arg, unused-coroutine]
         except Exception as error:
             raise StorageError(f"results storage: cannot write {key}: {type(error).__name__}: {error}") from error
+
+    def delete(self, key: str) -> None:
+        """Deletes a document of a local storage. Prefect's other storages cannot delete: give their bucket a lifecycle.
+
+        Raises:
+            StorageError: it cannot be deleted.
+        """
+        if isinstance(self._storage, LocalFileSystem):
+            try:
+                (Path(self._storage.basepath or ".").expanduser() / key).unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(f"results storage: cannot delete {key}: {error}") from error
 
     def read(self, key: str) -> str:
         """Reads a document.

@@ -26,6 +26,7 @@ class StatePersistence(Block):
         result_storage: The storage block that outcomes and documents go to.
         backup_storage: A storage block that each checkpoint is copied to.
         durability: Whether every commit is synced to the disk.
+        keep_checkpoints: How many checkpoints of a chain are kept.
     """
 
     _block_type_name = "State Persistence"
@@ -55,6 +56,13 @@ class StatePersistence(Block):
         default="normal",
         title="Durability",
         description="normal survives the death of a process; full also a loss of power at any moment.",
+    )
+
+    keep_checkpoints: int = Field(
+        default=50,
+        ge=2,
+        title="Checkpoints to keep",
+        description="Of each chain; older ones are deleted where the storage can. At least 2: the last may be damaged.",
     )
 
     @field_validator("ledger")

@@ -165,6 +165,7 @@ def _world(where: Where) -> World:
         saved_work=LocalSavedWork(StoredDocuments(backup) if backup else None),
         clock=SystemClock(),
         meters={"memory": MemoryMeter()},
+        keep_checkpoints=store.keep_checkpoints,
     )
 
 

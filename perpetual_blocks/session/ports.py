@@ -152,6 +152,9 @@ class Ledger(Protocol):
     def record_document(self, fence: Fence, document: Document) -> None:
         """Points at a document that has been written and read back."""
 
+    def forget_checkpoints(self, fence: Fence, keep: int) -> list[str]:
+        """Points at the latest `keep` checkpoints only; returns the keys of those that it forgot."""
+
     def close_session(self, fence: Fence, closing: Closing) -> None:
         """Ends the session, sets the chain's status and records the follow-on; synced to disk."""
 
@@ -197,6 +200,9 @@ class Documents(Protocol):
 
     def read(self, key: str) -> str:
         """Reads a document. Raises `StorageError`."""
+
+    def delete(self, key: str) -> None:
+        """Deletes a document, where the storage can. Raises `StorageError`."""
 
 
 class UnitRunner(Protocol):

@@ -2,7 +2,7 @@
 
 1. finish the running units (the loop has; the agent may flush what they left in memory)
 2. save state: the checkpoint is written, read back, compared, and then pointed at
-3. back up: the checkpoint is copied to a second storage
+3. back up: the checkpoint is copied to a second storage; the oldest checkpoints are let go
 4. commit the agent's work to git
 5. the handoff document
 6. close the session and record the follow-on, in one transaction; then create it
@@ -66,6 +66,7 @@ class Shutdown:
         checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text()
         key = steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
         steps.best_effort("backup", lambda: self._back_up(key, checkpoint))
+        steps.best_effort("prune", self._prune)
         commit = steps.best_effort("commit_changes", lambda: self._commit(end))
         steps.best_effort("create_handoff", lambda: self._hand_off(end, steps, commit))
         self._close(end, steps)
@@ -88,6 +89,11 @@ class Shutdown:
     def _back_up(self, key: str, checkpoint: str) -> None:
         self.world.saved_work.backup(key, checkpoint)
         self.agent.backup(checkpoint)
+
+    def _prune(self) -> None:
+        # Rows first: a document that no row points at does not exist, but a row must never point at nothing.
+        for key in self.world.ledger.forget_checkpoints(self.fence, self.world.keep_checkpoints):
+            self.world.documents.delete(key)
 
     def _commit(self, end: Ending) -> str | None:
         paths = list(self.agent.commit_changes())

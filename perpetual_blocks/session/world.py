@@ -26,7 +26,12 @@ class Agent(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Everything outside that a session works with."""
+    """Everything outside that a session works with.
+
+    Attributes:
+        keep_checkpoints: How many checkpoints of a chain are kept; the one before the last is there for when the last
+            is damaged.
+    """
 
     ledger: Ledger
     documents: Documents
@@ -36,6 +41,7 @@ class World:
     meters: dict[str, Meter] = field(default_factory=dict)
     runs: Runs | None = None
     observers: Sequence[Observer] = ()
+    keep_checkpoints: int = 50
 
     def tell(self, moment: Moment) -> None:
         """Tells every observer."""

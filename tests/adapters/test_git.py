@@ -311,15 +311,13 @@ class TestWhatIsCommitted:
         assert len(names_in(repository, commit_paths(repository, [folder], "many"))) == 12_000
 
     def test_same_size_same_moment(self, repository: Path) -> None:
-        """A file that changed in the moment in which it was staged, so that only its bytes tell, is committed."""
+        """A file that changed in the moment of its last commit, so that only its bytes tell, is committed."""
         git(repository, "config", "core.trustCtime", "false")
         path, index = repository / "kept.txt", repository / ".git/index"
-        path.write_text("staged\n")
-        git(repository, "add", "kept.txt")
-        path.write_text("change\n")
-        moment = index.stat().st_mtime_ns
+        path.write_text("before\n")
+        moment = index.stat().st_mtime_ns - 10**11  # Long ago, so that the test's own speed makes no difference.
         os.utime(path, ns=(moment, moment))
-        git(repository, "add", "kept.txt")
+        git(repository, "commit", "--quiet", "--all", "--message=before")
         os.utime(index, ns=(moment, moment))
         path.write_text("latest\n")
         os.utime(path, ns=(moment, moment))
@@ -550,6 +548,16 @@ class TestRefusals:
         with pytest.raises(GitError, match="cannot do a partial commit during a merge"):
             commit_paths(repository, [repository / "new.txt"], "new")
         assert index_of(repository) == index
+
+    def test_vanishing_file(self, repository: Path) -> None:
+        """A new file that vanishes while it is being committed is an error, and not taken for no change."""
+        git(repository, "config", "filter.vanish.clean", "rm -f b.txt; cat")
+        (repository / ".git/info/attributes").write_text("a.txt filter=vanish\n")
+        paths = [repository / "a.txt", repository / "b.txt"]
+        for path in paths:
+            path.write_text("new\n")
+        with pytest.raises(GitError, match="did not match"):
+            commit_paths(repository, paths, "new")
 
     def test_empty_message(self, repository: Path) -> None:
         """A commit without a message is refused in git's words, and does not open an editor."""

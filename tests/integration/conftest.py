@@ -43,7 +43,12 @@ class Site:
         """Runs the command to its end."""
         command = [sys.executable, "-c", "from perpetual_blocks.cli import main; main()", *arguments]
         return subprocess.run(
-            command, cwd=self.folder, env={**self.environment, **environment}, capture_output=True, text=True, check=False
+            command,
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     def status(self, chain: str) -> dict[str, Any]:

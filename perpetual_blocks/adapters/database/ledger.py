@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from sqlalchemy import Connection, RowMapping, and_, bindparam, func, insert, literal, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from perpetual_blocks.adapters.database import schema as t
@@ -305,6 +305,18 @@ class SqlLedger:
                     at=now,
                 )
             )
+
+    def forget_checkpoints(self, fence: Fence, keep: int) -> list[str]:
+        old = and_(
+            t.documents.c.chain == fence.chain,
+            t.documents.c.kind == "checkpoint",
+            t.documents.c.ordinal <= fence.ordinal - keep,
+        )
+        with self._writing() as connection:
+            self._pass_fence(connection, fence)
+            keys = list(connection.execute(select(t.documents.c.key).where(old)).scalars())
+            connection.execute(delete(t.documents).where(old))
+            return keys
 
     def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
         rows = select(t.outbox).where(t.outbox.c.created_at.is_(None)).order_by(t.outbox.c.recorded_at)

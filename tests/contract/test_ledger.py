@@ -1,0 +1,959 @@
+"""The ledger's contract: one suite for every implementation.
+
+Another database is one more entry of `ADDRESSES` (and of `SHARED`, where several processes can open it).
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LedgerFactory
+from sqlalchemy import select
+from support import (
+    LEASE,
+    FakeClock,
+    claim,
+    close,
+    finish_next,
+    item_in,
+    one_line,
+    open_session,
+    session_request,
+    start_chains,
+    status_of,
+    work_through,
+)
+
+from perpetual_blocks.adapters.database import SqlLedger, schema
+from perpetual_blocks.errors import Fenced, InvalidInput, LedgerError, Superseded, UnknownChain
+from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason, invitation
+from perpetual_blocks.session.ports import Document, Fence, FollowOn
+from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
+
+ADDRESSES: dict[str, Callable[[Path], str]] = {
+    "sqlite-file": lambda folder: str(folder / "ledger.db"),
+    "sqlite-memory": lambda folder: "sqlite://",
+}
+SHARED = ("sqlite-file",)
+
+SPAWN = multiprocessing.get_context("spawn")
+CHILD_SECONDS = 60
+
+
+@pytest.fixture(params=ADDRESSES)
+def ledger(request: pytest.FixtureRequest, tmp_path: Path, make_ledger: LedgerFactory) -> SqlLedger:
+    """An empty ledger on the fake clock."""
+    return make_ledger(ADDRESSES[request.param](tmp_path))
+
+
+@pytest.fixture(params=SHARED)
+def shared_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty database that several processes can open."""
+    return ADDRESSES[request.param](tmp_path)
+
+
+def usage_rows(ledger: SqlLedger, chain: str = "mine") -> list[tuple[str, int, int, str, float]]:
+    """The account: (item, unit, failure, resource, amount). The port sums it up by session; the rows are what counts."""
+    columns = [schema.usage.c[name] for name in ("item", "unit", "failure", "resource", "amount")]
+    with ledger._engine.connect() as connection:
+        rows = connection.execute(select(*columns).where(schema.usage.c.chain == chain).order_by(*columns)).all()
+    return [tuple(row) for row in rows]
+
+
+def everything(ledger: SqlLedger, chain: str = "mine") -> tuple[Any, ...]:
+    """All that the ledger says of a chain, to see that nothing was changed."""
+    return (
+        ledger.chain(chain),
+        ledger.sessions(chain),
+        ledger.items(chain, limit=10_000),
+        ledger.documents(chain, "checkpoint"),
+        ledger.documents(chain, "handoff"),
+        ledger.pending_follow_ons(chain),
+        usage_rows(ledger, chain),
+    )
+
+
+def follow_on_of(fence: Fence, uid: str, **changes: Any) -> FollowOn:
+    """The follow-on of a session."""
+    follow_on = FollowOn(
+        chain=fence.chain,
+        ordinal=fence.ordinal + 1,
+        idempotency_key=invitation(uid, fence.ordinal + 1),
+        deployment_id="deployment",
+        parameters={"chain": fence.chain, "depth": 3},
+        run_name=f"{fence.chain} · {fence.ordinal + 1}",
+        tags=("perpetual", f"chain:{fence.chain}"),
+        job_variables={"env": {"A": "1"}},
+        work_queue="urgent",
+    )
+    return replace(follow_on, **changes)
+
+
+def checkpoint_of(fence: Fence, **changes: Any) -> Document:
+    """A document of a session."""
+    key = f"{fence.chain}/checkpoints/{fence.ordinal}.json"
+    return replace(Document("checkpoint", fence.ordinal, key, "0" * 64, 17), **changes)
+
+
+def items(*ids: str, **fields: Any) -> list[WorkItem]:
+    """Work items that are alike but for their ids."""
+    return [WorkItem(id=item, **fields) for item in ids]
+
+
+# Who may start --------------------------------------------------------------------------------------------------------
+
+
+def test_first_session_makes_the_chain(ledger: SqlLedger, clock: FakeClock) -> None:
+    """A chain that is new is made, owned by its first session, and not planned yet."""
+    opened = open_session(ledger, "mine", "first", flow_run_id="run-1", deployment_id="deployment")
+
+    assert opened.fence == Fence("mine", ordinal=1, epoch=1, holder="first")
+    assert (opened.previous, opened.took_over) == (None, False)
+    assert opened.chain == ledger.chain("mine")
+    chain = opened.chain
+    assert (chain.status, chain.planned, chain.context) == (ChainStatus.RUNNING, False, {})
+    assert (chain.lease_until, chain.created_at) == (clock.now() + LEASE, clock.now())
+    (session,) = ledger.sessions("mine")
+    assert (session.state, session.flow_run_id, session.deployment_id) == (SessionState.RUNNING, "run-1", "deployment")
+    assert (session.host, session.pid, session.started_at, session.ended_at) == ("here", 4711, clock.now(), None)
+
+
+def test_chains_of_one_name_in_two_ledgers_have_different_uids(make_ledger: LedgerFactory, tmp_path: Path) -> None:
+    """A chain's uid is random, so that a later chain of the same name finds no outcome of an earlier one."""
+    uids = {open_session(make_ledger(str(tmp_path / f"{n}.db"))).chain.uid for n in range(3)}
+
+    assert len(uids) == 3
+
+
+def test_second_starter_is_superseded_while_the_lease_runs(ledger: SqlLedger, clock: FakeClock) -> None:
+    """While the owner's lease runs, whoever starts second is refused in one line that says who works, and does nothing."""
+    open_session(ledger)
+    clock.advance(LEASE - 0.001)
+    before = everything(ledger)
+
+    with pytest.raises(Superseded) as refused:
+        open_session(ledger, "mine", "second")
+
+    one_line(refused.value, "session 1 of mine", "run-of-first", "4711", "here", "lease runs until 2023-11-14T22:14:20")
+    assert everything(ledger) == before
+
+
+def test_takes_over_after_the_lease_ran_out(ledger: SqlLedger, clock: FakeClock) -> None:
+    """After the lease the next starter owns the chain under a higher epoch; the dead session is recorded as crashed and
+    its claims are available again with no attempt counted."""
+    dead = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b"), planned_by=dead)
+    claim(ledger, dead)
+    clock.advance(LEASE)
+
+    opened = open_session(ledger, "mine", "second")
+
+    assert opened.took_over
+    assert opened.fence == Fence("mine", ordinal=2, epoch=2, holder="second")
+    crashed, running = ledger.sessions("mine")
+    assert opened.previous == crashed
+    assert (crashed.state, crashed.graceful, crashed.stop_reason) == (SessionState.CRASHED, False, "crashed")
+    assert (crashed.ended_at, running.state) == (clock.now(), SessionState.RUNNING)
+    given_back = item_in(ledger, "a")
+    assert (given_back.status, given_back.attempts, given_back.failures) == (ItemStatus.AVAILABLE, 0, 0)
+    assert given_back.interruptions == 1
+    assert item_in(ledger, "b").interruptions == 0
+    assert opened.chain.planned, "what was planned stays planned"
+
+
+FENCED: dict[str, Callable[[SqlLedger, Fence, Item], object]] = {
+    "heartbeat": lambda ledger, fence, item: ledger.heartbeat(fence),
+    "resumed": lambda ledger, fence, item: ledger.resumed(fence, 0.5, (4, 4)),
+    "claim": lambda ledger, fence, item: ledger.claim(fence, lambda estimate: None),
+    "commit_unit": lambda ledger, fence, item: ledger.commit_unit(
+        fence, item, Outcome(done=True, context={"mind": "changed"}, usage={"tokens": 1.0}), "key", {"tokens": 1.0}
+    ),
+    "fail_unit": lambda ledger, fence, item: ledger.fail_unit(fence, item, "no", {"tokens": 1.0}, {"tokens": 1.0}),
+    "release": lambda ledger, fence, item: ledger.release(fence, item),
+    "record_document": lambda ledger, fence, item: ledger.record_document(fence, checkpoint_of(fence)),
+    "close_session": lambda ledger, fence, item: close(ledger, fence, follow_on=follow_on_of(fence, "uid")),
+    "add_items": lambda ledger, fence, item: ledger.add_items("mine", items("new"), planned_by=fence),
+}
+
+
+@pytest.mark.parametrize("method", FENCED)
+def test_old_fence_is_refused(ledger: SqlLedger, clock: FakeClock, method: str) -> None:
+    """A session whose chain was taken over can change nothing any more, whatever it calls."""
+    old = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b"), planned_by=old)
+    claimed = claim(ledger, old)
+    clock.advance(LEASE)
+    new = open_session(ledger, "mine", "second").fence
+    assert claim(ledger, new).id == claimed.id
+    before = everything(ledger)
+
+    with pytest.raises(Fenced) as refused:
+        FENCED[method](ledger, old, claimed)
+
+    one_line(refused.value, "session 1 of mine")
+    assert everything(ledger) == before
+
+
+@pytest.mark.parametrize("method", FENCED)
+def test_fence_of_a_closed_session_is_refused(ledger: SqlLedger, method: str) -> None:
+    """A session that is closed commits nothing after its end, though nobody has started since."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b"), planned_by=fence)
+    claimed = claim(ledger, fence)
+    close(ledger, fence)
+    before = everything(ledger)
+
+    with pytest.raises(Fenced):
+        FENCED[method](ledger, fence, claimed)
+
+    assert everything(ledger) == before
+
+
+def test_fence_of_another_process_is_refused(ledger: SqlLedger) -> None:
+    """The right epoch with another holder is not enough: a pod that came back is not its dead twin."""
+    fence = open_session(ledger).fence
+
+    with pytest.raises(Fenced):
+        ledger.heartbeat(replace(fence, holder="twin"))
+
+
+@pytest.mark.parametrize("method", [name for name in FENCED if name != "close_session"])
+def test_every_commit_moves_the_lease_on(ledger: SqlLedger, clock: FakeClock, method: str) -> None:
+    """The lease is counted from the session's latest commit, or heartbeat."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b"), planned_by=fence)
+    claimed = claim(ledger, fence)
+    clock.advance(LEASE - 1)
+
+    FENCED[method](ledger, fence, claimed)
+
+    assert ledger.chain("mine").lease_until == clock.now() + LEASE
+    clock.advance(LEASE - 1)
+    with pytest.raises(Superseded):
+        open_session(ledger, "mine", "second")
+
+
+def test_session_goes_on_after_its_lease_until_somebody_took_over(ledger: SqlLedger, clock: FakeClock) -> None:
+    """A lease that ran out is only about starting: the epoch decides, and it is still the session's own."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a"), planned_by=fence)
+    clock.advance(10 * LEASE)
+
+    finish_next(ledger, fence)
+
+    assert status_of(ledger) == {"a": ItemStatus.COMPLETED}
+
+
+@pytest.mark.parametrize("status", [ChainStatus.WAITING, ChainStatus.FINISHED])
+def test_same_flow_run_does_not_run_twice(ledger: SqlLedger, status: ChainStatus) -> None:
+    """A flow run whose session ended in order is superseded when Prefect runs it again."""
+    close(ledger, open_session(ledger).fence, status)
+
+    with pytest.raises(Superseded) as refused:
+        open_session(ledger, "mine", "retry", flow_run_id="run-of-first")
+
+    one_line(refused.value, "mine", str(status), "session 1")
+
+
+def test_same_flow_run_may_try_a_stalled_chain_again(ledger: SqlLedger) -> None:
+    """The Retry button works where the session failed: the chain is stalled, and the same flow run is admitted."""
+    close(ledger, open_session(ledger).fence, ChainStatus.STALLED, state=SessionState.FAILED)
+
+    opened = open_session(ledger, "mine", "retry", flow_run_id="run-of-first")
+
+    assert (opened.fence.ordinal, opened.took_over) == (2, False)
+
+
+def test_same_flow_run_may_go_on_after_it_died(ledger: SqlLedger, clock: FakeClock) -> None:
+    """A flow run whose process died before it could close its session is admitted when its lease has run out."""
+    open_session(ledger)
+    clock.advance(LEASE)
+
+    assert open_session(ledger, "mine", "retry", flow_run_id="run-of-first").took_over
+
+
+def test_invitation_opens_the_session_that_it_is_for_and_no_later_one(ledger: SqlLedger) -> None:
+    """A follow-on starts the session that it was created for; it is superseded when somebody else was that session."""
+    first = open_session(ledger)
+    close(ledger, first.fence)
+    invited = invitation(first.chain.uid, 2)
+    second = open_session(ledger, "mine", "second", invitation=invited)
+    close(ledger, second.fence)
+    before = everything(ledger)
+
+    with pytest.raises(Superseded) as refused:
+        open_session(ledger, "mine", "late", invitation=invited)
+
+    one_line(refused.value, "session 2")
+    assert everything(ledger) == before
+    assert open_session(ledger, "mine", "third", invitation=invitation(first.chain.uid, 3)).fence.ordinal == 3
+
+
+def test_finished_chain_can_be_started_again_and_is_planned_again(ledger: SqlLedger) -> None:
+    """Whoever starts a finished chain asks for its plan again; a waiting chain keeps its plan."""
+    first = open_session(ledger).fence
+    ledger.add_items("mine", [], planned_by=first)
+    close(ledger, first, ChainStatus.WAITING)
+    second = open_session(ledger, "mine", "second")
+    assert second.chain.planned
+    close(ledger, second.fence, ChainStatus.FINISHED)
+
+    third = open_session(ledger, "mine", "third")
+
+    assert not third.chain.planned
+    assert third.chain.status is ChainStatus.RUNNING
+
+
+@pytest.mark.parametrize("status", [ChainStatus.CANCELLED, ChainStatus.PAUSED])
+def test_cancelled_and_paused_chains_are_refused(ledger: SqlLedger, status: ChainStatus) -> None:
+    """A chain that a person has stopped is started by nobody; the refusal says why it stopped."""
+    stop = StopReason("cancelled", "its flow run was cancelled")
+    close(ledger, open_session(ledger).fence, status, state=SessionState.CANCELLED, stop=stop)
+
+    with pytest.raises(Superseded) as refused:
+        open_session(ledger, "mine", "second")
+
+    one_line(refused.value, "mine", str(status), "its flow run was cancelled")
+
+
+def test_settings_are_those_of_the_latest_session(ledger: SqlLedger) -> None:
+    """New items are checked against the budget and kinds of the agent as it is now."""
+    close(ledger, open_session(ledger).fence)
+    open_session(ledger, "mine", "second", settings={"kinds": ["grown"], "budget": []}, agent="Grown")
+
+    assert (ledger.chain("mine").agent, ledger.chain("mine").settings["kinds"]) == ("Grown", ["grown"])
+    assert ledger.add_items("mine", items("a", kind="grown")) == 1
+
+
+def test_declare_dead_ends_the_lease_of_that_process_only(ledger: SqlLedger) -> None:
+    """Who knows that the owner's process is dead need not wait for its lease; another process's pid changes nothing."""
+    open_session(ledger)
+
+    assert not ledger.declare_dead("mine", "here", 4712)
+    assert not ledger.declare_dead("mine", "elsewhere", 4711)
+    assert not ledger.declare_dead("other", "here", 4711)
+    with pytest.raises(Superseded):
+        open_session(ledger, "mine", "second")
+    assert ledger.declare_dead("mine", "here", 4711)
+
+    opened = open_session(ledger, "mine", "second")
+
+    assert opened.took_over
+    close(ledger, opened.fence)
+    assert not ledger.declare_dead("mine", "here", 4711), "its session is over"
+
+
+def test_resumed_is_recorded(ledger: SqlLedger) -> None:
+    """What it took to resume, and what was verified, is in the session's record."""
+    fence = open_session(ledger).fence
+
+    ledger.resumed(fence, 1.25, (5, 4))
+
+    (session,) = ledger.sessions("mine")
+    assert (session.resume_seconds, session.verified) == (1.25, (5, 4))
+
+
+# Adding items ---------------------------------------------------------------------------------------------------------
+
+
+def test_items_are_added_once(ledger: SqlLedger) -> None:
+    """The same id adds no second item and leaves the first as it is, within a batch and between batches."""
+    open_session(ledger)
+    assert ledger.add_items("mine", items("a", "a", payload={"x": [1, None, "ü"]}, priority=1)) == 1
+
+    added = ledger.add_items("mine", [*items("a", payload={"x": [1, None, "ü"]}, priority=9), *items("b")])
+
+    assert added == 1
+    assert {item.id: (item.payload, item.priority) for item in ledger.items("mine")} == {
+        "a": ({"x": [1, None, "ü"]}, 1),
+        "b": ({}, 0),
+    }
+
+
+def test_planned_by_marks_the_chain_as_planned(ledger: SqlLedger) -> None:
+    """A session's plan counts as made when its items are added, though there be none."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("by-hand"))
+    assert not ledger.chain("mine").planned
+
+    assert ledger.add_items("mine", [], planned_by=fence) == 0
+
+    assert ledger.chain("mine").planned
+
+
+WRONG_ITEMS: dict[str, tuple[list[WorkItem], tuple[str, ...]]] = {
+    "unknown kind": (items("wrong", kind="strange"), ("WorkItem('wrong').kind", "'strange'", "default, other")),
+    "another payload": (items("old", payload={"x": 2}), ("WorkItem('old').payload", "{'x': 2}", "another id")),
+    "another kind": (items("old", payload={"x": 1}, kind="other"), ("WorkItem('old').kind", "'other'", "'default'")),
+    "two payloads in a batch": (
+        [*items("twin", payload={"x": 1}), *items("twin", payload={"x": 2})],
+        ("WorkItem('twin').payload", "{'x': 2}"),
+    ),
+    "missing dependency": (items("wrong", depends_on=("old", "nowhere")), ("WorkItem('wrong')", "'nowhere'")),
+    "cycle of one": (items("wrong", depends_on=("wrong",)), ("cycle: wrong -> wrong;",)),
+    "cycle of three": (
+        [
+            *items("x", depends_on=("old", "y")),
+            *items("y", depends_on=("z",)),
+            *items("z", depends_on=("x",)),
+        ],
+        ("WorkItem('x').depends_on", "cycle: x -> y -> z -> x;"),
+    ),
+    "over the budget": (
+        items("wrong", estimate={"tokens": 1001}),
+        ("WorkItem('wrong').estimate.tokens", "1001", "1000"),
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ITEMS)
+def test_wrong_items_are_refused_all_or_nothing(ledger: SqlLedger, wrong: str) -> None:
+    """One wrong item refuses the whole batch, in one line that names the item, the field and what was expected."""
+    batch, parts = WRONG_ITEMS[wrong]
+    budget = [{"resource": "tokens", "amount": 1000, "threshold": 0.85}]
+    fence = open_session(ledger, settings={"kinds": ["default", "other"], "budget": budget}).fence
+    ledger.add_items("mine", items("old", payload={"x": 1}, estimate={"tokens": 1000}))
+    before = everything(ledger)
+
+    with pytest.raises(InvalidInput) as refused:
+        ledger.add_items("mine", [*items("good"), *batch, *items("good too")], planned_by=fence)
+
+    one_line(refused.value, *parts)
+    assert everything(ledger) == before
+
+
+def test_what_is_no_work_item_is_refused(ledger: SqlLedger) -> None:
+    """A plan that yields something else is told so."""
+    open_session(ledger)
+
+    with pytest.raises(InvalidInput) as refused:
+        ledger.add_items("mine", ["a"])  # type: ignore[list-item]
+
+    one_line(refused.value, "plan", "'a'", "WorkItem")
+
+
+def test_a_plan_that_raises_half_way_adds_nothing(ledger: SqlLedger) -> None:
+    """Items are added all or none, also when the plan itself breaks."""
+    fence = open_session(ledger).fence
+    before = everything(ledger)
+
+    def plan() -> Any:
+        yield WorkItem(id="a")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ledger.add_items("mine", plan(), planned_by=fence)
+
+    assert everything(ledger) == before
+
+
+def test_only_open_dependencies_block(ledger: SqlLedger) -> None:
+    """A new item waits for those of its dependencies that are not completed; one that is completed does not block."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("done", "discarded", "open"))
+    finish_next(ledger, fence)
+    ledger.discard_items("mine", ["discarded"], "given up")
+
+    ledger.add_items(
+        "mine",
+        [
+            *items("on nothing open", depends_on=("done",)),
+            *items("on open", depends_on=("done", "open")),
+            *items("on discarded", depends_on=("discarded",)),
+            *items("on new", depends_on=("on nothing open",)),
+        ],
+    )
+
+    found = status_of(ledger)
+    assert found["on nothing open"] is ItemStatus.AVAILABLE
+    assert {found[item] for item in ("on open", "on discarded", "on new")} == {ItemStatus.BLOCKED}
+
+
+def test_two_thousand_items_at_once(ledger: SqlLedger) -> None:
+    """A large plan, each item depending on the one before, is added in one go and again without effect."""
+    open_session(ledger)
+    batch = [WorkItem(id=f"item-{n}", depends_on=(f"item-{n - 1}",) if n else ()) for n in range(2000)]
+
+    assert ledger.add_items("mine", batch) == 2000
+    assert ledger.add_items("mine", reversed(batch)) == 0
+
+    counts = ledger.counts("mine")
+    assert (counts[ItemStatus.AVAILABLE], counts[ItemStatus.BLOCKED]) == (1, 1999)
+    assert [item.id for item in ledger.items("mine", ItemStatus.BLOCKED, 3)] == ["item-1", "item-2", "item-3"]
+
+
+def test_new_items_open_a_chain_that_was_over(ledger: SqlLedger) -> None:
+    """A finished chain that gets a new item waits for a run; without a new item it stays finished."""
+    close(ledger, open_session(ledger).fence, ChainStatus.FINISHED)
+    ledger.add_items("mine", [])
+    assert ledger.chain("mine").status is ChainStatus.FINISHED
+
+    ledger.add_items("mine", items("late"))
+
+    assert ledger.chain("mine").status is ChainStatus.WAITING
+
+
+# Claiming -------------------------------------------------------------------------------------------------------------
+
+
+def test_claims_by_priority_then_fewest_failures_then_oldest(ledger: SqlLedger) -> None:
+    """The queue's order: highest priority, then least often failed, then first added; `items` shows the same order."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("a"), *items("b", "c", priority=5), *items("d")])
+    ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})  # b
+    assert [item.id for item in ledger.items("mine")] == ["c", "b", "a", "d"]
+    order = [finish_next(ledger, fence).id, finish_next(ledger, fence).id]
+    ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})  # a
+    order += [finish_next(ledger, fence).id, finish_next(ledger, fence).id]
+
+    assert order == ["c", "b", "d", "a"]
+
+
+def test_claimed_item_is_not_claimed_again(ledger: SqlLedger) -> None:
+    """An item is claimed once; when nothing is left the claim is empty."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("a", "b"), *items("blocked", depends_on=("a",))])
+
+    assert [claim(ledger, fence).id, claim(ledger, fence).id] == ["a", "b"]
+
+    empty = ledger.claim(fence, lambda _estimate: None)
+    assert (empty.item, empty.passed_over) == (None, {})
+    assert ledger.counts("mine")[ItemStatus.CLAIMED] == 2
+
+
+def test_claim_passes_over_what_does_not_fit(ledger: SqlLedger) -> None:
+    """The first item that fits is claimed, however far down the queue; each one before it is named with its reason."""
+    fence = open_session(ledger).fence
+    big = items(*(f"big-{n}" for n in range(150)), estimate={"tokens": 500}, priority=1)
+    ledger.add_items("mine", [*big, *items("small", estimate={"tokens": 5})])
+
+    def misfit(estimate: Any) -> str | None:
+        return f"needs {estimate['tokens']:g}" if estimate["tokens"] > 10 else None
+
+    claimed = ledger.claim(fence, misfit)
+
+    assert claimed.item is not None
+    assert claimed.item.id == "small"
+    assert claimed.passed_over == {f"big-{n}": "needs 500" for n in range(150)}
+    nothing = ledger.claim(fence, misfit)
+    assert (nothing.item, len(nothing.passed_over)) == (None, 150)
+    assert ledger.counts("mine")[ItemStatus.CLAIMED] == 1
+
+
+# Finishing units ------------------------------------------------------------------------------------------------------
+
+
+def test_completed_unit(ledger: SqlLedger) -> None:
+    """A unit that is done completes its item, with its result's key, its usage and the session's own figures."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a"))
+    outcome = Outcome(done=True, result={"ignored": "here"}, usage={"tokens": 7.0, "seconds": 0.5})
+
+    ledger.commit_unit(fence, claim(ledger, fence), outcome, "key/a/1", {"tokens": 7.0, "seconds": 0.5})
+
+    done = item_in(ledger, "a")
+    assert (done.status, done.units, done.result_key) == (ItemStatus.COMPLETED, 1, "key/a/1")
+    (session,) = ledger.sessions("mine")
+    assert (session.units, session.usage) == (1, {"tokens": 7.0, "seconds": 0.5})
+    assert usage_rows(ledger) == [("a", 0, 0, "seconds", 0.5), ("a", 0, 0, "tokens", 7.0)]
+
+
+def test_advanced_unit(ledger: SqlLedger) -> None:
+    """A unit that advanced makes its item available again, with where it stopped; a failure before it is forgotten."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a"))
+    ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
+    outcome = Outcome(
+        done=False, cursor={"page": [3, None]}, progress=(3, 10.5), next_action="read page 4", usage={"tokens": 2.0}
+    )
+
+    ledger.commit_unit(fence, claim(ledger, fence), outcome, "key/a/1", {"tokens": 2.0})
+
+    again = claim(ledger, fence)
+    assert (again.cursor, again.progress, again.next_action) == ({"page": [3, None]}, (3, 10.5), "read page 4")
+    assert (again.units, again.attempts, again.failures, again.error) == (1, 0, 1, None)
+    assert again.result_key == "key/a/1"
+
+
+def test_a_unit_is_counted_once(ledger: SqlLedger) -> None:
+    """Committing or failing a unit that is finished already is refused, and its usage stays as it was."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a"))
+    item = finish_next(ledger, fence)
+    before = everything(ledger)
+
+    with pytest.raises(LedgerError):
+        ledger.commit_unit(fence, item, Outcome(done=True, usage={"tokens": 10.0}), "key", {"tokens": 20.0})
+    with pytest.raises(LedgerError):
+        ledger.fail_unit(fence, item, "no", {"tokens": 10.0}, {"tokens": 20.0})
+
+    assert everything(ledger) == before
+
+
+def test_context_is_replaced_only_when_given(ledger: SqlLedger) -> None:
+    """A unit that left the context alone leaves the chain's; one that changed it replaces all of it."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b", "c"))
+
+    finish_next(ledger, fence, context={"seen": ["a"], "mood": None})
+    finish_next(ledger, fence, context=None)
+    assert ledger.chain("mine").context == {"seen": ["a"], "mood": None}
+    finish_next(ledger, fence, context={})
+
+    assert ledger.chain("mine").context == {}
+
+
+def test_dependent_is_unblocked_by_its_last_dependency(ledger: SqlLedger) -> None:
+    """A blocked item becomes available with the transaction that completes the last of its dependencies, not before."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("a", "b"), *items("c", depends_on=("a", "b")), *items("d", depends_on=("b",))])
+
+    finish_next(ledger, fence)
+    assert status_of(ledger)["c"] is ItemStatus.BLOCKED
+    b = claim(ledger, fence)
+    ledger.commit_unit(fence, b, Outcome(done=False), "key/b/1", {})
+    assert {status_of(ledger)[item] for item in "cd"} == {ItemStatus.BLOCKED}, "b has only advanced"
+    finish_next(ledger, fence)
+
+    assert {status_of(ledger)[item] for item in "cd"} == {ItemStatus.AVAILABLE}
+
+
+def test_items_that_a_unit_adds_come_with_its_commit(ledger: SqlLedger) -> None:
+    """Items that a unit adds are there when it is committed, and may depend on the item that it completed."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a"))
+    added = (*items("child", depends_on=("a",)), *items("grandchild", depends_on=("child",)))
+
+    finish_next(ledger, fence, added=added)
+
+    assert status_of(ledger) == {
+        "a": ItemStatus.COMPLETED,
+        "child": ItemStatus.AVAILABLE,
+        "grandchild": ItemStatus.BLOCKED,
+    }
+
+
+def test_a_refused_added_item_rolls_the_whole_unit_back(ledger: SqlLedger) -> None:
+    """A unit that adds a wrong item is not committed at all: not its item, usage, context, dependents or other items."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("a"), *items("waits", depends_on=("a",))])
+    item = claim(ledger, fence)
+    before = everything(ledger)
+    outcome = Outcome(
+        done=True,
+        usage={"tokens": 5.0},
+        context={"seen": ["a"]},
+        added=(*items("good"), *items("wrong", kind="strange")),
+    )
+
+    with pytest.raises(InvalidInput) as refused:
+        ledger.commit_unit(fence, item, outcome, "key", {"tokens": 5.0})
+
+    one_line(refused.value, "WorkItem('wrong').kind", "'strange'")
+    assert everything(ledger) == before
+    assert ledger.fail_unit(fence, item, "its items", {"tokens": 5.0}, {"tokens": 5.0}) is ItemStatus.AVAILABLE
+
+
+def test_failing_until_discarded(ledger: SqlLedger) -> None:
+    """Each failed attempt is counted with its error and what it spent; the last one discards the item."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", max_attempts=2))
+
+    first = ledger.fail_unit(fence, claim(ledger, fence), "ValueError: 1", {"tokens": 3.0}, {"tokens": 3.0})
+    last = ledger.fail_unit(fence, claim(ledger, fence), "ValueError: 2", {"tokens": 4.0}, {"tokens": 7.0})
+
+    assert (first, last) == (ItemStatus.AVAILABLE, ItemStatus.DISCARDED)
+    failed = item_in(ledger, "a")
+    assert (failed.status, failed.attempts, failed.error) == (ItemStatus.DISCARDED, 2, "ValueError: 2")
+    assert usage_rows(ledger) == [("a", 0, 1, "tokens", 3.0), ("a", 0, 2, "tokens", 4.0)]
+    (session,) = ledger.sessions("mine")
+    assert (session.usage, session.units) == ({"tokens": 7.0}, 0)
+    assert ledger.claim(fence, lambda _estimate: None).item is None
+
+
+def test_retried_item_fails_again_without_a_conflict(ledger: SqlLedger) -> None:
+    """A discarded item that gets another try starts with no attempts, and its new failures are new rows."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", max_attempts=1))
+    ledger.fail_unit(fence, claim(ledger, fence), "no", {"tokens": 1.0}, {"tokens": 1.0})
+
+    assert ledger.retry_items("mine", ["a", "unknown"]) == 1
+    again = claim(ledger, fence)
+    assert (again.attempts, again.failures) == (0, 1)
+    assert ledger.fail_unit(fence, again, "no", {"tokens": 2.0}, {"tokens": 3.0}) is ItemStatus.DISCARDED
+
+    assert usage_rows(ledger) == [("a", 0, 1, "tokens", 1.0), ("a", 0, 2, "tokens", 2.0)]
+    assert ledger.retry_items("mine", ["a"]) == 1
+    finish_next(ledger, fence)
+    assert status_of(ledger) == {"a": ItemStatus.COMPLETED}
+
+
+def test_retried_item_waits_for_its_dependencies(ledger: SqlLedger) -> None:
+    """A discarded item that is retried is blocked while a dependency is open; completing it meanwhile counts."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("a"), *items("early", "late", depends_on=("a",))])
+    assert ledger.discard_items("mine", ["early", "late"], "not wanted") == 2
+    assert item_in(ledger, "early").error == "not wanted"
+
+    assert ledger.retry_items("mine", ["early"]) == 1
+    assert status_of(ledger)["early"] is ItemStatus.BLOCKED
+    finish_next(ledger, fence)
+    assert status_of(ledger)["late"] is ItemStatus.DISCARDED, "nobody wants it back yet"
+    assert ledger.retry_items("mine", ["late"]) == 1
+
+    assert {status_of(ledger)[item] for item in ("early", "late")} == {ItemStatus.AVAILABLE}
+
+
+def test_only_open_items_are_given_up_and_only_discarded_ones_retried(ledger: SqlLedger) -> None:
+    """A person's decisions leave completed and claimed items alone."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("completed", "claimed", "open"))
+    finish_next(ledger, fence)
+    claim(ledger, fence)
+
+    assert ledger.retry_items("mine", ["completed", "claimed", "open"]) == 0
+    assert ledger.discard_items("mine", ["completed", "claimed", "open", "unknown"], "enough") == 1
+
+    assert status_of(ledger) == {
+        "completed": ItemStatus.COMPLETED,
+        "claimed": ItemStatus.CLAIMED,
+        "open": ItemStatus.DISCARDED,
+    }
+
+
+def test_retry_opens_a_chain_that_was_over(ledger: SqlLedger) -> None:
+    """A chain that finished without its dead letters waits for a run when one of them is retried."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", max_attempts=1))
+    ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
+    close(ledger, fence, ChainStatus.FINISHED)
+
+    ledger.retry_items("mine", ["a"])
+
+    assert ledger.chain("mine").status is ChainStatus.WAITING
+
+
+def test_release_counts_no_attempt(ledger: SqlLedger) -> None:
+    """An item that is given back is available again as if nothing had been, but for the interruption; others stay."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b"))
+    given_back = claim(ledger, fence)
+    claim(ledger, fence)
+
+    ledger.release(fence, given_back)
+
+    a, b = item_in(ledger, "a"), item_in(ledger, "b")
+    assert (a.status, a.attempts, a.failures, a.interruptions) == (ItemStatus.AVAILABLE, 0, 0, 1)
+    assert (b.status, b.interruptions) == (ItemStatus.CLAIMED, 0)
+    assert usage_rows(ledger) == []
+
+
+# The end of a session -------------------------------------------------------------------------------------------------
+
+
+def test_closing_a_session(ledger: SqlLedger, clock: FakeClock) -> None:
+    """Closing records how the session ended, frees the chain, gives back its claims and records the follow-on."""
+    opened = open_session(ledger)
+    ledger.add_items("mine", items("a"))
+    claim(ledger, opened.fence)
+    clock.advance(12)
+    limits = [{"resource": "tokens", "used": 900.0, "amount": 1000.0, "threshold": 0.85}]
+    steps = [{"step": "save_state", "ok": True, "seconds": 0.1}]
+    follow_on = follow_on_of(opened.fence, opened.chain.uid)
+
+    close(ledger, opened.fence, limits=limits, steps=steps, follow_on=follow_on)
+
+    (session,) = ledger.sessions("mine")
+    assert (session.state, session.graceful, session.ended_at) == (SessionState.WRAPPED, True, clock.now())
+    assert (session.stop_reason, session.stop_message) == ("budget:tokens", "900 tokens of 1,000 tokens")
+    assert (session.limits, session.steps) == (limits, steps)
+    chain = ledger.chain("mine")
+    assert (chain.status, chain.reason) == (ChainStatus.WAITING, "900 tokens of 1,000 tokens")
+    assert (chain.holder, chain.lease_until) == (None, 0.0)
+    assert status_of(ledger) == {"a": ItemStatus.AVAILABLE}
+    assert ledger.pending_follow_ons("mine") == [follow_on]
+
+
+def test_closing_and_follow_on_are_one_transaction(ledger: SqlLedger) -> None:
+    """A follow-on that cannot be recorded leaves the session open: there is never one without the other."""
+    first = open_session(ledger)
+    close(ledger, first.fence, follow_on=follow_on_of(first.fence, first.chain.uid))
+    second = open_session(ledger, "mine", "second").fence
+    before = everything(ledger)
+
+    with pytest.raises(LedgerError) as refused:  # the key of the first session's follow-on, once more
+        close(ledger, second, follow_on=follow_on_of(second, "uid", idempotency_key=invitation(first.chain.uid, 2)))
+
+    assert everything(ledger) == before
+    one_line(refused.value, "ledger")
+
+
+def test_outbox(ledger: SqlLedger, clock: FakeClock) -> None:
+    """Follow-ons are pending, the oldest first, of one chain or of all, until they are ticked off."""
+    recorded = []
+    for chain in ("mine", "other"):
+        opened = open_session(ledger, chain)
+        recorded.append(follow_on_of(opened.fence, opened.chain.uid))
+        close(ledger, opened.fence, follow_on=recorded[-1])
+        clock.advance(1)
+    assert ledger.pending_follow_ons() == recorded
+    assert ledger.pending_follow_ons("other") == recorded[1:]
+
+    ledger.follow_on_created(recorded[0], "flow-run")
+
+    assert ledger.pending_follow_ons() == recorded[1:]
+    assert ledger.pending_follow_ons("mine") == []
+
+
+# Looking --------------------------------------------------------------------------------------------------------------
+
+
+def test_documents_come_newest_first(ledger: SqlLedger) -> None:
+    """A chain's documents of one kind are listed from the latest back."""
+    written = []
+    for holder in ("first", "second", "third"):
+        fence = open_session(ledger, "mine", holder).fence
+        written.append(checkpoint_of(fence))
+        ledger.record_document(fence, written[-1])
+        ledger.record_document(fence, checkpoint_of(fence, kind="handoff", key=f"handoff/{holder}"))
+        close(ledger, fence)
+
+    assert ledger.documents("mine", "checkpoint") == written[::-1]
+    assert [document.key for document in ledger.documents("mine", "handoff")] == [
+        "handoff/third",
+        "handoff/second",
+        "handoff/first",
+    ]
+    assert ledger.documents("other", "checkpoint") == []
+
+
+def test_a_document_is_pointed_at_once(ledger: SqlLedger) -> None:
+    """A session has one checkpoint: a second one is refused with an error of this package, and the first stands."""
+    fence = open_session(ledger).fence
+    ledger.record_document(fence, checkpoint_of(fence))
+    before = everything(ledger)
+
+    with pytest.raises(LedgerError):
+        ledger.record_document(fence, checkpoint_of(fence, key="another"))
+
+    assert everything(ledger) == before
+
+
+def test_counts_name_every_status(ledger: SqlLedger) -> None:
+    """The counts have each status, also where there is no item of it."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("a", "b", "c"), *items("d", depends_on=("c",))])
+    finish_next(ledger, fence)
+    claim(ledger, fence)
+
+    assert ledger.counts("mine") == {
+        ItemStatus.BLOCKED: 1,
+        ItemStatus.AVAILABLE: 1,
+        ItemStatus.CLAIMED: 1,
+        ItemStatus.COMPLETED: 1,
+        ItemStatus.DISCARDED: 0,
+        ItemStatus.CANCELLED: 0,
+    }
+
+
+def test_items_can_be_filtered_and_limited(ledger: SqlLedger) -> None:
+    """`items` lists one status or all, in the order of claiming, as many as asked for."""
+    open_session(ledger)
+    ledger.add_items("mine", [*items("a", "b", "c"), *items("d", depends_on=("c",), priority=1)])
+
+    assert [item.id for item in ledger.items("mine")] == ["d", "a", "b", "c"]
+    assert [item.id for item in ledger.items("mine", ItemStatus.AVAILABLE, 2)] == ["a", "b"]
+    assert [item.id for item in ledger.items("mine", ItemStatus.BLOCKED)] == ["d"]
+
+
+def test_chains_do_not_touch_each_other(ledger: SqlLedger, clock: FakeClock) -> None:
+    """Two chains of one ledger have items of the same id, and sessions at the same time; the latest is listed first."""
+    mine = open_session(ledger, "mine").fence
+    clock.advance(1)
+    other = open_session(ledger, "other").fence
+    ledger.add_items("mine", items("a", payload={"x": 1}))
+    ledger.add_items("other", items("a", payload={"x": 2}))
+
+    finish_next(ledger, mine)
+
+    assert (status_of(ledger, "mine")["a"], status_of(ledger, "other")["a"]) == (
+        ItemStatus.COMPLETED,
+        ItemStatus.AVAILABLE,
+    )
+    clock.advance(1)
+    assert claim(ledger, other).payload == {"x": 2}
+    assert [chain.name for chain in ledger.chains()] == ["other", "mine"]
+
+
+def test_unknown_chain(ledger: SqlLedger) -> None:
+    """A chain that is not there is named in one line, with those that are."""
+    open_session(ledger, "mine")
+
+    with pytest.raises(UnknownChain) as asked:
+        ledger.chain("nine")
+    with pytest.raises(UnknownChain) as added:
+        ledger.add_items("nine", items("a"))
+
+    one_line(asked.value, "chain", "'nine'", "mine")
+    one_line(added.value, "chain", "'nine'")
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_that_start_a_chain_at_once(shared_address: str, make_ledger: LedgerFactory) -> None:
+    """Of two processes that start the same chain at the same moment exactly one does, twenty times on new chains and
+    twenty times on chains whose owner has died."""
+    ledger = make_ledger(shared_address)
+    new, orphaned = [f"new-{n}" for n in range(20)], [f"orphaned-{n}" for n in range(20)]
+    for chain in orphaned:
+        open_session(ledger, chain, "dead")
+        assert ledger.declare_dead(chain, "here", 4711)
+    barrier, answers = SPAWN.Barrier(2), SPAWN.SimpleQueue()
+    starters = [
+        SPAWN.Process(target=start_chains, args=(shared_address, holder, [*new, *orphaned], barrier, answers))
+        for holder in ("left", "right")
+    ]
+    for starter in starters:
+        starter.start()
+    for starter in starters:
+        starter.join(CHILD_SECONDS)
+
+    assert [starter.exitcode for starter in starters] == [0, 0]
+    said: dict[str, dict[str, str]] = {}
+    for _ in range(2 * len([*new, *orphaned])):
+        chain, holder, answer = answers.get()
+        said.setdefault(answer, {}).setdefault(chain, holder)
+    assert sorted(said["started"]) == sorted(said["superseded"]) == sorted([*new, *orphaned])
+    for chain in new:
+        assert ledger.chain(chain).holder == said["started"][chain]
+        assert [session.state for session in ledger.sessions(chain)] == [SessionState.RUNNING]
+    for chain in orphaned:
+        assert ledger.chain(chain).holder == said["started"][chain]
+        states = [session.state for session in ledger.sessions(chain)]
+        assert states == [SessionState.CRASHED, SessionState.RUNNING]
+
+
+@pytest.mark.parametrize(("fault", "kept"), [("unit.committed:3", 3), ("unit.committing:3", 2)])
+def test_committed_units_survive_a_kill(
+    shared_address: str, make_ledger: LedgerFactory, monkeypatch: pytest.MonkeyPatch, fault: str, kept: int
+) -> None:
+    """When a process is killed, each unit that it had committed is there, with its usage, and nothing of the next."""
+    ledger = make_ledger(shared_address)
+    close(ledger, ledger.open_session(session_request(holder="planner")).fence)
+    ledger.add_items("mine", items(*"abcde"))
+    monkeypatch.setenv("PERPETUAL_FAULT", fault)
+    child = SPAWN.Process(target=work_through, args=(shared_address, {"tokens": 10.0}))
+    child.start()
+    child.join(CHILD_SECONDS)
+
+    assert child.exitcode == -signal.SIGKILL
+    counts = ledger.counts("mine")
+    assert counts[ItemStatus.COMPLETED] == kept
+    assert counts[ItemStatus.CLAIMED] == 3 - kept, "an item whose unit was not committed is still claimed"
+    assert ledger.sessions("mine")[-1].units == kept
+    assert usage_rows(ledger) == [(item, 0, 0, "tokens", 10.0) for item in "abc"[:kept]]
