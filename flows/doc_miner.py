@@ -62,7 +62,7 @@ class DocMiner(PerpetualAgent):
             tokens=summary.input_tokens + summary.output_tokens,
             model=model.name,
         )
-        page, _ = write_record(self.knowledge, record)  # whole files under the same name: safe to do twice
+        _, page = write_record(self.knowledge, record)  # whole files under the same name: safe to do twice
         return {"page": page.as_posix(), "functions": len(facts.functions), "classes": len(facts.classes)}
 
     def finish_unit(self) -> None:

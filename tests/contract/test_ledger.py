@@ -57,7 +57,7 @@ def shared_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def usage_rows(ledger: SqlLedger, chain: str = "mine") -> list[tuple[str, int, int, str, float]]:
-    """The account: (item, unit, failure, resource, amount). The port sums it up by session; the rows are what counts."""
+    """The account: (item, unit, failure, resource, amount); the port itself shows no more than its sum."""
     columns = [schema.usage.c[name] for name in ("item", "unit", "failure", "resource", "amount")]
     with ledger._engine.connect() as connection:
         rows = connection.execute(select(*columns).where(schema.usage.c.chain == chain).order_by(*columns)).all()
@@ -130,7 +130,7 @@ def test_chains_of_one_name_in_two_ledgers_have_different_uids(make_ledger: Ledg
 
 
 def test_second_starter_is_superseded_while_the_lease_runs(ledger: SqlLedger, clock: FakeClock) -> None:
-    """While the owner's lease runs, whoever starts second is refused in one line that says who works, and does nothing."""
+    """While the owner's lease runs, whoever starts second is refused in one line that says who works."""
     open_session(ledger)
     clock.advance(LEASE - 0.001)
     before = everything(ledger)
@@ -638,7 +638,7 @@ def test_items_that_a_unit_adds_come_with_its_commit(ledger: SqlLedger) -> None:
 
 
 def test_a_refused_added_item_rolls_the_whole_unit_back(ledger: SqlLedger) -> None:
-    """A unit that adds a wrong item is not committed at all: not its item, usage, context, dependents or other items."""
+    """A unit that adds a wrong item is not committed at all: neither item, usage, context nor other items."""
     fence = open_session(ledger).fence
     ledger.add_items("mine", [*items("a"), *items("waits", depends_on=("a",))])
     item = claim(ledger, fence)
