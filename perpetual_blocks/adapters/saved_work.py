@@ -31,11 +31,12 @@ class LocalSavedWork:
         Raises:
             GitError: they are in no repository, or in several.
         """
-        repositories = {find_repository(Path(path)) for path in paths}
+        absolute = [Path(path).absolute() for path in paths]
+        repositories = {find_repository(path) for path in absolute}
         repository = repositories.pop()
         if repository is None or repositories:
             raise GitError(f"commit_changes: got {[str(path) for path in paths]}; expected paths of one git repository")
-        return commit_paths(repository, [Path(path) for path in paths], message)
+        return commit_paths(repository, absolute, message)
 
     def publish(self, chain: str, ordinal: int, markdown: str, description: str) -> None:
         """Does nothing: the handoff is in the results storage, and there is no page to show it on."""

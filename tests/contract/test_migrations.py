@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -189,6 +190,30 @@ def test_a_failed_migration_leaves_the_database_as_it_was(tmp_path: Path) -> Non
     assert raw_rows(address, "SELECT name FROM sqlite_master WHERE type = 'table'") == []
     SqlLedger(str(address)).close()
     assert raw_rows(address, "SELECT version_num FROM alembic_version") == [(engine.HEAD,)]
+
+
+def test_opening_waits_for_whoever_makes_the_tables(tmp_path: Path) -> None:
+    """A file that another process is just turning into a ledger is waited for, not reported as locked."""
+    address = tmp_path / "ledger.db"
+    opened: list[object] = []
+
+    def opening() -> None:
+        try:
+            SqlLedger(str(address)).close()
+            opened.append("opened")
+        except LedgerError as error:
+            opened.append(error)
+
+    opener = Thread(target=opening, daemon=True)
+    with closing(sqlite3.connect(address, isolation_level=None)) as other:
+        other.execute("CREATE TABLE something (column_a)")
+        other.execute("BEGIN IMMEDIATE")
+        opener.start()
+        opener.join(0.5)
+        other.execute("COMMIT")
+    opener.join(CHILD_SECONDS)
+
+    assert opened == ["opened"]
 
 
 def test_two_processes_open_a_fresh_file_at_once(tmp_path: Path) -> None:

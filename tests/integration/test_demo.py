@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from conftest import REPOSITORY, Site
+from workbench import REPOSITORY, Site
 
 sys.path.insert(0, str(REPOSITORY / "flows"))
 
@@ -18,7 +18,7 @@ def public_functions(source: Path) -> set[str]:
 
 
 def test_the_demo_mines_the_standard_library_in_a_chain_of_flow_runs(site: Site) -> None:
-    """At least three sessions, each a flow run and a process of its own; every module once, and what is said is true."""
+    """At least three sessions, each a flow run and a process of its own; every module once, and said truly."""
     from doc_mining import modules, standard_library
 
     done = site.perpetual("demo", "--json")

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from conftest import REPOSITORY, SQUARES, Site, wait_until
+from workbench import REPOSITORY, SQUARES, Site, wait_until
 
 CORPUS = {
     "alpha": 'def one(): "Says one."\n',
@@ -69,7 +69,7 @@ def test_a_cancelled_run_ends_its_chain(site: Site) -> None:
 
 
 def test_the_deployments_of_prefect_yaml_chain_through_a_process_worker(site: Site) -> None:
-    """`prefect deploy --all` needs no answers; a run through the API mines a corpus in sessions, with a block as budget."""
+    """`prefect deploy --all` needs no answers; a run through the API mines a corpus, with a block as its budget."""
     prefect = [sys.executable, "-m", "prefect"]
     for command in (
         ["work-pool", "create", "perpetual", "--type", "process", "--overwrite"],

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import SQUARES, Site, wait_until
+from workbench import SQUARES, Site, wait_until
 
 
 def ran(notes: Path) -> Counter[str]:
