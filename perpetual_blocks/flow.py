@@ -189,6 +189,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
     chain = check_chain_name(chain) if chain else _new_chain_name(own)
     ledger = store.get_ledger()
     storage = load_storage(store.result_storage)
+    StoredDocuments(storage).probe()
     backup = load_storage(store.backup_storage, "backup_storage") if store.backup_storage else None
     stop = StopRequest()
     units = PrefectUnits(agent, storage, store.result_storage or None)

@@ -10,6 +10,9 @@ from prefect.results import get_default_result_storage
 
 from perpetual_blocks.errors import InvalidInput, StorageError
 
+PROBE_KEY = "perpetual/probe.txt"
+PROBE_TEXT = "Written to see whether this storage can be written. It may be deleted."
+
 
 def load_storage(slug: str | None, field: str = "result_storage") -> WritableFileSystem:
     """The storage block of this name, or Prefect's default results storage.
@@ -42,6 +45,17 @@ class StoredDocuments:
 
     def __init__(self, storage: WritableFileSystem) -> None:
         self._storage = storage
+
+    def probe(self) -> None:
+        """Writes a small file and reads it back, so that a storage that cannot be used is found before any work.
+
+        Raises:
+            StorageError: it cannot be written or read, or gives back something else.
+        """
+        # One key for all probes: nothing points at it, and no storage fills up with them.
+        self.write(PROBE_KEY, PROBE_TEXT)
+        if self.read(PROBE_KEY) != PROBE_TEXT:
+            raise StorageError(f"results storage: {PROBE_KEY} was read back with other bytes than were written")
 
     def write(self, key: str, text: str) -> None:
         """Writes a document.

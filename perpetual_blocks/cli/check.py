@@ -1,6 +1,5 @@
 """`perpetual check`: is everything there that a chain needs, and if not, what to do."""
 
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -106,11 +105,7 @@ def _storage(where: Where) -> str:
     store = where.get_store()
     for slug, field in ((store.result_storage, "result_storage"), (store.backup_storage, "backup_storage")):
         if slug or field == "result_storage":
-            documents = StoredDocuments(load_storage(slug, field))
-            key, text = f"perpetual/check/{secrets.token_hex(8)}", "perpetual check: this file may be deleted"
-            documents.write(key, text)
-            if documents.read(key) != text:
-                raise PerpetualError(f"{field}: {slug or 'default'} gave back something else than was written")
+            StoredDocuments(load_storage(slug, field)).probe()
     backup = f", backup to {store.backup_storage}" if store.backup_storage else ""
     return f"{store.result_storage or 'Prefect default'}: written and read back{backup}"
 

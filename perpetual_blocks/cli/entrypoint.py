@@ -53,7 +53,7 @@ def parse_parameters(flow: PerpetualFlow, pairs: list[str]) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise InvalidInput.of(f"--param {name}", first.get("input"), first["msg"]) from error
+        raise InvalidInput.of(f"--param {name}", first.get("input"), f"a value that fits ({first['msg']})") from error
     return values if chain is None else {**values, "chain": str(chain)}
 
 

@@ -6,8 +6,10 @@ import secrets
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -17,7 +19,6 @@ from perpetual_blocks.cli.output import (
     INTERRUPTED,
     NOT_FINISHED,
     OK,
-    SUPERSEDED,
     Json,
     Where,
     err,
@@ -25,7 +26,7 @@ from perpetual_blocks.cli.output import (
     print_json,
 )
 from perpetual_blocks.cli.render import chain_view
-from perpetual_blocks.errors import PerpetualError, UnknownChain
+from perpetual_blocks.errors import PerpetualError, Superseded, UnknownChain
 from perpetual_blocks.session.ports import Ledger
 from perpetual_blocks.session.status import chain_status
 
@@ -76,7 +77,8 @@ def run(
         if configured_server() is None:
             follower.note("starting a local Prefect server")
             environment["PREFECT_API_URL"] = stack.enter_context(local_server())
-        interrupted = _run_sessions(ledger, chain, command, environment, follower)
+        sessions = _Sessions(ledger, chain, command, environment, follower)
+        interrupted = sessions.run_all()
     status = chain_status(ledger, chain)
     print_json(status) if json else out.print(chain_view(status))
     if interrupted:
@@ -90,64 +92,82 @@ def _new_name(flow_name: str) -> str:
     return f"{slug}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}"
 
 
-def _run_sessions(
-    ledger: Ledger, chain: str, command: list[str], environment: dict[str, str], follower: Follower
-) -> bool:
-    """Starts sessions until the chain ends; whether it was interrupted."""
-    _bury_the_dead(ledger, chain)
-    crashes = 0
-    while True:
-        before = _progress(ledger, chain)
-        child, interrupted = _run_session(command, environment, follower)
-        status = follower.look()
-        if status is None:
-            raise SessionFailed(f"session: its process ended with code {child.returncode} before it opened {chain}")
-        latest = status["sessions"][-1]
-        if latest["state"] == "Running" and latest["pid"] != child.pid:
-            err.print(f"{chain} is at work elsewhere: {ledger.chain(chain).reason}", highlight=False)
-            raise SystemExit(SUPERSEDED)
-        if latest["state"] == "Running":
-            # The process is dead and its session open: nobody needs to wait for the lease to run out.
-            ledger.declare_dead(chain, latest["host"], child.pid)
-            crashes = crashes + 1 if _progress(ledger, chain) == before else 0
-            follower.note(f"session {latest['ordinal']} died (exit code {child.returncode})")
-        else:
-            crashes = 0
-        if interrupted or status["status"] not in GOES_ON or crashes >= MOST_CRASHES:
-            return interrupted
+@dataclass(frozen=True, slots=True)
+class _Sessions:
+    """The sessions of one chain, each in a child process."""
 
+    ledger: Ledger
+    chain: str
+    command: list[str]
+    environment: dict[str, str]
+    follower: Follower
 
-def _run_session(
-    command: list[str], environment: dict[str, str], follower: Follower
-) -> "tuple[subprocess.Popen[bytes], bool]":
-    # Its logs go to standard error, and not at all while a live view is drawn there.
-    quiet = follower.draws or follower.quiet
-    child = subprocess.Popen(
-        command,
-        stdout=sys.stderr,
-        stderr=subprocess.DEVNULL if quiet else None,
-        env=environment,
-        start_new_session=True,
-    )
-    interrupted = False
-
-    def forward(number: int, _frame: Any) -> None:
-        # The session wraps at SIGTERM; it has its own process group, so that Ctrl-C reaches it through us alone.
-        nonlocal interrupted
-        interrupted = True
-        child.terminate()
-
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    def run_all(self) -> bool:
+        """Starts sessions until the chain ends; whether it was interrupted."""
+        _bury_the_dead(self.ledger, self.chain)
+        crashes = 0
         while True:
-            try:
-                child.wait(timeout=0.25)
-                return child, interrupted
-            except subprocess.TimeoutExpired:
-                follower.look()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+            before = self._units()
+            child, interrupted = self._run_one()
+            status = self.follower.look()
+            latest = status["sessions"][-1] if status and status["sessions"] else None
+            if latest and latest["state"] == "Running" and latest["pid"] != child.pid:
+                raise Superseded(f"{self.chain} is at work elsewhere: process {latest['pid']} on {latest['host']}")
+            if not (status and latest) or len(status["sessions"]) == before[0]:
+                raise SessionFailed(f"session: its process ended before it began: {self._last_words()}")
+            crashed = latest["state"] == "Running"
+            if crashed:
+                # The process is dead and its session open: nobody needs to wait for the lease to run out.
+                self.ledger.declare_dead(self.chain, latest["host"], child.pid)
+                self.follower.note(f"session {latest['ordinal']} died (exit code {child.returncode})")
+            crashes = crashes + 1 if crashed and self._units()[1] == before[1] else 0
+            if interrupted or status["status"] not in GOES_ON or crashes >= MOST_CRASHES:
+                return interrupted
+
+    def _run_one(self) -> "tuple[subprocess.Popen[bytes], bool]":
+        # Where a live view is drawn, or nothing is to be seen, the session's log goes to a file.
+        to_file = self.follower.draws or self.follower.quiet
+        with self._log().open("ab") if to_file else nullcontext(sys.stderr) as output:
+            child = subprocess.Popen(
+                self.command, stdout=output, stderr=output, env=self.environment, start_new_session=True
+            )
+        interrupted = False
+
+        def forward(_number: int, _frame: Any) -> None:
+            # The session wraps at SIGTERM; it has its own process group, so that Ctrl-C reaches it through us alone.
+            nonlocal interrupted
+            interrupted = True
+            child.terminate()
+
+        previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while True:
+                try:
+                    child.wait(timeout=0.25)
+                    return child, interrupted
+                except subprocess.TimeoutExpired:
+                    self.follower.look()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _units(self) -> tuple[int, int]:
+        """How many sessions there are, and how many units they have finished."""
+        sessions = self.ledger.sessions(self.chain)
+        return len(sessions), sum(session.units for session in sessions)
+
+    def _log(self) -> Path:
+        from prefect.settings import get_current_settings
+
+        folder = get_current_settings().home / "perpetual-logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{self.chain}.log"
+
+    def _last_words(self) -> str:
+        log = self._log()
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        errors = [line for line in lines if "Error: " in line] or lines
+        return f"{errors[-1].strip()} (see {log})" if errors else "see above"
 
 
 def _bury_the_dead(ledger: Ledger, chain: str) -> None:
@@ -161,7 +181,3 @@ def _bury_the_dead(ledger: Ledger, chain: str) -> None:
     for session in sessions[-1:]:
         if session.state == "Running" and is_alive(session.host, session.pid, session.process_started) is False:
             ledger.declare_dead(chain, session.host, session.pid)
-
-
-def _progress(ledger: Ledger, chain: str) -> int:
-    return sum(session.units for session in ledger.sessions(chain))

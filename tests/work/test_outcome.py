@@ -1,0 +1,113 @@
+"""Outcomes: what a unit comes back with survives being saved as JSON, and what is none is recognised."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import one_line
+
+from perpetual_blocks.errors import DamagedDocument
+from perpetual_blocks.work import Outcome, WorkItem
+
+TEXT = st.text(max_size=20)
+AMOUNT = st.floats(min_value=0, max_value=1e12)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**15), 10**15)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+OBJECT = st.dictionaries(TEXT, JSON, max_size=3)
+ITEMS = st.builds(
+    WorkItem,
+    id=st.text(min_size=1, max_size=20),
+    kind=st.text(min_size=1, max_size=8),
+    payload=OBJECT,
+    priority=st.integers(-100, 100),
+    depends_on=st.lists(TEXT, max_size=3).map(tuple),
+    estimate=st.dictionaries(st.sampled_from(["tokens", "cost", "calls", "seconds", "memory"]), AMOUNT, max_size=3),
+    max_attempts=st.integers(1, 9),
+)
+OUTCOMES = st.builds(
+    Outcome,
+    done=st.booleans(),
+    result=JSON,
+    cursor=JSON,
+    progress=st.none() | st.tuples(AMOUNT, AMOUNT),
+    next_action=st.none() | TEXT,
+    usage=st.dictionaries(st.sampled_from(["tokens", "cost", "calls", "seconds"]), AMOUNT),
+    context=st.none() | OBJECT,
+    added=st.lists(ITEMS, max_size=3).map(tuple),
+)
+
+
+@given(OUTCOMES)
+def test_an_outcome_is_read_back_as_it_was(outcome: Outcome) -> None:
+    """Whatever a unit came back with, its document is JSON and gives the same outcome."""
+    document = json.loads(json.dumps(outcome.to_document(), allow_nan=False))
+
+    assert Outcome.from_document(document) == outcome
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """A good document, changed."""
+    return {**Outcome(done=True, added=(WorkItem(id="a"),)).to_document(), **changes}
+
+
+def test_the_document_that_the_others_are_made_of_is_good() -> None:
+    """What the following tests damage is an outcome before they do."""
+    assert Outcome.from_document(document()) == Outcome(done=True, added=(WorkItem(id="a"),))
+
+
+@pytest.mark.parametrize(
+    "other", [None, "text", [1], {}, {"schema": 2}, {"done": True}, document(schema="1")], ids=repr
+)
+def test_what_is_of_another_schema_is_refused(other: object) -> None:
+    """A document that is no outcome, or one of another version, is refused in one line that says what it is."""
+    with pytest.raises(DamagedDocument) as refused:
+        Outcome.from_document(other)
+
+    one_line(refused.value, "outcome.schema", "expected 1")
+
+
+@pytest.mark.parametrize("field", [name for name in document() if name != "schema"])
+def test_a_missing_field_is_refused(field: str) -> None:
+    """A document that lacks a field is no outcome; the field is named."""
+    damaged = document()
+    del damaged[field]
+
+    with pytest.raises(DamagedDocument) as refused:
+        Outcome.from_document(damaged)
+
+    one_line(refused.value, "outcome", field)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"progress": 5},
+        {"progress": "12"},
+        {"progress": [1, 2, 3]},
+        {"added": None},
+        {"added": [{"id": "a"}]},
+        {"added": [{**document()["added"][0], "priority": "high"}]},
+        {"added": [{**document()["added"][0], "colour": "red"}]},
+        {"done": "yes"},
+        {"next_action": 5},
+        {"usage": ["tokens"]},
+        {"usage": {"tokens": "many"}},
+        {"context": ["seen"]},
+    ],
+    ids=repr,
+)
+def test_a_field_of_another_type_is_refused(changes: dict[str, Any]) -> None:
+    """State is checked, not trusted: a field that is not what it should be makes the document a damaged one."""
+    with pytest.raises(DamagedDocument) as refused:
+        Outcome.from_document(document(**changes))
+
+    one_line(refused.value, "outcome")
