@@ -39,6 +39,7 @@ from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import SessionRequest, StopReason, check_chain_name, invitation
+from perpetual_blocks.session.follow_on import create_follow_ons
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.ports import Fence, FollowOn, UnitRaised
 from perpetual_blocks.session.stop import StopRequest
@@ -235,6 +236,9 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         else:
             stop.ask(StopReason("signal", "the process was asked to end"))
 
+    # A follow-on that could not be created when its session ended is created by whoever comes by next.
+    with suppress(Exception):
+        create_follow_ons(ledger, runs)
     try:
         end, signal = in_background(session.run, asked_to_stop)
     except (Superseded, Fenced) as reason:

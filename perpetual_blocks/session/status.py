@@ -3,7 +3,7 @@
 from typing import Any
 
 from perpetual_blocks.clock import isoformat
-from perpetual_blocks.session.chain import SessionRecord
+from perpetual_blocks.session.chain import SessionRecord, SessionState
 from perpetual_blocks.session.documents import chain_usage
 from perpetual_blocks.session.metrics import success_metrics
 from perpetual_blocks.session.ports import Ledger
@@ -22,14 +22,16 @@ def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
         "reason": chain.reason,
         "agent": chain.agent,
         "items": {"total": sum(counts.values()), **{status.value: count for status, count in counts.items()}},
-        "sessions": [_session(session) for session in sessions],
+        "sessions": [_session(session, chain.settings.get("budget", [])) for session in sessions],
         "usage": chain_usage(sessions),
         "metrics": success_metrics(sessions, counts),
         "updated_at": isoformat(chain.updated_at),
     }
 
 
-def _session(session: SessionRecord) -> dict[str, Any]:
+def _session(session: SessionRecord, budget: list[dict[str, Any]]) -> dict[str, Any]:
+    # A session writes its limits down when it ends; until then its units' usage says how full they are.
+    running = [{**limit, "used": session.usage.get(limit["resource"], 0.0)} for limit in budget]
     return {
         "ordinal": session.ordinal,
         "flow_run_id": session.flow_run_id,
@@ -38,7 +40,7 @@ def _session(session: SessionRecord) -> dict[str, Any]:
         "state": session.state.value,
         "units": session.units,
         "usage": session.usage,
-        "limits": session.limits,
+        "limits": running if session.state is SessionState.RUNNING else session.limits,
         "graceful": session.graceful,
         "host": session.host,
         "pid": session.pid,

@@ -58,7 +58,7 @@ def bare_task(key: str, number: int) -> dict[str, Any]:
 @flow
 def bare(units: int, name: str) -> None:
     for number in range(units):
-        bare_task(key=f"bare/{name}/{number}", number=number)
+        bare_task(key=f"bare-{name}-{number}", number=number)
 
 
 def main(rounds: int, units: int) -> None:

@@ -25,7 +25,7 @@ def test_what_is_saved_is_read_back(value: Any) -> None:
     back = json.loads(to_json(value, "x").encode().decode())
 
     assert back == value
-    assert repr(back) == repr(json.loads(json.dumps(value, sort_keys=True)))
+    assert to_json(back, "x") == to_json(value, "x"), "true is not 1, and 1.0 is not 1"
 
 
 @given(st.dictionaries(st.text(), JSON))
@@ -83,7 +83,7 @@ class ManyLines:
         ({"a": b"bytes"}, ("x.a: got b'bytes'", "bytes")),
         (object, ("x: got <class 'object'>", "JSON")),
         ([[[1 + 2j]]], ("x[0][0][0]: got (1+2j)", "complex")),
-        (list(range(3)) + [bytearray(1000)], ("x[3]: got bytearray", "...")),
+        ([0, 1, 2, bytearray(1000)], ("x[3]: got bytearray", "...")),
         ({"two\nlines": object()}, ("x.", "JSON")),
         (ManyLines(), ("x: got", "ManyLines")),
         ("half a character \ud800", ("x: got",)),

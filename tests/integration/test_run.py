@@ -14,10 +14,9 @@ def ran(notes: Path) -> Counter[str]:
     return Counter(line.split()[0] for line in notes.read_text().splitlines())
 
 
-def run(site: Site, chain: str, notes: Path, **environment: str) -> dict:
-    done = site.perpetual(
-        "run", f"{SQUARES}:squares", "--param", f"notes={notes}", "--param", f"chain={chain}", "--json", **environment
-    )
+def run(site: Site, chain: str, notes: Path, n: int = 12, **environment: str) -> dict:
+    parameters = [f"--param={name}={value}" for name, value in (("notes", notes), ("chain", chain), ("n", n))]
+    done = site.perpetual("run", f"{SQUARES}:squares", *parameters, "--json", **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -44,18 +43,18 @@ def test_a_chain_goes_through_fresh_processes_until_the_queue_is_empty(site: Sit
 def test_a_unit_whose_outcome_is_persisted_never_runs_again(site: Site, point: str) -> None:
     """SIGKILL of every session at its third unit, before or after the ledger's commit: each unit has run once."""
     notes = site.folder / "notes"
-    status = run(site, "killed", notes, PERPETUAL_FAULT=f"{point}:3")
+    status = run(site, "killed", notes, n=7, PERPETUAL_FAULT=f"{point}:3")
     assert status["status"] == "finished"
     assert "crashed" in [session["stop_reason"] for session in status["sessions"]]
-    assert ran(notes) == {f"n/{number}": 1 for number in range(12)}
-    assert status["usage"]["tokens"] == 120
+    assert ran(notes) == {f"n/{number}": 1 for number in range(7)}
+    assert status["usage"]["tokens"] == 70
     assert json.loads(site.perpetual("items", "list", "killed", "--json").stdout)[0]["status"] == "completed"
 
 
 def test_a_unit_that_was_running_when_its_process_was_killed_is_tried_again(site: Site) -> None:
     """SIGKILL right after claiming: the item is free again, and no attempt is counted."""
     notes = site.folder / "notes"
-    status = run(site, "claimed", notes, PERPETUAL_FAULT="unit.claimed:3")
+    status = run(site, "claimed", notes, n=5, PERPETUAL_FAULT="unit.claimed:3")
     assert status["status"] == "finished"
     items = json.loads(site.perpetual("items", "list", "claimed", "--json").stdout)
     assert {item["failures"] for item in items} == {0}

@@ -1,0 +1,214 @@
+"""The handoff as people read it."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from perpetual_blocks.handoff import Handoff, LimitLine, SessionLine, WorkLine, to_markdown
+
+
+def handoff(**changes: Any) -> Handoff:
+    """The handoff of a second session that wrapped, changed."""
+    fields: dict[str, Any] = {
+        "chain": "mine",
+        "ordinal": 2,
+        "agent": "Tester",
+        "task": "Counts words.",
+        "state": "Wrapped",
+        "stop_reason": "budget:tokens",
+        "stop_message": "900 tokens of 1,000 tokens (90%) reached the 85% threshold",
+        "started_at": "2023-11-14T22:13:20.000Z",
+        "ended_at": "2023-11-14T22:14:20.000Z",
+        "items": {"completed": 1200, "available": 34, "blocked": 0},
+        "units": 7,
+        "units_total": 1201,
+        "usage": {"tokens": 900.0, "seconds": 75.0},
+        "usage_total": {"tokens": 1_900_000.0, "cost": 4.2},
+        "limits": [LimitLine(resource="tokens", used=900, amount=1000, threshold=0.85)],
+    }
+    return Handoff(**{**fields, **changes})
+
+
+def section(text: str, title: str) -> str:
+    """What stands under a heading."""
+    assert text.count(f"## {title}\n") == 1
+    return re.split(r"\n(?=## |<details>)", text.partition(f"## {title}\n")[2])[0].strip()
+
+
+def test_it_begins_with_what_matters() -> None:
+    """Who, how far, why it stopped and what comes next are said first."""
+    lines = to_markdown(handoff()).split("\n\n")
+
+    assert lines[0] == "# mine · session 2 · Wrapped"
+    assert lines[1] == "**1,200 of 1,234 items done.** Session 3 goes on from here."
+    assert lines[2] == "*Why it stopped:* 900 tokens of 1,000 tokens (90%) reached the 85% threshold."
+    assert section(to_markdown(handoff()), "The task") == "Counts words."
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("Wrapped", "Session 3 goes on from here."),
+        ("Finished", "The queue is empty."),
+        ("Stalled", "It does not go on by itself. `perpetual status mine` says what to do."),
+        ("Failed", "It does not go on by itself. `perpetual status mine` says what to do."),
+        ("Cancelled", "It does not go on by itself. `perpetual status mine` says what to do."),
+    ],
+)
+def test_it_says_whether_the_chain_goes_on(state: str, said: str) -> None:
+    """Each way to end is told in a sentence."""
+    assert said in to_markdown(handoff(state=state))
+
+
+def test_links_are_relative() -> None:
+    """Links lead from an artifact's page to this run, the chain's runs and its handoffs."""
+    text = to_markdown(handoff(flow_run_id="run-id"))
+
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links == [
+        "../../runs/flow-run/run-id",
+        "../../runs?tags=chain:mine&tag=chain:mine",
+        "../key/handoff-mine",
+    ]
+    assert "flow-run" not in to_markdown(handoff(flow_run_id=None))
+
+
+@pytest.mark.parametrize(
+    ("used", "bar", "share"),
+    [
+        (0, "░" * 20, "0%"),
+        (500, "█" * 10 + "░" * 10, "50%"),
+        (900, "█" * 18 + "░" * 2, "90%"),
+        (1000, "█" * 20, "100%"),
+        (2500, "█" * 20, "250%"),
+    ],
+)
+def test_budget_bars(used: float, bar: str, share: str) -> None:
+    """Each limit has a bar of twenty that is full at the amount and never longer."""
+    text = to_markdown(handoff(limits=[LimitLine(resource="tokens", used=used, amount=1000, threshold=0.85)]))
+
+    row = section(text, "Budget of this session").splitlines()[-1]
+    assert row == f"| tokens | `{bar}` {share} | {used:,} tokens | 1,000 tokens |"
+
+
+def test_what_was_done() -> None:
+    """The session and the chain are told apart, each resource in its own unit."""
+    assert section(to_markdown(handoff()), "Done").splitlines() == [
+        "- This session: 7 units, 900 tokens, 1 min 15 s of work",
+        "- The chain: 1,201 units, 1,900,000 tokens, $4.20 of work",
+    ]
+    assert "- This session: 0 units\n" in to_markdown(handoff(units=0, usage={}))
+
+
+def test_what_comes_next_and_what_was_given_up() -> None:
+    """Open items are listed with their progress and next action, dead letters with their errors."""
+    text = to_markdown(
+        handoff(
+            next_items=[
+                WorkLine(id="a", kind="default", progress=(2, 7.5), next_action="page 3"),
+                WorkLine(id="b", kind="default"),
+            ],
+            discarded=[WorkLine(id="c", kind="default", error="ValueError: no")],
+        )
+    )
+
+    assert section(text, "Next").splitlines() == ["- `a` (2 of 7.5): page 3", "- `b`"]
+    assert section(text, "Discarded") == "- `c`: ValueError: no"
+
+
+def test_what_went_wrong_and_what_was_found() -> None:
+    """Failed steps, what was found on resuming, and the agent's notes have their own sections."""
+    text = to_markdown(
+        handoff(
+            steps=["backup: OSError: full", "commit_changes: GitError: none"],
+            resumed=["the checkpoint of session 1 agrees"],
+            notes=["Look at **b** first.", "", "- then at c"],
+        )
+    )
+
+    assert section(text, "Went wrong at the end").splitlines() == [
+        "- backup: OSError: full",
+        "- commit_changes: GitError: none",
+    ]
+    assert section(text, "On resuming") == "- the checkpoint of session 1 agrees"
+    assert section(text, "Notes") == "Look at **b** first.\n\n- then at c"
+
+
+def test_the_commit_is_named() -> None:
+    """The git commit of the session's work is in the handoff that people read."""
+    assert "0123abc" in to_markdown(handoff(commit="0123abc"))
+
+
+def test_what_is_empty_is_left_out() -> None:
+    """A handoff has no section without content, and no gap where one would be."""
+    text = to_markdown(handoff(limits=[]))
+
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["The task", "Done"]
+    assert "<details>" not in text
+    assert "\n\n\n" not in text
+    assert text.endswith("of work\n")
+
+
+def session(**changes: Any) -> SessionLine:
+    fields: dict[str, Any] = {
+        "ordinal": 1,
+        "state": "Wrapped",
+        "units": 1200,
+        "usage": {"tokens": 1000.0},
+        "stop": "its budget",
+        "fullness": 0.912,
+    }
+    return SessionLine(**{**fields, **changes})
+
+
+def cells(row: str) -> list[str]:
+    """A table's row as a Markdown reader takes it apart."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip().strip("|"))]
+
+
+def test_sessions_are_a_table() -> None:
+    """The sessions before are rows; one without a budget has no fullness."""
+    rows = section(
+        to_markdown(handoff(sessions=[session(), session(ordinal=2, usage={}, fullness=None)])), "Sessions"
+    ).splitlines()
+
+    assert [cells(row) for row in rows[2:]] == [
+        ["1", "Wrapped", "1,200", "1,000 tokens", "91%", "its budget"],
+        ["2", "Wrapped", "1,200", "0 tokens", "", "its budget"],
+    ]
+    assert len(cells(rows[0])) == len(cells(rows[1])) == 6
+
+
+@pytest.mark.parametrize("stop", ["ValueError: a | b", "1 validation error\n  units\n    is wrong"])
+def test_whatever_stopped_a_session_stays_in_its_row(stop: str) -> None:
+    """An error's text, of whatever lines and signs, does not break the table."""
+    rows = section(to_markdown(handoff(sessions=[session(stop=stop), session(ordinal=2)])), "Sessions").splitlines()
+
+    assert len(rows) == 4
+    assert [len(cells(row)) for row in rows] == [6, 6, 6, 6]
+
+
+def test_an_error_of_many_lines_stays_in_its_list() -> None:
+    """A dead letter is one entry of its list, whatever its error's text is."""
+    discarded = [
+        WorkLine(id="a", kind="default", error="1 validation error\n\n# units\n  is wrong"),
+        WorkLine(id="b", kind="default", error="no"),
+    ]
+
+    text = section(to_markdown(handoff(discarded=discarded)), "Discarded")
+
+    assert [line[:5] for line in text.splitlines()] == ["- `a`", "- `b`"]
+
+
+def test_metrics_and_context_are_folded_json() -> None:
+    """What only some want to see is folded, and is JSON that can be read back."""
+    context = {"seen": ["ü", "```", "</details>"], "depth": {"x": None}}
+
+    text = to_markdown(handoff(metrics={"graceful_shutdowns": 1.0, "resume_overhead": None}, context=context))
+
+    titles = re.findall(r"<summary>(.*?)</summary>", text)
+    blocks = re.findall(r"^```json\n(.*?)\n^```$", text, re.MULTILINE | re.DOTALL)
+    assert titles == ["Metrics", "Context"]
+    assert [json.loads(block) for block in blocks] == [{"graceful_shutdowns": 1.0, "resume_overhead": None}, context]
