@@ -29,8 +29,8 @@ class DocMiner(PerpetualAgent):
     read and of the summary that was written.
     """
 
-    corpus: Path = Field(
-        default=Path(), description="The folder with the source; empty for this machine's standard library."
+    corpus: str = Field(
+        default="", description="The folder with the source; empty for this machine's standard library."
     )
     knowledge: Path = Field(default=Path("knowledge"), description="The folder that the knowledge base is written to.")
     model: str = Field(
@@ -72,7 +72,7 @@ class DocMiner(PerpetualAgent):
         return [self.knowledge] if self.commit else []
 
     def _root(self) -> Path:
-        return standard_library() if self.corpus == Path() else self.corpus
+        return Path(self.corpus) if self.corpus else standard_library()
 
 
 mine_docs = DocMiner.as_flow(
