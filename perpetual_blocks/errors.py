@@ -8,6 +8,10 @@ expected, so that it can be shown to a person as it is.
 class PerpetualError(Exception):
     """Base of all errors that this package raises on purpose."""
 
+    def __init__(self, text: str = "") -> None:
+        # What a driver, git or a user's key says may have several lines.
+        super().__init__(" ".join(text.splitlines()))
+
 
 class InvalidInput(PerpetualError, ValueError):
     """Something that a user wrote is wrong: a budget, a work item, a chain name, a block's value.

@@ -1,7 +1,7 @@
 """Fixtures that all tests share."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,13 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support import LEASE, FakeClock
+from support import LEASE, FakeClock, LedgerFactory
 
 from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger
 
 settings.register_profile("perpetual", deadline=None)
 settings.load_profile("perpetual")
-
-LedgerFactory = Callable[..., SqlLedger]
 
 
 @pytest.fixture
@@ -27,17 +25,25 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An SQLite file with the ledger's tables and nothing in them; the migrations have tests of their own."""
+    path = tmp_path_factory.mktemp("empty") / "ledger.db"
+    SqlLedger(str(path)).close()
+    return path.read_bytes()
+
+
 @pytest.fixture
-def make_ledger(tmp_path: Path, clock: FakeClock) -> Iterator[LedgerFactory]:
+def make_ledger(tmp_path: Path, clock: FakeClock, empty_database: bytes) -> Iterator[LedgerFactory]:
     """Makes ledgers on the fake clock, in a file of the test's folder unless told otherwise, and closes them."""
     made: list[SqlLedger] = []
 
     def make(address: str | None = None, **options: Any) -> SqlLedger:
-        ledger = SqlLedger(
-            address or str(tmp_path / "ledger.db"), **{"clock": clock, "lease_seconds": LEASE, **options}
-        )
-        made.append(ledger)
-        return ledger
+        address = address or str(tmp_path / "ledger.db")
+        if "://" not in address and not Path(address).exists():
+            Path(address).write_bytes(empty_database)
+        made.append(SqlLedger(address, **{"clock": clock, "lease_seconds": LEASE, **options}))
+        return made[-1]
 
     yield make
     for ledger in made:

@@ -1,7 +1,7 @@
 """What several tests share: a clock that stands still, short ways to common objects, and small real implementations."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,9 @@ from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit
 
 LEASE = 60.0
 KINDS = ("default", "other")
+
+LedgerFactory = Callable[..., SqlLedger]
+"""Makes a ledger on the test's clock: of an address, or in a file of the test's folder."""
 
 
 class FakeClock:
@@ -136,6 +139,9 @@ class MemoryDocuments:
             return self.content[key].decode()
         except (KeyError, UnicodeDecodeError) as error:
             raise StorageError(f"results storage: cannot read {key}: {type(error).__name__}: {error}") from error
+
+    def delete(self, key: str) -> None:
+        self.content.pop(key, None)
 
 
 class MemorySavedWork:

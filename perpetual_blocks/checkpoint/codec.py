@@ -21,8 +21,11 @@ def to_json(value: Any, field: str) -> str:
 def _check(value: Any, field: str) -> None:
     # json.dumps would turn a tuple into a list and the key 1 into "1": what is read back must equal what was given.
     match value:
-        case None | bool() | int() | str():
+        case None | bool() | int():
             return
+        case str():
+            if not is_text(value):
+                raise InvalidInput.of(field, value, "text that UTF-8 can hold (this has half a surrogate pair)")
         case float():
             if not math.isfinite(value):
                 raise InvalidInput.of(field, value, "a finite number (JSON has no NaN or infinity)")
@@ -30,6 +33,7 @@ def _check(value: Any, field: str) -> None:
             for key, inner in value.items():
                 if not isinstance(key, str):
                     raise InvalidInput.of(f"{field} key", key, "a string (JSON objects have string keys)")
+                _check(key, f"{field} key")
                 _check(inner, f"{field}.{key}")
         case list():
             for index, inner in enumerate(value):
@@ -37,6 +41,17 @@ def _check(value: Any, field: str) -> None:
         case _:
             expected = "JSON: an object, array, string, number, true, false or null"
             raise InvalidInput.of(field, value, f"{expected} (this is a {type(value).__name__})")
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8; half a surrogate pair, as a broken file name has it, cannot."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def copy_json(value: Any) -> Any:

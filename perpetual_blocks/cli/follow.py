@@ -28,7 +28,9 @@ class Follower:
         self._chain = chain
         self._console = console
         self.quiet = quiet
-        self._live = None if quiet or not console.is_terminal else Live(console=console, refresh_per_second=4, transient=True)
+        self._live = (
+            None if quiet or not console.is_terminal else Live(console=console, refresh_per_second=4, transient=True)
+        )
         self._said: set[tuple[Any, ...]] = set()
         self._note = ""
 

@@ -15,16 +15,17 @@ def to_markdown(handoff: Handoff) -> str:
     parts = [
         f"# {handoff.chain} · session {handoff.ordinal} · {handoff.state}",
         f"**{done:,} of {total:,} items done.** {_goes_on(handoff)}",
-        f"*Why it stopped:* {handoff.stop_message}.",
+        f"*Why it stopped:* {_one_line(handoff.stop_message)}.",
         _links(handoff),
         f"## The task\n\n{handoff.task}",
         _limits(handoff),
         f"## Done\n\n{_spent('This session', handoff.units, handoff.usage)}\n"
-        f"{_spent('The chain', handoff.units_total, handoff.usage_total)}",
+        f"{_spent('The chain', handoff.units_total, handoff.usage_total)}"
+        + (f"\n- Committed as `{handoff.commit}`" if handoff.commit else ""),
         _section("Next", (_work(line) for line in handoff.next_items)),
-        _section("Discarded", (f"{_work(line)}: {line.error}" for line in handoff.discarded)),
-        _section("On resuming", (f"- {line}" for line in handoff.resumed)),
-        _section("Went wrong at the end", (f"- {line}" for line in handoff.steps)),
+        _section("Discarded", (f"{_work(line)}: {_one_line(line.error)}" for line in handoff.discarded)),
+        _section("On resuming", (f"- {_one_line(line)}" for line in handoff.resumed)),
+        _section("Went wrong at the end", (f"- {_one_line(line)}" for line in handoff.steps)),
         _section("Notes", handoff.notes),
         _sessions(handoff),
         _folded("Metrics", handoff.metrics),
@@ -78,7 +79,15 @@ def _work(line: WorkLine) -> str:
     text = f"- `{line.id}`"
     if line.progress:
         text += f" ({line.progress[0]:g} of {line.progress[1]:g})"
-    return f"{text}: {line.next_action}" if line.next_action else text
+    return f"{text}: {_one_line(line.next_action)}" if line.next_action else text
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _cell(text: str) -> str:
+    return _one_line(text).replace("|", "\\|")
 
 
 def _section(title: str, lines: Iterable[str]) -> str:
@@ -91,7 +100,7 @@ def _sessions(handoff: Handoff) -> str:
         return ""
     rows = [
         f"| {line.ordinal} | {line.state} | {line.units:,} | {show('tokens', line.usage.get('tokens', 0))} | "
-        f"{'' if line.fullness is None else f'{line.fullness:.0%}'} | {line.stop} |"
+        f"{'' if line.fullness is None else f'{line.fullness:.0%}'} | {_cell(line.stop)} |"
         for line in handoff.sessions
     ]
     header = ["| | ended | units | used | full | why |", "| ---: | --- | ---: | ---: | ---: | --- |"]

@@ -32,7 +32,8 @@ def unit_key(chain: str, uid: str, item: Item) -> str:
     """
     name = quote(item.id, safe="")
     if len(name) > 120 or name in (".", ".."):
-        name = f"{name[:80].rstrip('%')}-{digest(item.id)[:24]}"
+        # quote() never lets a "=" through, so no other id looks like this one.
+        name = f"{name[:80].rstrip('%')}={digest(item.id)[:24]}"
     attempt = f"-{item.failures}" if item.failures else ""
     return f"{chain_folder(chain, uid)}/units/{name}/{item.units + 1}{attempt}"
 

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from perpetual_blocks.budget import Budget, BudgetMonitor, Status, misfit
 from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError
@@ -181,12 +182,15 @@ class Session:
     def _fail(self, fence: Fence, error: Exception) -> None:
         """Records a session that cannot go on. Where the ledger itself is away, the lease runs out instead."""
         reason = StopReason("error", f"{type(error).__name__}: {error}")
+        limits: list[dict[str, Any]] = []
+        with suppress(Exception):  # it may be a meter that failed
+            limits = limits_now(self._monitor.readings())
         closing = Closing(
             state=SessionState.FAILED,
             stop=reason,
             graceful=False,
             chain_status=ChainStatus.STALLED,
-            limits=limits_now(self._monitor.readings()),
+            limits=limits,
             steps=[],
         )
         with suppress(PerpetualError):

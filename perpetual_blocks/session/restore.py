@@ -34,7 +34,7 @@ def restore(index: Sequence[Document], documents: Documents, now: Checkpoint, *,
         try:
             checkpoint = Checkpoint.read(documents.read(entry.key), entry.digest)
         except (DamagedDocument, StorageError) as error:
-            notes.append(f"the checkpoint of session {entry.ordinal} is not usable ({error}); the one before is used")
+            notes.append(f"the checkpoint of session {entry.ordinal} is not usable ({error})")
             continue
         agreed = compare(checkpoint, now, exact=graceful and position == 0)
         wrong = [name for name, same in agreed.items() if not same]

@@ -68,7 +68,14 @@ class Shutdown:
         steps.best_effort("backup", lambda: self._back_up(key, checkpoint))
         steps.best_effort("prune", self._prune)
         commit = steps.best_effort("commit_changes", lambda: self._commit(end))
-        steps.best_effort("create_handoff", lambda: self._hand_off(end, steps, commit))
+        handoff = self._handoff(end, steps, commit)
+        changed = steps.best_effort("create_handoff", lambda: self._ask_agent(handoff))
+        if changed is None:
+            # Whatever the agent's hook does, there is a handoff, and it says what the hook did.
+            changed = handoff.model_copy(update={"steps": steps.failures()})
+        markdown = to_markdown(changed)
+        steps.best_effort("handoff", lambda: self._save("handoff", markdown))
+        steps.best_effort("publish", lambda: self._publish(markdown, end))
         self._close(end, steps)
         steps.best_effort("cleanup", self.agent.cleanup)
         return end
@@ -103,29 +110,27 @@ class Shutdown:
         trailers = f"Perpetual-Chain: {chain}\nPerpetual-Session: {ordinal}\nPerpetual-Stop: {end.reason.code}"
         return self.world.saved_work.commit(paths, f"{chain}: work of session {ordinal}\n\n{trailers}\n")
 
-    def _hand_off(self, end: Ending, steps: Steps, commit: str | None) -> None:
-        world, fence = self.world, self.fence
-        handoff = handoff_now(
-            world.ledger,
-            fence,
+    def _handoff(self, end: Ending, steps: Steps, commit: str | None) -> Handoff:
+        return handoff_now(
+            self.world.ledger,
+            self.fence,
             self.task,
-            world.clock.now(),
+            self.world.clock.now(),
             end,
             self.monitor.readings(),
             resumed=self.resumed,
             failed_steps=steps.failures(),
             commit=commit,
         )
-        try:
-            changed = self.agent.create_handoff(handoff)
-            if not isinstance(changed, Handoff):
-                raise InvalidInput.of("create_handoff", changed, "the Handoff, changed or not")
-            handoff = changed
-        finally:
-            # Whatever the agent's hook does, there is a handoff.
-            markdown = to_markdown(handoff)
-            self._save("handoff", markdown)
-            world.saved_work.publish(fence.chain, fence.ordinal, markdown, end.reason.message)
+
+    def _ask_agent(self, handoff: Handoff) -> Handoff:
+        changed = self.agent.create_handoff(handoff.model_copy(deep=True))
+        if not isinstance(changed, Handoff):
+            raise InvalidInput.of("create_handoff", changed, "the Handoff, changed or not")
+        return changed
+
+    def _publish(self, markdown: str, end: Ending) -> None:
+        self.world.saved_work.publish(self.fence.chain, self.fence.ordinal, markdown, end.reason.message)
 
     def _close(self, end: Ending, steps: Steps) -> None:
         world, fence = self.world, self.fence

@@ -1,15 +1,16 @@
 """Work items: what the user puts into the queue, and what the ledger makes of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from perpetual_blocks.checkpoint.codec import to_json
+from perpetual_blocks.checkpoint.codec import is_text, to_json
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.usage import RESOURCES, validated_usage
 
 MAX_ID_LENGTH = 512
+MAX_INTEGER = 2**31 - 1
 
 
 class ItemStatus(StrEnum):
@@ -71,7 +72,7 @@ class WorkItem:
     max_attempts: int = 3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not 1 <= len(self.id) <= MAX_ID_LENGTH:
+        if not isinstance(self.id, str) or not 1 <= len(self.id) <= MAX_ID_LENGTH or not is_text(self.id):
             raise InvalidInput.of("WorkItem.id", self.id, f"a string of 1 to {MAX_ID_LENGTH} characters")
         where = f"WorkItem({self.id!r})"
         if not isinstance(self.kind, str) or not self.kind:
@@ -80,9 +81,12 @@ class WorkItem:
             raise InvalidInput.of(f"{where}.payload", self.payload, "a dict that is a JSON object")
         to_json(self.payload, f"{where}.payload")
         for name, value, least in (("priority", self.priority, None), ("max_attempts", self.max_attempts, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
-                raise InvalidInput.of(f"{where}.{name}", value, "a whole number" + (", at least 1" if least else ""))
-        if isinstance(self.depends_on, str) or not all(isinstance(other, str) for other in self.depends_on):
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            if not is_integer or abs(value) > MAX_INTEGER or (least is not None and value < least):
+                bounds = f"at least {least}" if least else "not below -2**31"
+                raise InvalidInput.of(f"{where}.{name}", value, f"a whole number, {bounds}, and below 2**31")
+        others = self.depends_on
+        if not isinstance(others, Sequence) or isinstance(others, str) or not all(isinstance(o, str) for o in others):
             raise InvalidInput.of(f"{where}.depends_on", self.depends_on, "a sequence of item ids")
         object.__setattr__(self, "depends_on", tuple(dict.fromkeys(self.depends_on)))
         if not isinstance(self.estimate, Mapping):

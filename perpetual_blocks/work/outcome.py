@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from perpetual_blocks.errors import DamagedDocument
 from perpetual_blocks.work.item import WorkItem
 
@@ -62,21 +64,41 @@ class Outcome:
         Raises:
             DamagedDocument: it is not an outcome of a schema that this version knows.
         """
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            shown = document.get("schema") if isinstance(document, dict) else type(document).__name__
-            raise DamagedDocument(f"outcome.schema: got {shown!r}; expected {SCHEMA}")
+        schema = document.get("schema") if isinstance(document, dict) else type(document).__name__
+        if schema != SCHEMA:
+            raise DamagedDocument(f"outcome.schema: got {schema!r}; expected {SCHEMA}")
         try:
-            return cls(
-                done=document["done"],
-                result=document["result"],
-                cursor=document["cursor"],
-                progress=tuple(document["progress"]) if document["progress"] else None,
-                next_action=document["next_action"],
-                usage=document["usage"],
-                context=document["context"],
-                added=tuple(
-                    WorkItem(**{**item, "depends_on": tuple(item["depends_on"])}) for item in document["added"]
-                ),
-            )
+            checked = _Document.model_validate(document)
+            added = tuple(WorkItem(**{**item, "depends_on": tuple(item["depends_on"])}) for item in checked.added)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(("outcome", *map(str, first["loc"])))
+            raise DamagedDocument(f"{where}: {first['msg']}; expected schema {SCHEMA}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise DamagedDocument(f"outcome: {type(error).__name__}: {error}; expected schema {SCHEMA}") from error
+            raise DamagedDocument(f"outcome.added: {error}; expected schema {SCHEMA}") from error
+        return cls(
+            done=checked.done,
+            result=checked.result,
+            cursor=checked.cursor,
+            progress=(checked.progress[0], checked.progress[1]) if checked.progress else None,
+            next_action=checked.next_action,
+            usage=checked.usage,
+            context=checked.context,
+            added=added,
+        )
+
+
+class _Document(BaseModel):
+    """The document's fields, each of exactly its type."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    schema_: int = Field(alias="schema")
+    done: bool
+    result: Any
+    cursor: Any
+    progress: list[float] | None = Field(min_length=2, max_length=2)
+    next_action: str | None
+    usage: dict[str, float]
+    context: dict[str, Any] | None
+    added: list[dict[str, Any]]

@@ -1,5 +1,6 @@
 """The unit in the agent's hands: what there is to do, and where to say what it cost and how far it came."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,13 +84,13 @@ class Unit:
             InvalidInput: a value that is not JSON, or a progress that is not 0 ≤ done ≤ total.
         """
         to_json(cursor, "unit.advance(cursor)")
-        if progress is not None:
-            done, total = progress
-            if not 0 <= done <= total:
-                raise InvalidInput.of("unit.advance(progress)", progress, "(done, total) with 0 <= done <= total")
+        if progress is not None and not _is_progress(progress):
+            raise InvalidInput.of("unit.advance(progress)", progress, "(done, total) with 0 <= done <= total")
+        if next_action is not None and not isinstance(next_action, str):
+            raise InvalidInput.of("unit.advance(next_action)", next_action, "one line of text")
         if context is not None:
             self.context = copy_json(dict(context))
-        self._advanced = Advanced(cursor, progress, next_action)
+        self._advanced = Advanced(cursor, (progress[0], progress[1]) if progress else None, next_action)
         return self._advanced
 
     def outcome(self, returned: Any, seconds: float) -> Outcome:
@@ -120,6 +121,13 @@ class Unit:
             context=copy_json(self.context) if context != self._context_before else None,
             added=tuple(self._added),
         )
+
+
+def _is_progress(value: object) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    numbers = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value)
+    return numbers and bool(0 <= value[0] <= value[1])
 
 
 class Advanced:

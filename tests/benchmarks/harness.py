@@ -1,4 +1,4 @@
-"""What all benchmarks share: the shape of a result, and two things measured in turns so that their ratio means something.
+"""What all benchmarks share: the shape of a result, and things measured in turns, so that a ratio means something.
 
 The machine does other things at the same time and is slower at some moments than at others. So what is compared runs in
 alternating rounds, each round counts with its median, and the spread of the rounds' ratios goes with the result.

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LedgerFactory
 from sqlalchemy import select
 from support import (
     LEASE,
     FakeClock,
+    LedgerFactory,
     claim,
     close,
     finish_next,
@@ -175,6 +175,7 @@ FENCED: dict[str, Callable[[SqlLedger, Fence, Item], object]] = {
     "fail_unit": lambda ledger, fence, item: ledger.fail_unit(fence, item, "no", {"tokens": 1.0}, {"tokens": 1.0}),
     "release": lambda ledger, fence, item: ledger.release(fence, item),
     "record_document": lambda ledger, fence, item: ledger.record_document(fence, checkpoint_of(fence)),
+    "forget_checkpoints": lambda ledger, fence, item: ledger.forget_checkpoints(fence, 0),
     "close_session": lambda ledger, fence, item: close(ledger, fence, follow_on=follow_on_of(fence, "uid")),
     "add_items": lambda ledger, fence, item: ledger.add_items("mine", items("new"), planned_by=fence),
 }
@@ -183,6 +184,9 @@ FENCED: dict[str, Callable[[SqlLedger, Fence, Item], object]] = {
 @pytest.mark.parametrize("method", FENCED)
 def test_old_fence_is_refused(ledger: SqlLedger, clock: FakeClock, method: str) -> None:
     """A session whose chain was taken over can change nothing any more, whatever it calls."""
+    earlier = open_session(ledger, "mine", "earlier").fence
+    ledger.record_document(earlier, checkpoint_of(earlier))
+    close(ledger, earlier)
     old = open_session(ledger).fence
     ledger.add_items("mine", items("a", "b"), planned_by=old)
     claimed = claim(ledger, old)
@@ -194,7 +198,7 @@ def test_old_fence_is_refused(ledger: SqlLedger, clock: FakeClock, method: str) 
     with pytest.raises(Fenced) as refused:
         FENCED[method](ledger, old, claimed)
 
-    one_line(refused.value, "session 1 of mine")
+    one_line(refused.value, "session 2 of mine")
     assert everything(ledger) == before
 
 
@@ -204,6 +208,7 @@ def test_fence_of_a_closed_session_is_refused(ledger: SqlLedger, method: str) ->
     fence = open_session(ledger).fence
     ledger.add_items("mine", items("a", "b"), planned_by=fence)
     claimed = claim(ledger, fence)
+    ledger.record_document(fence, checkpoint_of(fence))
     close(ledger, fence)
     before = everything(ledger)
 
@@ -841,6 +846,25 @@ def test_a_document_is_pointed_at_once(ledger: SqlLedger) -> None:
         ledger.record_document(fence, checkpoint_of(fence, key="another"))
 
     assert everything(ledger) == before
+
+
+def test_only_the_latest_checkpoints_are_kept(ledger: SqlLedger, clock: FakeClock) -> None:
+    """Old checkpoints are forgotten and named; those that are kept are counted, whatever sessions died in between."""
+    for holder in ("first", "second"):
+        fence = open_session(ledger, "mine", holder).fence
+        ledger.record_document(fence, checkpoint_of(fence))
+        ledger.record_document(fence, checkpoint_of(fence, kind="handoff", key=f"handoff/{holder}"))
+        close(ledger, fence)
+    for holder in ("crashed", "crashed too", "last"):
+        fence = open_session(ledger, "mine", holder).fence
+        clock.advance(LEASE)
+    ledger.record_document(fence, checkpoint_of(fence))
+
+    assert ledger.forget_checkpoints(fence, 3) == []
+    assert ledger.forget_checkpoints(fence, 2) == ["mine/checkpoints/1.json"]
+
+    assert [document.ordinal for document in ledger.documents("mine", "checkpoint")] == [5, 2]
+    assert [document.ordinal for document in ledger.documents("mine", "handoff")] == [2, 1]
 
 
 def test_counts_name_every_status(ledger: SqlLedger) -> None:

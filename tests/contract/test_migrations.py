@@ -15,9 +15,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from conftest import LedgerFactory
 from sqlalchemy import Engine, event
-from support import close, finish_next, one_line, open_ledgers, open_session, status_of
+from support import LedgerFactory, close, finish_next, one_line, open_ledgers, open_session, status_of
 
 from perpetual_blocks.adapters.database import SqlLedger, engine, schema
 from perpetual_blocks.errors import InvalidInput, LedgerError
@@ -135,9 +134,9 @@ def test_path_that_cannot_be_used(tmp_path: Path, place: Callable[[Path], Path])
     one_line(refused.value, "ledger", str(path), "expected")
 
 
-def test_folder_of_the_database_is_made(make_ledger: LedgerFactory, tmp_path: Path) -> None:
+def test_folder_of_the_database_is_made(tmp_path: Path) -> None:
     """A path whose folders are not there yet is a good path."""
-    make_ledger(str(tmp_path / "new" / "folder" / "ledger.db"))
+    SqlLedger(str(tmp_path / "new" / "folder" / "ledger.db")).close()
 
     assert (tmp_path / "new" / "folder" / "ledger.db").is_file()
 

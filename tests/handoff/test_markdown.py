@@ -25,7 +25,7 @@ def handoff(**changes: Any) -> Handoff:
         "units": 7,
         "units_total": 1201,
         "usage": {"tokens": 900.0, "seconds": 75.0},
-        "usage_total": {"tokens": 1_900_000.0, "cost": 4.2},
+        "usage_total": {"tokens": 1_900_000.0, "cost": 4.2, "seconds": 3700.0},
         "limits": [LimitLine(resource="tokens", used=900, amount=1000, threshold=0.85)],
     }
     return Handoff(**{**fields, **changes})
@@ -97,7 +97,7 @@ def test_what_was_done() -> None:
     """The session and the chain are told apart, each resource in its own unit."""
     assert section(to_markdown(handoff()), "Done").splitlines() == [
         "- This session: 7 units, 900 tokens, 1 min 15 s of work",
-        "- The chain: 1,201 units, 1,900,000 tokens, $4.20 of work",
+        "- The chain: 1,201 units, 1,900,000 tokens, $4.20, 1 h 1 min of work",
     ]
     assert "- This session: 0 units\n" in to_markdown(handoff(units=0, usage={}))
 

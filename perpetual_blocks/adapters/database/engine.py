@@ -1,5 +1,7 @@
 """Connecting to the ledger's database, and bringing its tables to this version."""
 
+import sqlite3
+import time
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,20 @@ def parse_address(address: str) -> URL:
     Raises:
         InvalidInput: it is not an address of a database that the ledger can be in. The text holds no password.
     """
-    if "://" not in address:
-        return URL.create("sqlite", database=str(Path(address).expanduser().absolute()))
+    scheme, separator, _ = address.partition("://")
+    if not separator:
+        try:
+            return URL.create("sqlite", database=str(Path(address).expanduser().absolute()))
+        except RuntimeError as error:
+            raise InvalidInput.of("ledger", address, f"a path ({error})") from None
     try:
         url = make_url(address)
-        url.get_dialect()
-    except (ArgumentError, NoSuchModuleError):
-        scheme = address.partition("://")[0]
-        raise InvalidInput.of("ledger", f"{scheme}://…", "an SQLite file's path or sqlite:///path") from None
-    if url.get_backend_name() != "sqlite":
-        raise InvalidInput.of("ledger", url.render_as_string(), "an SQLite file's path or sqlite:///path")
+        backend = url.get_backend_name()
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        backend = ""
+    if backend != "sqlite":
+        # Nothing of the address but its scheme is shown: a password may be anywhere in it.
+        raise InvalidInput.of("ledger", f"{scheme}://…", "an SQLite file's path or sqlite:///path")
     return url
 
 
@@ -65,7 +71,7 @@ def _configure_sqlite(engine: Engine) -> None:
     def on_connect(connection: Any, _record: Any) -> None:
         # Transactions are begun by us, below: the driver's own would begin too late, at the first write.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_write_ahead_log(connection)
         # NORMAL survives the death of the process at any instruction; what must survive a loss of power asks for FULL.
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA foreign_keys=ON")
@@ -75,6 +81,21 @@ def _configure_sqlite(engine: Engine) -> None:
         # Readers see one snapshot. Writers take the write lock at once: a lock that is upgraded later cannot wait.
         mode = connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
         connection.exec_driver_sql(mode)
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    # SQLite does not wait for others when it changes the journal's mode, so a file that another process is just making
+    # into a ledger would be reported as locked.
+    deadline = time.monotonic() + SQLITE_WAIT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def schema_version(engine: Engine) -> str | None:

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, insert, literal, select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.engine import connect, parse_address
-from perpetual_blocks.adapters.database.queue import add_items, item_of
+from perpetual_blocks.adapters.database.items import add_items, item_of
 from perpetual_blocks.clock import Clock, SystemClock
 from perpetual_blocks.errors import Fenced, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.faults import reached
@@ -85,8 +85,6 @@ class SqlLedger:
                 connection.connection.cursor().execute(f"PRAGMA synchronous={level}")
                 with connection.begin():
                     yield connection
-        except IntegrityError:
-            raise
         except SQLAlchemyError as error:
             raise LedgerError(f"ledger: {self.shown}: {getattr(error, 'orig', None) or error}") from error
 
@@ -214,6 +212,7 @@ class SqlLedger:
     # Units ----------------------------------------------------------------------------------------------------------
 
     def add_items(self, chain: str, items: Iterable[WorkItem], *, planned_by: Fence | None = None) -> int:
+        items = list(items)  # whatever makes them, a file or an agent's plan, must not run within the write lock
         with self._writing() as connection:
             if planned_by is not None:
                 self._pass_fence(connection, planned_by, planned=True)
@@ -307,16 +306,13 @@ class SqlLedger:
             )
 
     def forget_checkpoints(self, fence: Fence, keep: int) -> list[str]:
-        old = and_(
-            t.documents.c.chain == fence.chain,
-            t.documents.c.kind == "checkpoint",
-            t.documents.c.ordinal <= fence.ordinal - keep,
-        )
+        checkpoints = and_(t.documents.c.chain == fence.chain, t.documents.c.kind == "checkpoint")
+        latest_first = select(t.documents.c.key).where(checkpoints).order_by(t.documents.c.ordinal.desc())
         with self._writing() as connection:
             self._pass_fence(connection, fence)
-            keys = list(connection.execute(select(t.documents.c.key).where(old)).scalars())
-            connection.execute(delete(t.documents).where(old))
-            return keys
+            old = list(connection.execute(latest_first).scalars())[keep:]
+            connection.execute(delete(t.documents).where(t.documents.c.key.in_(old)))
+            return old
 
     def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
         rows = select(t.outbox).where(t.outbox.c.created_at.is_(None)).order_by(t.outbox.c.recorded_at)

@@ -1,0 +1,1104 @@
+"""Sessions from start to end: with the real ledger in an SQLite file, units run in this thread, and a clock of ours."""
+
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import (
+    KINDS,
+    LEASE,
+    DirectRunner,
+    FakeClock,
+    LedgerFactory,
+    MemoryDocuments,
+    MemoryRuns,
+    MemorySavedWork,
+    ScriptedMeter,
+    item_in,
+    one_line,
+    open_session,
+    status_of,
+)
+
+import perpetual_blocks
+from perpetual_blocks import faults
+from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.agent import PerpetualAgent
+from perpetual_blocks.budget import Budget, Limit
+from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
+from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.session import steps
+from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason, invitation
+from perpetual_blocks.session.documents import chain_usage
+from perpetual_blocks.session.follow_on import create_follow_ons
+from perpetual_blocks.session.loop import Session, SessionEnd
+from perpetual_blocks.session.ports import Fence, FollowOn
+from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.session.world import World
+from perpetual_blocks.telemetry import (
+    BudgetWarned,
+    ItemsAdded,
+    Moment,
+    SessionEnded,
+    SessionStarted,
+    StepFailed,
+    UnitCompleted,
+    UnitFailed,
+)
+from perpetual_blocks.work import ItemStatus, Unit, WorkItem
+
+NO_BUDGET = Budget()
+
+
+class Reader(PerpetualAgent):
+    """Reads documents, each in as many units as it has pages."""
+
+    documents: int = 4
+    pages: int = 1
+    tokens: float = 100
+
+    def plan(self) -> Iterable[WorkItem]:
+        return [WorkItem(id=f"doc-{n}") for n in range(self.documents)]
+
+    def work_unit(self, unit: Unit) -> Any:
+        unit.spend(tokens=self.tokens)
+        unit.context["read"] = [*unit.context.get("read", []), f"{unit.id} p{unit.number}"]
+        if unit.number < self.pages:
+            return unit.advance(
+                cursor={"page": unit.number},
+                progress=(unit.number, self.pages),
+                next_action=f"read page {unit.number + 1}",
+            )
+        return {"document": unit.id, "pages": unit.number}
+
+
+@dataclass
+class Rig:
+    """A chain and everything that its sessions work with."""
+
+    ledger: SqlLedger
+    clock: FakeClock
+    agent: PerpetualAgent
+    chain: str = "mine"
+    documents: MemoryDocuments = field(default_factory=MemoryDocuments)
+    saved_work: MemorySavedWork = field(default_factory=MemorySavedWork)
+    runs: MemoryRuns = field(default_factory=MemoryRuns)
+    moments: list[Moment] = field(default_factory=list)
+    started: int = 0
+
+    def __post_init__(self) -> None:
+        self.runner = DirectRunner(self.agent, self.clock)
+
+    def run(
+        self,
+        budget: Budget = NO_BUDGET,
+        *,
+        stop: StopRequest | None = None,
+        invited: str | None = None,
+        **outside: Any,
+    ) -> SessionEnd:
+        """Runs the chain's next session, as a flow run of its own; `outside` is more of the world."""
+        self.started += 1
+        world = World(
+            ledger=self.ledger,
+            documents=self.documents,
+            runner=self.runner,
+            saved_work=self.saved_work,
+            clock=self.clock,
+            runs=self.runs,
+            observers=[self.moments.append],
+            **outside,
+        )
+        request = SessionRequest(
+            chain=self.chain,
+            agent=type(self.agent).__name__,
+            holder=f"holder-{self.started}",
+            host="here",
+            pid=1,
+            process_started=1.0,
+            flow_run_id=f"run-{self.started}",
+            deployment_id="deployment",
+            invitation=invited,
+            settings={"kinds": list(KINDS), "budget": budget.to_json()},
+        )
+        session = Session(
+            self.agent, request, budget, world, task=self.agent.task(), follow_on=self.follow_on, stop=stop
+        )
+        return session.run()
+
+    def run_chain(self, budget: Budget = NO_BUDGET, most: int = 20) -> list[SessionEnd]:
+        """Runs session after session, each invited by the one before, until the chain does not go on."""
+        ends = [self.run(budget)]
+        while ends[-1].state is SessionState.WRAPPED:
+            assert len(ends) < most, "the chain does not come to an end"
+            ends.append(self.run(budget, invited=list(self.runs.created)[-1]))
+        return ends
+
+    def follow_on(self, uid: str, fence: Fence) -> FollowOn:
+        ordinal = fence.ordinal + 1
+        return FollowOn(
+            chain=fence.chain,
+            ordinal=ordinal,
+            idempotency_key=invitation(uid, ordinal),
+            deployment_id="deployment",
+            parameters={"chain": fence.chain},
+            run_name=f"{fence.chain} · {ordinal}",
+            tags=("perpetual",),
+        )
+
+    def told(self, kind: type[Any]) -> list[Any]:
+        """The moments of one kind."""
+        return [moment for moment in self.moments if isinstance(moment, kind)]
+
+    def document(self, kind: str, ordinal: int) -> str:
+        """The text of a session's checkpoint or handoff, as the ledger points at it."""
+        found = next(one for one in self.ledger.documents(self.chain, kind) if one.ordinal == ordinal)  # type: ignore[arg-type]
+        return self.documents.read(found.key)
+
+
+MakeRig = Callable[..., Rig]
+
+
+@pytest.fixture
+def make_rig(make_ledger: LedgerFactory, clock: FakeClock) -> MakeRig:
+    """Makes a chain of an agent, in a file of the test's folder."""
+
+    def make(agent: PerpetualAgent, **parts: Any) -> Rig:
+        return Rig(parts.pop("ledger", None) or make_ledger(), clock, agent, **parts)
+
+    return make
+
+
+def tokens(amount: float, threshold: float = 0.85) -> Budget:
+    return Budget(Limit("tokens", amount, threshold=threshold))
+
+
+# Whole chains ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_runs_to_its_end_over_several_sessions(make_rig: MakeRig) -> None:
+    """Each session stops before its budget is gone, saves, hands over, and the next goes on from there to the end."""
+    rig = make_rig(Reader(documents=10))
+
+    ends = rig.run_chain(tokens(450))
+
+    assert [(end.ordinal, end.state, end.reason.code) for end in ends] == [
+        (1, SessionState.WRAPPED, "budget:tokens"),
+        (2, SessionState.WRAPPED, "budget:tokens"),
+        (3, SessionState.FINISHED, "queue-empty"),
+    ]
+    sessions = rig.ledger.sessions("mine")
+    assert [session.units for session in sessions] == [4, 4, 2]
+    assert [session.usage["tokens"] for session in sessions] == [400, 400, 200]
+    assert [session.verified for session in sessions] == [None, (6, 6), (6, 6)]
+    assert all(session.graceful for session in sessions)
+    chain = rig.ledger.chain("mine")
+    assert (chain.status, chain.reason) == (ChainStatus.FINISHED, "every item is done")
+    assert chain.context["read"] == [f"doc-{n} p1" for n in range(10)]
+    assert set(status_of(rig.ledger).values()) == {ItemStatus.COMPLETED}
+    assert len(rig.runner.ran) == len(set(rig.runner.ran)) == 10
+    assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == [2, 3]
+    assert rig.ledger.pending_follow_ons() == []
+    assert [len(rig.ledger.documents("mine", kind)) for kind in ("checkpoint", "handoff")] == [3, 3]
+
+
+def test_the_handoff_tells_the_next_session(make_rig: MakeRig) -> None:
+    """A session's handoff and checkpoint say what was done, why it stopped and what comes next."""
+    rig = make_rig(Reader(documents=2, pages=3))
+    rig.run(tokens(220))
+
+    handoff = rig.document("handoff", 1)
+    assert "# mine · session 1 · Wrapped" in handoff
+    assert "**0 of 2 items done.** Session 2 goes on from here." in handoff
+    assert "*Why it stopped:* 200 tokens of 220 tokens (91%) reached the 85% threshold." in handoff
+    assert "- `doc-0` (2 of 3): read page 3" in handoff
+    assert rig.saved_work.published[1] == handoff
+    (backup,) = rig.saved_work.backups.values()
+    assert backup == rig.document("checkpoint", 1)
+    assert '"next_action":"read page 3"' in backup
+
+
+def test_moments_are_told_in_order(make_rig: MakeRig) -> None:
+    """Whoever observes a chain is told of each thing that happened, when it had happened."""
+    rig = make_rig(Reader(documents=2))
+
+    rig.run_chain(tokens(130, threshold=0.8))
+
+    assert rig.moments == [
+        SessionStarted("mine", 1, took_over=False, notes=()),
+        ItemsAdded("mine", 2),
+        UnitCompleted("mine", "doc-0", 1, True, None, {"tokens": 100.0, "seconds": 1.0}),
+        BudgetWarned("mine", "tokens", "100 tokens of 130 tokens (77%) is near the 80% threshold"),
+        UnitCompleted("mine", "doc-1", 1, True, None, {"tokens": 100.0, "seconds": 1.0}),
+        SessionEnded("mine", 1, "Finished", "every item is done"),
+    ]
+
+
+@settings(max_examples=20)
+@given(
+    documents=st.integers(0, 5),
+    pages=st.integers(1, 2),
+    spent=st.integers(0, 120),
+    amount=st.integers(50, 400),
+    threshold=st.sampled_from([0.3, 0.85, 1.0]),
+)
+def test_every_chain_comes_to_its_end(documents: int, pages: int, spent: int, amount: int, threshold: float) -> None:
+    """Whatever the budget, the chain finishes; each unit runs once, is counted once, and its result is there."""
+    ledger, clock = SqlLedger("sqlite://"), FakeClock()
+    rig = Rig(ledger, clock, Reader(documents=documents, pages=pages, tokens=spent))
+
+    ends = rig.run_chain(tokens(amount, threshold), most=documents * pages + 2)
+
+    units = documents * pages
+    assert ends[-1].state is SessionState.FINISHED
+    assert sum(session.units for session in ledger.sessions("mine")) == units
+    assert len(rig.runner.ran) == len(set(rig.runner.ran)) == units
+    assert chain_usage(ledger.sessions("mine")).get("tokens", 0) == spent * units
+    assert len(ledger.chain("mine").context.get("read", [])) == units
+    for session in ledger.sessions("mine"):
+        assert session.usage.get("tokens", 0) < max(amount * threshold, 1) + spent, "it stopped at its threshold"
+    for item in ledger.items("mine"):
+        assert item.result_key in rig.runner.kept
+    ledger.close()
+
+
+def test_a_finished_chain_goes_on_with_new_work(make_rig: MakeRig) -> None:
+    """Starting a finished chain asks for the plan again and works on what is new in it, and on nothing else."""
+    rig = make_rig(Reader(documents=2))
+    rig.run_chain()
+    rig.agent.documents = 3  # type: ignore[attr-defined]
+
+    end = rig.run()
+
+    assert (end.state, end.ordinal) == (SessionState.FINISHED, 2)
+    assert rig.told(ItemsAdded) == [ItemsAdded("mine", 2), ItemsAdded("mine", 1)]
+    assert [re.sub(r".*/units/", "", key) for key in rig.runner.ran] == ["doc-0/1", "doc-1/1", "doc-2/1"]
+
+
+# Why a session stops --------------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_do(make_rig: MakeRig) -> None:
+    """A plan without items is a finished chain, and there is no follow-on."""
+    rig = make_rig(Reader(documents=0))
+
+    end = rig.run()
+
+    assert (end.state, end.reason.code) == (SessionState.FINISHED, "queue-empty")
+    assert rig.runs.created == {}
+
+
+class Estimated(Reader):
+    """Reads documents that cost what they were estimated at."""
+
+    costs: dict[str, float]
+
+    def plan(self) -> Iterable[WorkItem]:
+        return [WorkItem(id=name, estimate={"tokens": cost}) for name, cost in self.costs.items()]
+
+    def work_unit(self, unit: Unit) -> Any:
+        unit.spend(tokens=self.costs[unit.id])
+
+
+def test_nothing_fits(make_rig: MakeRig) -> None:
+    """What does not fit into what is left is passed over for what does; when nothing fits the session stops there."""
+    rig = make_rig(Estimated(costs={"a": 60, "large": 60, "larger": 70, "small": 30}))
+
+    first, second, third = rig.run_chain(tokens(100, threshold=0.95))
+
+    assert (first.state, first.reason.code) == (SessionState.WRAPPED, "nothing-fits")
+    assert first.reason.message == (
+        "large does not fit into what is left (needs 60 tokens, 8 tokens left), nor do 1 others"
+    )
+    assert (second.reason.code, third.state) == ("nothing-fits", SessionState.FINISHED)
+    ran = [re.sub(r".*/units/", "", key) for key in rig.runner.ran]
+    assert ran == ["a/1", "small/1", "large/1", "larger/1"]
+    assert [session.usage["tokens"] for session in rig.ledger.sessions("mine")] == [90, 60, 70]
+
+
+def test_the_first_unit_always_runs(make_rig: MakeRig) -> None:
+    """A fresh session is all the room that there will ever be: an item of a whole budget runs first, and alone."""
+    rig = make_rig(Estimated(costs={"a": 100, "b": 100}))
+
+    ends = rig.run_chain(tokens(100))
+
+    assert [end.state for end in ends] == [SessionState.WRAPPED, SessionState.FINISHED]
+    assert [session.units for session in rig.ledger.sessions("mine")] == [1, 1]
+
+
+class SlowPlan(Reader):
+    """Takes longer to plan than a session may last."""
+
+    def plan(self) -> Iterable[WorkItem]:
+        self._clock.advance(100)
+        return super().plan()
+
+    def __init__(self, clock: FakeClock, **fields: Any) -> None:
+        super().__init__(**fields)
+        self._clock = clock
+
+
+def test_a_session_that_begins_over_its_budget_makes_progress(make_rig: MakeRig, clock: FakeClock) -> None:
+    """A budget that is gone before the first unit lets one unit run, with a warning; the next is fresh."""
+    rig = make_rig(SlowPlan(clock, documents=3))
+
+    first, second = rig.run_chain(Budget(seconds=30))
+
+    assert (first.state, first.reason.code) == (SessionState.WRAPPED, "budget:seconds")
+    assert second.state is SessionState.FINISHED
+    assert [session.units for session in rig.ledger.sessions("mine")] == [1, 2]
+    assert [(warned.resource, warned.chain) for warned in rig.told(BudgetWarned)] == [("seconds", "mine")]
+
+
+def test_a_gauge_stops_the_session(make_rig: MakeRig) -> None:
+    """A level that reaches its threshold stops the session before its next unit."""
+    meter = ScriptedMeter(10)
+
+    class Hungry(Reader):
+        """Takes more memory with each document."""
+
+        def work_unit(self, unit: Unit) -> Any:
+            meter.now += 30
+
+    rig = make_rig(Hungry(documents=9))
+
+    end = rig.run(Budget(memory=100), meters={"memory": meter})
+
+    assert (end.reason.code, rig.ledger.sessions("mine")[0].units) == ("budget:memory", 3)
+    assert rig.ledger.sessions("mine")[0].limits == [
+        {"resource": "memory", "used": 100, "amount": 100.0, "threshold": 0.85}
+    ]
+
+
+class Chained(Reader):
+    """The second document needs the first, which cannot be read."""
+
+    def plan(self) -> Iterable[WorkItem]:
+        yield WorkItem(id="broken", max_attempts=2)
+        yield WorkItem(id="waits", depends_on=("broken",))
+        yield WorkItem(id="waits too", depends_on=("waits",))
+
+    def work_unit(self, unit: Unit) -> Any:
+        unit.spend(tokens=10)
+        raise ValueError(f"cannot read {unit.id}, attempt {unit.attempt}")
+
+
+def test_a_chain_whose_items_wait_for_a_dead_letter_is_stalled(make_rig: MakeRig) -> None:
+    """When all that is left waits for what was discarded the chain stops, says so, and creates no follow-on."""
+    rig = make_rig(Chained())
+
+    end = rig.run()
+
+    assert (end.state, end.reason.code) == (SessionState.STALLED, "blocked")
+    assert rig.ledger.chain("mine").status is ChainStatus.STALLED
+    assert status_of(rig.ledger) == {
+        "broken": ItemStatus.DISCARDED,
+        "waits": ItemStatus.BLOCKED,
+        "waits too": ItemStatus.BLOCKED,
+    }
+    assert item_in(rig.ledger, "broken").error == "ValueError: cannot read broken, attempt 2"
+    assert "- `broken`: ValueError: cannot read broken, attempt 2" in rig.document("handoff", 1)
+    assert rig.runs.created == {}
+
+
+class Asking(Reader):
+    """Asks its own session to stop while it reads the second document."""
+
+    code: str
+
+    def work_unit(self, unit: Unit) -> Any:
+        if unit.id == "doc-1":
+            self._stop.ask(StopReason(self.code, "the process was asked to end"))
+            self._stop.ask(StopReason("asked", "too late: the first reason wins"))
+        return super().work_unit(unit)
+
+    def __init__(self, stop: StopRequest, **fields: Any) -> None:
+        super().__init__(**fields)
+        self._stop = stop
+
+
+def test_a_signal_stops_between_units(make_rig: MakeRig) -> None:
+    """The unit that runs when the signal comes is finished and committed, and the session ends in order after it."""
+    stop = StopRequest()
+    rig = make_rig(Asking(stop, code="signal"))
+
+    end = rig.run(stop=stop)
+
+    assert (end.state, end.reason) == (
+        SessionState.WRAPPED,
+        StopReason("signal", "the process was asked to end"),
+    )
+    assert rig.ledger.sessions("mine")[0].units == 2
+    assert rig.ledger.counts("mine")[ItemStatus.AVAILABLE] == 2
+    assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == [2]
+    assert rig.run().state is SessionState.FINISHED
+
+
+def test_a_cancelled_session_cancels_its_chain(make_rig: MakeRig) -> None:
+    """A person's cancel ends the session in order; there is no follow-on, and nobody else is let in."""
+    stop = StopRequest()
+    rig = make_rig(Asking(stop, code="cancelled"))
+
+    end = rig.run(stop=stop)
+
+    assert (end.state, rig.ledger.chain("mine").status) == (SessionState.CANCELLED, ChainStatus.CANCELLED)
+    assert rig.runs.created == {}
+    assert "session 1 · Cancelled" in rig.document("handoff", 1)
+    with pytest.raises(Superseded):
+        rig.run()
+
+
+def test_a_stop_that_was_asked_for_before_the_start(make_rig: MakeRig) -> None:
+    """A session that is asked to stop while it starts plans, runs no unit, and hands over."""
+    stop = StopRequest()
+    stop.ask(StopReason("signal", "the process was asked to end"))
+    rig = make_rig(Reader(documents=2))
+
+    end = rig.run(stop=stop)
+
+    assert (end.state, rig.runner.ran) == (SessionState.WRAPPED, [])
+    assert rig.ledger.counts("mine")[ItemStatus.AVAILABLE] == 2
+
+
+# Owning the chain -----------------------------------------------------------------------------------------------------
+
+
+def test_a_late_follow_on_does_nothing(make_rig: MakeRig) -> None:
+    """A flow run whose session somebody else has been ends as superseded, and leaves everything as it is."""
+    rig = make_rig(Reader(documents=3))
+    first, *_ = rig.run_chain(tokens(150))
+    assert first.ordinal == 1
+    before = (rig.ledger.chain("mine"), rig.ledger.sessions("mine"), dict(rig.documents.content), list(rig.moments))
+
+    with pytest.raises(Superseded):
+        rig.run(invited=next(iter(rig.runs.created)))
+
+    assert (rig.ledger.chain("mine"), rig.ledger.sessions("mine"), rig.documents.content, rig.moments) == before
+
+
+class Robbed(Reader):
+    """Loses its chain while it reads the second document."""
+
+    def work_unit(self, unit: Unit) -> Any:
+        if unit.id == "doc-1":
+            self._rob()
+        return super().work_unit(unit)
+
+    def __init__(self, rob: Callable[[], object], **fields: Any) -> None:
+        super().__init__(**fields)
+        self._rob = rob
+
+
+def test_a_session_whose_chain_was_taken_over_commits_nothing_more(
+    make_rig: MakeRig, make_ledger: LedgerFactory, clock: FakeClock
+) -> None:
+    """Its last unit is refused, it writes no documents and does not close: all of that is the new owner's."""
+    ledger = make_ledger()
+
+    def take_over() -> None:
+        clock.advance(LEASE)
+        open_session(ledger, "mine", "robber")
+
+    rig = make_rig(Robbed(take_over), ledger=ledger)
+
+    with pytest.raises(Fenced) as fenced:
+        rig.run()
+
+    one_line(fenced.value, "session 1 of mine")
+    lost, robber = ledger.sessions("mine")
+    assert (lost.state, lost.units, robber.state) == (SessionState.CRASHED, 1, SessionState.RUNNING)
+    found = item_in(ledger, "doc-1")
+    assert (found.status, found.units, found.attempts) == (ItemStatus.AVAILABLE, 0, 0)
+    assert rig.documents.content == {}
+    assert rig.told(SessionEnded) == []
+
+
+class Beating(SqlLedger):
+    """A ledger that says when a heartbeat has come."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.beat = Event()
+
+    def heartbeat(self, fence: Fence) -> None:
+        super().heartbeat(fence)
+        self.beat.set()
+
+
+def test_the_lease_is_kept_while_a_unit_runs(tmp_path: Path, clock: FakeClock) -> None:
+    """A unit that takes longer than a lease does not lose the chain: the heartbeat moves the lease on."""
+    ledger = Beating(str(tmp_path / "ledger.db"), clock=clock, lease_seconds=0.1)
+    refused: list[str] = []
+
+    def outlast_the_lease() -> None:
+        for _ in range(3):
+            clock.advance(0.09)
+            ledger.beat.clear()
+            assert ledger.beat.wait(30)
+        try:
+            open_session(ledger, "mine", "second")
+        except Superseded as error:
+            refused.append(str(error))
+
+    rig = Rig(ledger, clock, Robbed(outlast_the_lease))
+
+    assert rig.run().state is SessionState.FINISHED
+
+    assert len(refused) == 1
+    ledger.close()
+
+
+def test_no_lock_is_held_while_the_agent_plans(make_rig: MakeRig, tmp_path: Path) -> None:
+    """A plan may take its time: other chains of the same ledger go on working, and so does the heartbeat."""
+    locked: list[str] = []
+
+    class Slow(Reader):
+        """Looks, while it plans, whether somebody else could write."""
+
+        def plan(self) -> Iterable[WorkItem]:
+            yield WorkItem(id="a")
+            with closing(sqlite3.connect(tmp_path / "ledger.db", timeout=0, isolation_level=None)) as other:
+                try:
+                    other.execute("BEGIN IMMEDIATE")
+                    other.execute("ROLLBACK")
+                except sqlite3.OperationalError as error:
+                    locked.append(str(error))
+            yield WorkItem(id="b")
+
+    rig = make_rig(Slow())
+
+    assert rig.run().state is SessionState.FINISHED
+
+    assert locked == []
+
+
+# What goes wrong in a unit --------------------------------------------------------------------------------------------
+
+
+class Failing(Reader):
+    """Fails on some documents: on each attempt, or on the first ones."""
+
+    failures: dict[str, int]
+
+    def work_unit(self, unit: Unit) -> Any:
+        if unit.attempt <= self.failures.get(unit.id, 0):
+            unit.spend(tokens=7)
+            unit.context["lost"] = True
+            raise ValueError(f"attempt {unit.attempt}")
+        return super().work_unit(unit)
+
+
+def test_failing_units_are_discarded_and_the_others_go_on(make_rig: MakeRig) -> None:
+    """A unit that keeps failing uses up its attempts, one that recovers is done, and the rest of the queue is too."""
+    rig = make_rig(Failing(documents=4, failures={"doc-0": 99, "doc-2": 2}))
+
+    end = rig.run()
+
+    assert (end.state, end.reason.message) == (SessionState.FINISHED, "every item is done; 1 items were discarded")
+    assert status_of(rig.ledger)["doc-0"] is ItemStatus.DISCARDED
+    assert rig.ledger.counts("mine")[ItemStatus.COMPLETED] == 3
+    assert [(failed.item, failed.attempt) for failed in rig.told(UnitFailed)] == [
+        ("doc-0", 1),
+        ("doc-2", 1),
+        ("doc-0", 2),
+        ("doc-2", 2),
+        ("doc-0", 3),
+    ]
+    (session,) = rig.ledger.sessions("mine")
+    assert (session.units, session.usage["tokens"]) == (3, 3 * 100 + 5 * 7)
+    assert rig.ledger.chain("mine").context == {"read": ["doc-1 p1", "doc-3 p1", "doc-2 p1"]}
+
+
+def test_failures_spend_the_budget_too(make_rig: MakeRig) -> None:
+    """What failed attempts spend counts against the session's budget, so that a broken unit cannot use it up unseen."""
+    rig = make_rig(Failing(documents=3, failures={f"doc-{n}": 99 for n in range(3)}))
+
+    end = rig.run(tokens(20))
+
+    assert (end.state, end.reason.code) == (SessionState.WRAPPED, "budget:tokens")
+    assert rig.ledger.sessions("mine")[0].usage["tokens"] == 21
+
+
+def test_a_unit_that_adds_a_wrong_item_has_failed(make_rig: MakeRig) -> None:
+    """Items that the ledger refuses make their unit a failed one, with what it spent; nothing of it is kept."""
+
+    class Adding(Reader):
+        """Adds an item of a kind that it does not know."""
+
+        def work_unit(self, unit: Unit) -> Any:
+            if unit.id == "doc-0":
+                unit.add(WorkItem(id="fine"), WorkItem(id="wrong", kind="strange"))
+            return super().work_unit(unit)
+
+    rig = make_rig(Adding(documents=2))
+
+    end = rig.run()
+
+    assert end.state is SessionState.FINISHED
+    assert status_of(rig.ledger) == {"doc-0": ItemStatus.DISCARDED, "doc-1": ItemStatus.COMPLETED}
+    assert "WorkItem('wrong').kind" in (item_in(rig.ledger, "doc-0").error or "")
+    assert rig.ledger.sessions("mine")[0].usage["tokens"] == 400
+    assert rig.ledger.chain("mine").context == {"read": ["doc-1 p1"]}
+
+
+def test_a_unit_whose_outcome_cannot_be_kept_is_given_back(make_rig: MakeRig) -> None:
+    """Where the results storage fails the unit has not failed: the session does, and the item has lost no attempt."""
+    rig = make_rig(Reader(documents=2))
+    broken = rig.runner.run
+
+    def run(key: str, unit: Unit) -> Any:
+        if unit.id == "doc-1":
+            raise StorageError("results storage: the disk is full")
+        return broken(key, unit)
+
+    rig.runner.run = run  # type: ignore[method-assign]
+
+    with pytest.raises(StorageError):
+        rig.run()
+
+    found = item_in(rig.ledger, "doc-1")
+    assert (found.status, found.attempts, found.interruptions) == (ItemStatus.AVAILABLE, 0, 1)
+    (session,) = rig.ledger.sessions("mine")
+    assert (session.state, session.stop_message) == (
+        SessionState.FAILED,
+        "StorageError: results storage: the disk is full",
+    )
+    assert rig.ledger.chain("mine").status is ChainStatus.STALLED
+
+
+# What goes wrong around units -----------------------------------------------------------------------------------------
+
+
+class Unhelpful(Reader):
+    """Raises in every hook but those that do the work."""
+
+    def finish_unit(self) -> None:
+        raise RuntimeError("in finish_unit")
+
+    def backup(self, checkpoint: str) -> None:
+        raise RuntimeError("in backup")
+
+    def commit_changes(self) -> Iterable[Path]:
+        raise RuntimeError("in commit_changes")
+
+    def create_handoff(self, handoff: Handoff) -> Handoff:
+        raise RuntimeError("in create_handoff")
+
+    def cleanup(self) -> None:
+        raise RuntimeError("in cleanup")
+
+
+HOOKS = ["finish_unit", "backup", "commit_changes", "create_handoff", "cleanup"]
+
+
+def test_an_agent_whose_hooks_all_raise_still_hands_over(make_rig: MakeRig) -> None:
+    """Every step but saving and closing is best effort: what failed is recorded, and the chain goes on."""
+    rig = make_rig(Unhelpful(documents=3))
+
+    ends = rig.run_chain(tokens(200))
+
+    assert [end.state for end in ends] == [SessionState.WRAPPED, SessionState.FINISHED]
+    for session in rig.ledger.sessions("mine"):
+        assert session.graceful
+        failed = {step["step"]: step["error"] for step in session.steps if not step["ok"]}
+        assert failed == {hook: f"RuntimeError: in {hook}" for hook in HOOKS if hook != "cleanup"}
+        assert "save_state" in [step["step"] for step in session.steps if step["ok"]]
+    handoff = rig.document("handoff", 1)
+    assert "## Went wrong at the end" in handoff
+    for hook in ("finish_unit", "backup", "commit_changes"):
+        assert f"- {hook}: RuntimeError: in {hook}" in handoff
+    assert [failed.step for failed in rig.told(StepFailed)] == HOOKS * 2
+
+
+def test_the_agent_may_add_to_the_handoff_and_commit_its_work(make_rig: MakeRig) -> None:
+    """What the agent notes is in the handoff; what it names is committed under a message that says of which session."""
+
+    class Helpful(Reader):
+        """Notes and commits."""
+
+        def commit_changes(self) -> Iterable[Path]:
+            return [Path("notes.md")]
+
+        def create_handoff(self, handoff: Handoff) -> Handoff:
+            handoff.notes.append(f"Begin with page 7; the work is in {handoff.commit}.")
+            return handoff
+
+    rig = make_rig(Helpful(documents=1))
+
+    rig.run()
+
+    assert "## Notes\n\nBegin with page 7; the work is in commit-1." in rig.document("handoff", 1)
+    (message,) = rig.saved_work.commits
+    assert message == (
+        "mine: work of session 1\n\nPerpetual-Chain: mine\nPerpetual-Session: 1\nPerpetual-Stop: queue-empty\n"
+    )
+
+
+def test_a_handoff_that_the_agent_lost_is_written_all_the_same(make_rig: MakeRig) -> None:
+    """An agent that forgets to return the handoff is told so; the handoff as it was is there."""
+
+    class Forgetful(Reader):
+        """Returns nothing."""
+
+        def create_handoff(self, handoff: Handoff) -> Handoff:
+            return None  # type: ignore[return-value]
+
+    rig = make_rig(Forgetful(documents=1))
+
+    rig.run()
+
+    assert "# mine · session 1 · Finished" in rig.document("handoff", 1)
+    (failed,) = rig.told(StepFailed)
+    assert (failed.step, failed.error) == (
+        "create_handoff",
+        "InvalidInput: create_handoff: got None; expected the Handoff, changed or not",
+    )
+
+
+def test_a_hook_that_hangs_does_not_keep_the_handoff_back(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the agent's hook does, also nothing at all, there is a handoff, and the session ends."""
+    monkeypatch.setattr(steps, "STEP_SECONDS", 0.5)
+    never = Event()
+
+    class Hanging(Reader):
+        """Waits for what does not come."""
+
+        def create_handoff(self, handoff: Handoff) -> Handoff:
+            never.wait()
+            return handoff
+
+    rig = make_rig(Hanging(documents=1))
+
+    assert rig.run().state is SessionState.FINISHED
+
+    assert [failed.step for failed in rig.told(StepFailed)] == ["create_handoff"]
+    written = [document.ordinal for document in rig.ledger.documents("mine", "handoff")]
+    never.set()
+    assert written == [1]
+
+
+def test_a_follow_on_that_cannot_be_created_stays_in_the_outbox(make_rig: MakeRig) -> None:
+    """When Prefect cannot be reached the session has ended in order; whoever comes by next creates its follow-on."""
+
+    class Unreachable(MemoryRuns):
+        """An API that answers from the second call on."""
+
+        def create(self, follow_on: FollowOn) -> str:
+            if self.calls == 0:
+                self.calls += 1
+                raise ConnectionError("no route to host")
+            return super().create(follow_on)
+
+    rig = make_rig(Reader(documents=3), runs=Unreachable())
+
+    end = rig.run(tokens(150))
+
+    assert end.state is SessionState.WRAPPED
+    assert [failed.step for failed in rig.told(StepFailed)] == ["follow_on"]
+    (pending,) = rig.ledger.pending_follow_ons("mine")
+    assert (create_follow_ons(rig.ledger, rig.runs), create_follow_ons(rig.ledger, rig.runs)) == (1, 0)
+    assert list(rig.runs.created) == [pending.idempotency_key]
+
+
+class FullStorage(MemoryDocuments):
+    """A storage that cannot be written while it is full."""
+
+    full = True
+
+    def write(self, key: str, text: str) -> None:
+        if self.full:
+            raise StorageError(f"results storage: cannot write {key}: no space left")
+        super().write(key, text)
+
+
+def test_a_session_that_cannot_save_fails_and_can_be_started_again(make_rig: MakeRig) -> None:
+    """A checkpoint that cannot be written fails the session and stalls the chain, with the reason; no unit is lost, and
+    the next start goes on."""
+    storage = FullStorage()
+    rig = make_rig(Reader(documents=3), documents=storage)
+
+    with pytest.raises(StorageError):
+        rig.run(tokens(200))
+
+    (failed,) = rig.ledger.sessions("mine")
+    assert (failed.state, failed.graceful, failed.units) == (SessionState.FAILED, False, 2)
+    chain = rig.ledger.chain("mine")
+    assert chain.status is ChainStatus.STALLED
+    assert "no space left" in chain.reason
+    assert rig.runs.created == {}
+    assert rig.told(SessionEnded)[-1].state is SessionState.FAILED
+    storage.full = False
+
+    end = rig.run(tokens(200))
+
+    assert (end.state, end.ordinal) == (SessionState.FINISHED, 2)
+    assert len(rig.runner.ran) == len(set(rig.runner.ran)) == 3
+
+
+def test_a_storage_that_gives_back_other_bytes(make_rig: MakeRig) -> None:
+    """What was written is read back: where it is something else, no row points at it and the session fails."""
+
+    class Lossy(MemoryDocuments):
+        """Loses the last byte."""
+
+        def read(self, key: str) -> str:
+            return super().read(key)[:-1]
+
+    rig = make_rig(Reader(documents=1), documents=Lossy())
+
+    with pytest.raises(DamagedDocument) as damaged:
+        rig.run()
+
+    one_line(damaged.value, "results storage", "checkpoints/000001.json")
+    assert rig.ledger.documents("mine", "checkpoint") == []
+    assert rig.ledger.sessions("mine")[0].state is SessionState.FAILED
+    assert rig.ledger.chain("mine").status is ChainStatus.STALLED
+
+
+def test_a_damaged_checkpoint(make_rig: MakeRig) -> None:
+    """Where the last checkpoint is damaged the one before is used, nothing is lost, and the handoff says so."""
+    rig = make_rig(Reader(documents=3))
+    rig.run(tokens(100))
+    rig.run(tokens(100))
+    damaged, *_ = rig.ledger.documents("mine", "checkpoint")
+    rig.documents.content[damaged.key] = rig.documents.content[damaged.key].replace(b"Reader", b"Leader")
+
+    end = rig.run(tokens(100))
+
+    assert end.state is SessionState.FINISHED
+    handoff = rig.document("handoff", 3)
+    assert "- the checkpoint of session 2 is not usable (checkpoint: got SHA-256" in handoff
+    assert "- the checkpoint of session 1 agrees with the ledger in 5 fields" in handoff
+    assert rig.ledger.sessions("mine")[2].verified == (5, 5)
+    assert len(rig.ledger.chain("mine").context["read"]) == 3
+
+
+def test_old_checkpoints_are_let_go(make_rig: MakeRig) -> None:
+    """Of a long chain the latest checkpoints are kept, and all handoffs; nothing points at what is gone."""
+    rig = make_rig(Reader(documents=4))
+
+    for _ in range(4):
+        rig.run(tokens(100), keep_checkpoints=2)
+
+    kept = rig.ledger.documents("mine", "checkpoint")
+    assert [document.ordinal for document in kept] == [4, 3]
+    assert [key for key in rig.documents.content if "/checkpoints/" in key] == [kept[1].key, kept[0].key]
+    assert len(rig.ledger.documents("mine", "handoff")) == 4
+    assert [session.verified for session in rig.ledger.sessions("mine")] == [None, (6, 6), (6, 6), (6, 6)]
+
+
+def test_a_plan_that_raises(make_rig: MakeRig) -> None:
+    """A plan that breaks fails the session and adds nothing; the next start plans again."""
+
+    class Hasty(Reader):
+        """Breaks at its first plan."""
+
+        plans: int = 0
+
+        def plan(self) -> Iterable[WorkItem]:
+            self.plans += 1
+            yield WorkItem(id="doc-0")
+            if self.plans == 1:
+                raise FileNotFoundError("docs")
+            yield WorkItem(id="doc-1")
+
+    rig = make_rig(Hasty())
+
+    with pytest.raises(FileNotFoundError):
+        rig.run()
+
+    assert rig.ledger.chain("mine").reason == "FileNotFoundError: docs"
+    assert sum(rig.ledger.counts("mine").values()) == 0
+    assert rig.run().state is SessionState.FINISHED
+    assert rig.ledger.counts("mine")[ItemStatus.COMPLETED] == 2
+
+
+def test_a_wrong_plan_is_refused(make_rig: MakeRig) -> None:
+    """A plan with a cycle fails the session with the cycle named, which is also the chain's reason."""
+
+    class Circular(Reader):
+        """Plans what cannot be done."""
+
+        def plan(self) -> Iterable[WorkItem]:
+            yield WorkItem(id="a", depends_on=("b",))
+            yield WorkItem(id="b", depends_on=("a",))
+
+    rig = make_rig(Circular())
+
+    with pytest.raises(InvalidInput) as refused:
+        rig.run()
+
+    one_line(refused.value, "a -> b -> a")
+    assert "a -> b -> a" in rig.ledger.chain("mine").reason
+
+
+def test_a_meter_that_breaks_fails_the_session(make_rig: MakeRig) -> None:
+    """A session that cannot read its budget any more is recorded as failed at once, not left to its lease."""
+
+    class Breaking(ScriptedMeter):
+        """Cannot be read after the first unit."""
+
+        def level(self) -> float:
+            if self.now > 100:
+                raise OSError("no such file: /proc/1/status")
+            return self.now
+
+    meter = Breaking(10)
+
+    class Hungry(Reader):
+        """Takes more than there is."""
+
+        def work_unit(self, unit: Unit) -> Any:
+            meter.now = 1000
+
+    rig = make_rig(Hungry())
+
+    with pytest.raises(OSError, match="no such file"):
+        rig.run(Budget(memory=100), meters={"memory": meter})
+
+    (session,) = rig.ledger.sessions("mine")
+    assert (session.state, session.units) == (SessionState.FAILED, 1)
+    assert "no such file" in rig.ledger.chain("mine").reason
+
+
+# Interrupted at every point -------------------------------------------------------------------------------------------
+
+
+class Everything(PerpetualAgent):
+    """Uses all that a unit can do: advances, fails once, adds items, keeps a context."""
+
+    def plan(self) -> Iterable[WorkItem]:
+        yield WorkItem(id="book", priority=1)
+        yield WorkItem(id="review", depends_on=("book",))
+        yield WorkItem(id="shy")
+
+    def commit_changes(self) -> Iterable[Path]:
+        return [Path("review.md")]
+
+    def work_unit(self, unit: Unit) -> Any:
+        unit.spend(tokens=100, calls=1)
+        if unit.id == "shy" and unit.attempt == 1:
+            raise ValueError("not at first")
+        unit.context["log"] = [*unit.context.get("log", []), f"{unit.id}/{unit.number}"]
+        if unit.id == "book" and unit.number == 1:
+            return unit.advance(cursor={"page": 1}, progress=(1, 2), next_action="page 2")
+        if unit.id == "book":
+            unit.add(WorkItem(id="chapter", depends_on=("book",), priority=2))
+        return {"done": unit.id, "cursor": unit.cursor}
+
+
+class Interrupted(Exception):
+    """What goes wrong at a point, as an error that the program may catch."""
+
+
+class Killed(BaseException):
+    """The end of the process at a point: nothing catches it, nothing is done after it."""
+
+
+def interruption(point: str, count: int, error: type[BaseException]) -> Callable[[str], None]:
+    """A handler that raises when the point is reached for the count-th time, and never again."""
+    seen: Counter[str] = Counter()
+
+    def handle(reached: str) -> None:
+        seen[reached] += 1
+        if (reached, seen[reached]) == (point, count):
+            raise error(f"{point} #{count}")
+
+    return handle
+
+
+def run_whatever_happens(rig: Rig) -> None:
+    """Starts session after session, as a supervisor and a person would, until the chain is finished."""
+    for _ in range(20):
+        known = {chain.name: chain for chain in rig.ledger.chains()}
+        if rig.chain in known and known[rig.chain].status is ChainStatus.FINISHED:
+            break
+        create_follow_ons(rig.ledger, rig.runs, rig.chain)
+        ordinal = known[rig.chain].ordinal if rig.chain in known else 0
+        invited = [key for key, follow_on in rig.runs.created.items() if follow_on.ordinal > ordinal]
+        try:
+            rig.run(tokens(230), invited=next(iter(invited), None))
+        except Superseded:
+            rig.clock.advance(LEASE)
+        except (Interrupted, Killed):
+            continue
+    else:
+        pytest.fail("the chain does not come to an end")
+    create_follow_ons(rig.ledger, rig.runs, rig.chain)
+
+
+def without_chain(key: str | None) -> str:
+    """A key without the chain's name and uid, so that chains can be compared."""
+    return re.sub(r"^perpetual/[^/]*/", "", key or "")
+
+
+def outcome_of(rig: Rig) -> dict[str, Any]:
+    """What a chain came to, as far as it must not depend on what happened on the way."""
+    items = rig.ledger.items(rig.chain)
+    return {
+        "items": sorted(
+            (item.id, item.status, item.units, item.attempts, item.failures, item.cursor, item.error) for item in items
+        ),
+        "results": {item.id: rig.runner.kept[item.result_key or ""] for item in items},
+        "keys": {item.id: without_chain(item.result_key) for item in items},
+        "usage": chain_usage(rig.ledger.sessions(rig.chain)),
+        "units": sum(session.units for session in rig.ledger.sessions(rig.chain)),
+        "context": rig.ledger.chain(rig.chain).context,
+        "ran": [without_chain(key) for key in rig.runner.ran],
+    }
+
+
+def points_in_source() -> list[str]:
+    """The names that the package gives to its points, as patterns: `shutdown.{name}` is `shutdown.*`."""
+    package = Path(perpetual_blocks.__file__).parent
+    found = {
+        name
+        for path in package.rglob("*.py")
+        if path.name != "faults.py"
+        for name in re.findall(r"\breached\(f?\"([^\"]+)\"\)", path.read_text())
+    }
+    return sorted(re.sub(r"\\{.*?\\}", ".*", re.escape(name)) for name in found)
+
+
+@pytest.mark.parametrize("error", [Interrupted, Killed])
+def test_interrupted_at_every_point(make_ledger: LedgerFactory, clock: FakeClock, error: type[BaseException]) -> None:
+    """Whatever point an error or the end of the process comes at: the chain goes on to the same end as without it, and
+    no unit runs again whose outcome was kept."""
+    rig_of = partial(Rig, make_ledger("sqlite://"), clock)
+    points: list[tuple[str, int]] = []
+    seen: Counter[str] = Counter()
+
+    def record(point: str) -> None:
+        seen[point] += 1
+        points.append((point, seen[point]))
+
+    faults.install(record)
+    uninterrupted = rig_of(Everything(), "uninterrupted")
+    run_whatever_happens(uninterrupted)
+    expected = outcome_of(uninterrupted)
+    assert len(uninterrupted.ledger.sessions("uninterrupted")) == 3
+    assert expected["usage"] == {"tokens": 600.0, "calls": 6.0, "seconds": 5.0}
+    not_reached = [name for name in points_in_source() if not any(re.fullmatch(name, point) for point, _ in points)]
+    assert not_reached == []
+
+    if error is Interrupted:  # the end of the process is tried each time, an error the first and the last time
+        points = [(point, count) for point, count in points if count in (1, seen[point])]
+    for number, (point, count) in enumerate(points):
+        faults.install(interruption(point, count, error))
+        rig = rig_of(Everything(), f"interrupted-{number}")
+        run_whatever_happens(rig)
+
+        assert outcome_of(rig) == expected, f"{error.__name__} at {point} #{count}"
+        assert rig.ledger.pending_follow_ons(rig.chain) == [], f"{error.__name__} at {point} #{count}"
+        states = [session.state for session in rig.ledger.sessions(rig.chain)]
+        assert SessionState.RUNNING not in states, f"{error.__name__} at {point} #{count}"
