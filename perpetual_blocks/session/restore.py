@@ -34,7 +34,8 @@ def restore(index: Sequence[Document], documents: Documents, now: Checkpoint, *,
         try:
             checkpoint = Checkpoint.read(documents.read(entry.key), entry.digest)
         except (DamagedDocument, StorageError) as error:
-            notes.append(f"the checkpoint of session {entry.ordinal} is not usable ({error})")
+            then = "; the one before is used" if position + 1 < len(index) else "; there is no other"
+            notes.append(f"the checkpoint of session {entry.ordinal} is not usable ({error}){then}")
             continue
         agreed = compare(checkpoint, now, exact=graceful and position == 0)
         wrong = [name for name, same in agreed.items() if not same]
