@@ -1,5 +1,6 @@
 """The `perpetual` command."""
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,8 @@ app.command(session.app)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; see `perpetual_blocks.cli.output` for the exit codes."""
+    # As an exception, so that servers and children that a command has started are ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = app(arguments, exit_on_error=True)
     except PerpetualError as error:

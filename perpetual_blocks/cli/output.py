@@ -9,6 +9,7 @@
 | 4 | another session works on the chain |
 | 10 | `session checkpoint`: the budget says wrap now |
 | 130 | stopped by Ctrl-C; the chain can go on |
+| 143 | ended by SIGTERM |
 """
 
 import json
