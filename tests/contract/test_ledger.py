@@ -226,6 +226,16 @@ def test_fence_of_another_process_is_refused(ledger: SqlLedger) -> None:
         ledger.heartbeat(replace(fence, holder="twin"))
 
 
+def test_old_fence_of_the_same_process_is_refused(ledger: SqlLedger, clock: FakeClock) -> None:
+    """A process that lost its chain and took it over again cannot go on with what it was given the first time."""
+    old = open_session(ledger, "mine", "same").fence
+    clock.advance(LEASE)
+    open_session(ledger, "mine", "same")
+
+    with pytest.raises(Fenced):
+        ledger.heartbeat(old)
+
+
 @pytest.mark.parametrize("method", [name for name in FENCED if name != "close_session"])
 def test_every_commit_moves_the_lease_on(ledger: SqlLedger, clock: FakeClock, method: str) -> None:
     """The lease is counted from the session's latest commit, or heartbeat."""

@@ -109,6 +109,7 @@ def test_only_work_items_are_added() -> None:
         ({"progress": ("1", "2")}, ("unit.advance(progress)", "'1'")),
         ({"next_action": ["read", "write"]}, ("unit.advance(next_action)", "['read', 'write']")),
     ],
+    ids=lambda value: ascii(value)[:40],
 )
 def test_wrong_advance_is_refused(said: dict[str, Any], parts: tuple[str, ...]) -> None:
     """What cannot be saved is refused where it is said, in one line that names it."""

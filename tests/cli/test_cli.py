@@ -1,0 +1,608 @@
+"""The `perpetual` command as a shell sees it: a child process, its exit code, and what is on its two outputs."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from support import item_in, open_session, status_of
+
+from perpetual_blocks import Budget, WorkItem
+from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.adapters.local_server import local_server
+from perpetual_blocks.blocks import LimitSettings, ResourceBudget
+from perpetual_blocks.cli.output import (
+    NOT_FINISHED,
+    OK,
+    SUPERSEDED,
+    UNUSABLE,
+    WRAP_NOW,
+    WRONG_INPUT,
+)
+from perpetual_blocks.session.manual import TASK, encode_token
+from perpetual_blocks.work import ItemStatus
+
+PERPETUAL = Path(sys.executable).with_name("perpetual")
+COMMANDS = (
+    "demo",
+    "run",
+    "status",
+    "handoff",
+    "check",
+    "items list",
+    "items add",
+    "items retry",
+    "items discard",
+    "session start",
+    "session checkpoint",
+    "session wrap",
+)
+AGENTS = '''
+from prefect import flow
+from pydantic import Field
+
+from perpetual_blocks import PerpetualAgent, WorkItem
+
+class Counter(PerpetualAgent):
+    """Count."""
+
+    upto: int = Field(default=3, ge=1, description="How far.")
+
+    def plan(self):
+        return [WorkItem(id=str(number)) for number in range(self.upto)]
+
+    def work_unit(self, unit):
+        return unit.id
+
+count = Counter.as_flow()
+
+@flow
+def plain():
+    pass
+
+number = 5
+'''
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """Standard output, which must be one JSON value and nothing else."""
+        return json.loads(self.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+    def is_refusal(self, *parts: str, code: int = WRONG_INPUT) -> None:
+        """One line on standard error that holds all parts, nothing on standard output, and the exit code."""
+        assert self.code == code, self
+        assert self.out == "", self
+        [line] = self.err.splitlines()
+        missing = [part for part in parts if part not in line]
+        assert not missing, f"{missing} not in {line!r}"
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs the command in a folder of its own."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, *arguments: str, stdin: str | None = None, **environment: str) -> Said:
+        """Runs the command to its end."""
+        done = subprocess.run(
+            [PERPETUAL, *arguments],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    def all(self, commands: dict[str, list[str]], **environment: str) -> dict[str, Said]:
+        """Runs commands that do not depend on each other, side by side."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            said = pool.map(lambda arguments: self(*arguments, **environment), commands.values())
+            return dict(zip(commands, said, strict=True))
+
+
+def make_shell(folder: Path) -> Shell:
+    """A shell whose ledger, Prefect home and results are in the folder, and that knows no server."""
+    folder.mkdir(exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PERPETUAL_"))}
+    ours = {
+        "PREFECT_HOME": str(folder / "home"),
+        "PERPETUAL_LEDGER": str(folder / "ledger.db"),
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+    }
+    return Shell(folder, {**kept, **ours})
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """A shell for one test."""
+    return make_shell(tmp_path)
+
+
+@pytest.fixture
+def ledger(shell: Shell) -> Iterator[SqlLedger]:
+    """The shell's ledger, as another process has it open."""
+    opened = SqlLedger(shell.environment["PERPETUAL_LEDGER"])
+    yield opened
+    opened.close()
+
+
+# Help ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_shows_an_example(shell: Shell) -> None:
+    """`--help` of each command has a line to copy, which begins with the command itself."""
+    commands = {command: [*command.split(), "--help"] for command in COMMANDS}
+
+    for command, said in shell.all(commands).items():
+        assert said.code == OK, said
+        assert f"perpetual {command}" in said.out.partition("Example: ")[2].partition("\n\n")[0], command
+
+
+def test_help_names_every_command(shell: Shell) -> None:
+    """The list above is complete: a new command must be added to it."""
+    said = shell.all({"": ["--help"], "items": ["items", "--help"], "session": ["session", "--help"]})
+
+    shown = set()
+    for group, help_text in said.items():
+        for line in help_text.out.splitlines():
+            words = line.strip("│ ").split()
+            if line.startswith("│ ") and line[2] not in " -" and words[0] not in said:
+                shown.add(f"{group} {words[0]}".strip())
+    assert shown == set(COMMANDS)
+
+
+# Status and items ---------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_ledger_says_how_to_begin(shell: Shell) -> None:
+    """For people a hint, for programs an empty list; neither is an error."""
+    said = shell.all({"plain": ["status"], "json": ["status", "--json"]})
+
+    assert (said["plain"].code, said["json"].code) == (OK, OK)
+    assert "perpetual demo" in said["plain"].out
+    assert said["json"].json() == []
+
+
+def test_the_ledger_is_the_one_that_is_named(shell: Shell) -> None:
+    """`--ledger` goes before $PERPETUAL_LEDGER."""
+    there = SqlLedger(str(shell.folder / "there.db"))
+    open_session(there, "elsewhere")
+    there.close()
+
+    assert [row["chain"] for row in shell("status", "--json", "--ledger", "there.db").json()] == ["elsewhere"]
+
+
+def test_the_queue_in_a_persons_hands(shell: Shell, ledger: SqlLedger) -> None:
+    """Items are added once, listed in the order of claiming, discarded with a reason, and tried again."""
+    open_session(ledger)
+    lines = [{"id": "one", "payload": {"path": "a.txt"}}, {"id": "a:x:b", "priority": 5, "depends_on": ["one"]}]
+
+    added = shell("items", "add", "mine", "--file", "-", stdin="\n".join(map(json.dumps, lines)) + "\n\n")
+    again = shell("items", "add", "mine", "one", "--payload", '{"path": "a.txt"}', "--json")
+    listed = shell("items", "list", "mine", "--json")
+    table = shell("items", "list", "mine")
+    discarded = shell("items", "discard", "mine", "one", "--reason", "not [wanted]")
+    dead = shell("items", "list", "mine", "--status", "discarded", "--json")
+    retried = shell("items", "retry", "mine", "--json")
+
+    assert (added.code, added.out.strip()) == (OK, "2 of 2 added to mine")
+    assert again.json() == {"chain": "mine", "added": 0, "given": 1}
+    assert [(row["id"], row["status"]) for row in listed.json()] == [("a:x:b", "blocked"), ("one", "available")]
+    assert listed.json()[1]["payload"] == {"path": "a.txt"}
+    assert "a:x:b" in table.out, "an id is shown as it is"
+    assert (discarded.code, discarded.out.strip()) == (OK, "1 of 1 discarded in mine")
+    assert [(row["id"], row["error"]) for row in dead.json()] == [("one", "not [wanted]")]
+    assert retried.json() == {"chain": "mine", "retried": 1}
+    assert status_of(ledger)["one"] == ItemStatus.AVAILABLE
+
+
+def test_ids_that_there_are_not_count_for_nothing(shell: Shell, ledger: SqlLedger) -> None:
+    """A retry and a discard say how many items they found."""
+    open_session(ledger)
+
+    said = shell.all(
+        {
+            "retried": ["items", "retry", "mine", "ghost", "--json"],
+            "discarded": ["items", "discard", "mine", "ghost", "--json"],
+        }
+    )
+
+    assert {verb: answer.json() for verb, answer in said.items()} == {
+        verb: {"chain": "mine", verb: 0} for verb in ("retried", "discarded")
+    }
+
+
+# Wrong input --------------------------------------------------------------------------------------------------------
+
+
+FILES = {
+    "cycle.jsonl": '{"id": "a", "depends_on": ["b"]}\n{"id": "b", "depends_on": ["a"]}\n',
+    "field.jsonl": '{"id": "a"}\n{"idd": "b"}\n',
+    "half.jsonl": '{"id": "good"}\n{"id": "bad", "kind": "nope"}\n',
+    "no-json.jsonl": '{"id": "a"}\nnonsense\n',
+}
+ADD = ["items", "add", "mine"]
+SAVE = ["session", "checkpoint"]
+REFUSALS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    # name: the command, and what its line on standard error must hold
+    "status-unknown": (["status", "nope"], ("chain", "nope", "mine")),
+    "handoff-unknown": (["handoff", "nope"], ("chain", "nope")),
+    "handoff-none": (["handoff", "mine"], ("session", "mine", "none has written one yet")),
+    "list-unknown": (["items", "list", "nope"], ("chain", "nope")),
+    "list-status": (["items", "list", "mine", "--status", "lost"], ("--status", "lost", "available")),
+    "two-places": (["status", "--ledger", "a.db", "--store", "b"], ("--ledger", "--store")),
+    "no-ledger": (["status", "--ledger", "postgresql://me:hunter2@db/x"], ("ledger", "postgresql", "SQLite")),
+    "add-unknown": (["items", "add", "nope", "x"], ("chain", "nope")),
+    "add-payload": ([*ADD, "x", "--payload", "{bad"], ("--payload", "{bad", "JSON object")),
+    "add-payload-list": ([*ADD, "x", "--payload", "[1]"], ("--payload", "JSON object")),
+    "add-payload-nan": ([*ADD, "x", "--payload", '{"a": NaN}'], ("payload.a", "nan")),
+    "add-kind": ([*ADD, "x", "--kind", "nope"], ("WorkItem('x').kind", "nope", "default, other")),
+    "add-missing": ([*ADD, "x", "--depends-on", "ghost"], ("WorkItem('x').depends_on", "ghost")),
+    "add-too-much": ([*ADD, "x", "--estimate", "tokens=5000"], ("WorkItem('x').estimate.tokens", "5000", "1000")),
+    "add-resource": ([*ADD, "x", "--estimate", "gold=5"], ("estimate.gold", "tokens")),
+    "add-estimate": ([*ADD, "x", "--estimate", "tokens"], ("--estimate", "tokens=1000")),
+    "add-attempts": ([*ADD, "x", "--max-attempts", "0"], ("max_attempts", "at least 1")),
+    "add-priority": ([*ADD, "x", "--priority", "high"], ("--priority", "high")),
+    "add-nothing": (ADD, ("--file",)),
+    "add-both": ([*ADD, "x", "--file", "half.jsonl"], ("--file",)),
+    "add-cycle": ([*ADD, "--file", "cycle.jsonl"], ("depends_on", "a -> b -> a")),
+    "add-field": ([*ADD, "--file", "field.jsonl"], ("--file line 2", "idd")),
+    "add-half": ([*ADD, "--file", "half.jsonl"], ("WorkItem('bad').kind", "nope")),
+    "add-no-json": ([*ADD, "--file", "no-json.jsonl"], ("--file line 2", "nonsense")),
+    "add-no-file": ([*ADD, "--file", "ghost.jsonl"], ("--file", "ghost.jsonl")),
+    "add-bytes": ([*ADD, "--file", "bytes.jsonl"], ("--file", "bytes.jsonl")),
+    "discard-nothing": (["items", "discard", "mine"], ("items discard", "id")),
+    "start-name": (["session", "start", "Bad Name"], ("chain", "Bad Name", "a-z")),
+    "start-zero": (["session", "start", "new", "--tokens", "0"], ("tokens", "0", "above 0")),
+    "start-nan": (["session", "start", "new", "--cost", "nan"], ("cost", "nan")),
+    "start-threshold": (["session", "start", "new", "--calls", "5", "--threshold", "2"], ("threshold", "2")),
+    "start-foreign": (["session", "start", "over"], ("over", "Tester")),
+    "save-token": ([*SAVE, "--session", "nonsense"], ("--session", "nonsense")),
+    "save-no-token": ([*SAVE, "--session", ""], ("--session", "PERPETUAL_SESSION")),
+    "save-number": ([*SAVE, "--tokens", "many"], ("--tokens", "many")),
+    "save-nan": ([*SAVE, "--tokens", "nan"], ("tokens", "nan")),
+    "save-negative": ([*SAVE, "--tokens", "-5"], ("tokens", "-5")),
+    "save-progress": ([*SAVE, "--progress", "20/10"], ("--progress", "20/10", "10/20")),
+    "save-endless": ([*SAVE, "--progress", "1/inf"], ("--progress", "1/inf")),
+    "save-cursor": ([*SAVE, "--cursor", "{bad"], ("--cursor", "{bad", "JSON")),
+    "save-cursor-nan": ([*SAVE, "--cursor", "[NaN]"], ("--cursor", "nan")),
+    "save-context": ([*SAVE, "--context", "[1]"], ("--context", "JSON object")),
+    "run-plain": (["run", "agents.py:plain"], ("entrypoint", "agents.py:plain", "as_flow()")),
+    "run-number": (["run", "agents.py:number"], ("entrypoint", "agents.py:number")),
+    "run-no-name": (["run", "agents.py:nothing"], ("entrypoint", "agents.py:nothing")),
+    "run-no-file": (["run", "ghost.py:x:"], ("ghost.py:x:",)),
+    "run-no-module": (["run", "ghost.module:x"], ("entrypoint", "ghost.module:x")),
+    "run-no-colon": (["run", "agents.py"], ("entrypoint", "agents.py", "file.py:name")),
+    "run-broken": (["run", "broken.py:x"], ("broken.py:x", "RuntimeError", "at import")),
+    "run-value": (["run", "agents.py:count", "--param", "upto=0"], ("--param upto", "0", "greater than or equal to 1")),
+    "run-type": (["run", "agents.py:count", "--param", "upto=far"], ("--param upto", "far", "integer")),
+    "run-unknown": (["run", "agents.py:count", "--param", "down=1"], ("--param", "down=1", "upto, chain")),
+    "run-no-value": (["run", "agents.py:count", "--param", "upto"], ("--param", "upto", "name=value")),
+    "run-chain": (["run", "agents.py:count", "--param", "chain=Bad"], ("chain", "Bad", "a-z")),
+}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What was there before and after all of the refused commands."""
+
+    said: dict[str, Said]
+    before: str
+    after: str
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Refused:
+    """All of the wrong commands, given to a ledger with an agent's chain, one that is over, and one worked by hand."""
+    shell = make_shell(tmp_path_factory.mktemp("refused"))
+    for name, text in {**FILES, "agents.py": AGENTS, "broken.py": "raise RuntimeError('at import\\nand more')"}.items():
+        (shell.folder / name).write_text(text)
+    (shell.folder / "bytes.jsonl").write_bytes(b"\xff\xfe")
+    ledger = SqlLedger(shell.environment["PERPETUAL_LEDGER"])
+    settings = {"kinds": ["default", "other"], "budget": Budget(tokens=1000).to_json()}
+    ledger.add_items("mine", [WorkItem(id="there")], planned_by=open_session(ledger, settings=settings).fence)
+    over = SqlLedger(shell.environment["PERPETUAL_LEDGER"], lease_seconds=0)
+    over.add_items("over", [WorkItem(id="there")], planned_by=open_session(over, "over", settings=settings).fence)
+    by_hand = open_session(ledger, "hand", settings={"kinds": [TASK], "budget": []}).fence
+    ledger.add_items("hand", [WorkItem(id=TASK, kind=TASK)], planned_by=by_hand)
+
+    def everything() -> str:
+        chains = [(chain.name, ledger.items(chain.name), ledger.sessions(chain.name)) for chain in ledger.chains()]
+        return repr(sorted(chains, key=lambda chain: chain[0]))
+
+    before = everything()
+    commands = {name: arguments for name, (arguments, _) in REFUSALS.items()}
+    said = shell.all(commands, PERPETUAL_SESSION=encode_token(by_hand))
+    after = everything()
+    ledger.close()
+    over.close()
+    return Refused(said, before, after)
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_wrong_input_is_refused_in_one_line(refused: Refused, name: str) -> None:
+    """Exit code 2, one line on standard error that names the field, the value and what was expected."""
+    refused.said[name].is_refusal(*REFUSALS[name][1])
+
+
+def test_wrong_input_changes_nothing(refused: Refused) -> None:
+    """Not one item of a file that has one wrong line, no chain, no usage, no claim that was given back."""
+    assert refused.after == refused.before
+
+
+def test_a_password_in_an_address_is_not_printed(refused: Refused) -> None:
+    """The line that refuses a ledger names its scheme at most."""
+    assert "hunter2" not in refused.said["no-ledger"].err
+
+
+# Sessions by hand ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Said]:
+    """A task worked on by a shell script in two sessions, command by command."""
+    shell = make_shell(tmp_path_factory.mktemp("story"))
+    said: dict[str, Said] = {}
+
+    def tell(name: str, *arguments: str, **environment: str) -> Said:
+        said[name] = shell(*arguments, **environment)
+        return said[name]
+
+    start = ("session", "start", "research", "--tokens", "1000")
+    first = {"PERPETUAL_SESSION": tell("start", *start, "--task", "Read the [papers]").out.strip()}
+    tell("second starter", *start)
+    tell("healthy", *SAVE, "--progress", "10/20", "--tokens", "400", **first)
+    tell("less", *SAVE, "--progress", "11/20", "--tokens", "300", **first)
+    details = ("--next-action", "read paper 16", "--cursor", '{"page": 3}', "--context", '{"notes": ["x"]}')
+    tell("wrap now", *SAVE, "--progress", "15/20", "--tokens", "900", "--json", *details, **first)
+    tell("wrap", "session", "wrap", "--json", **first)
+    tell("handoff", "handoff", "research")
+    tell("handoff json", "handoff", "research", "--session", "1", "--json")
+    token = tell("start again", *start, "--json").json()["session"]
+    tell("items", "items", "list", "research", "--json")
+    tell("done", *SAVE, "--done", "--tokens", "100", "--session", token)
+    tell("twice done", *SAVE, "--tokens", "150", "--session", token)
+    tell("finish", "session", "wrap", "--session", token)
+    tell("status", "status", "research", "--json")
+    tell("start a finished one", *start)
+    return said
+
+
+def test_starting_prints_a_word_and_nothing_else(story: dict[str, Said]) -> None:
+    """`$(perpetual session start …)` is the word; what a person wants to know is on standard error, one line."""
+    assert story["start"].code == OK
+    assert len(story["start"].out.split()) == 1
+    assert story["start"].err.splitlines() == ["session 1 of research: Read the [papers]"]
+
+
+def test_a_second_starter_is_told_who_is_at_work(story: dict[str, Said]) -> None:
+    """Exit code 4 while the lease of the first runs."""
+    story["second starter"].is_refusal("session 1 of research is at work", "lease", code=SUPERSEDED)
+
+
+def test_a_checkpoint_prints_its_verdict(story: dict[str, Said]) -> None:
+    """One word on standard output, its reason on standard error; 400 of 1,000 tokens are healthy."""
+    said = story["healthy"]
+
+    assert (said.code, said.out, len(said.err.splitlines())) == (OK, "healthy\n", 1)
+    assert "400" in said.err
+
+
+def test_tokens_are_the_sessions_total(story: dict[str, Said]) -> None:
+    """Less than was said before cannot be, and is not recorded: the next one is measured against 400."""
+    story["less"].is_refusal("--tokens", "300", "400")
+    assert story["status"].json()["sessions"][0]["units"] == 2
+
+
+def test_a_limit_that_is_near_says_wrap_now(story: dict[str, Said]) -> None:
+    """900 of 1,000 tokens: exit code 10, for `|| break` in a script's loop."""
+    said = story["wrap now"]
+
+    assert said.code == WRAP_NOW
+    assert said.json()["verdict"] == "wrap_now"
+    assert "900" in said.json()["reason"]
+
+
+def test_wrapping_ends_the_session_in_order(story: dict[str, Said]) -> None:
+    """The chain waits for its next session, and names the limit."""
+    said = story["wrap"]
+
+    assert said.code == OK
+    assert said.json()["state"] == "Wrapped"
+    assert said.json()["chain"] == "research"
+    assert "tokens" in said.json()["reason"]
+
+
+def test_the_handoff_is_markdown_for_whoever_comes_next(story: dict[str, Said]) -> None:
+    """Task, progress and next action; `--json` holds the same text."""
+    text = story["handoff"].out
+
+    assert (story["handoff"].code, story["handoff"].err) == (OK, "")
+    assert text.startswith("# research · session 1 · Wrapped")
+    assert all(part in text for part in ("Read the [papers]", "15 of 20", "read paper 16", '"notes"'))
+    assert story["handoff json"].json()["markdown"] == text
+    assert story["handoff json"].json()["session"] == 1
+
+
+def test_the_next_session_goes_on_with_the_task_and_its_progress(story: dict[str, Said]) -> None:
+    """The task need not be said again; progress, cursor and next action are there, and the context with them."""
+    said = story["start again"].json()
+    [item] = story["items"].json()
+
+    assert (said["ordinal"], said["task"], said["chain"]) == (2, "Read the [papers]", "research")
+    assert (item["status"], item["progress"], item["units"]) == ("available", [15, 20], 2)
+    assert (item["cursor"], item["next_action"]) == ({"page": 3}, "read paper 16")
+
+
+def test_done_finishes_the_chain(story: dict[str, Said]) -> None:
+    """The last wrap says so, further checkpoints are refused, and the usage is that of both sessions."""
+    status = story["status"].json()
+
+    assert (story["done"].code, story["done"].out) == (OK, "healthy\n")
+    story["twice done"].is_refusal("research", "done")
+    assert story["finish"].out.startswith("Finished")
+    assert (status["status"], status["items"]["completed"], status["usage"]) == ("finished", 1, {"tokens": 1000})
+    assert [session["state"] for session in status["sessions"]] == ["Wrapped", "Finished"]
+    assert all(session["graceful"] for session in status["sessions"])
+
+
+def test_a_task_that_is_done_is_not_started_again(story: dict[str, Said]) -> None:
+    """Nobody could do anything in such a session, and its lease would keep the chain for an hour."""
+    story["start a finished one"].is_refusal("research", "done")
+
+
+def test_sessions_by_hand_need_no_server(story: dict[str, Said]) -> None:
+    """None is started behind the user's back, which would take longer than the work."""
+    talkative = {name: said.err for name, said in story.items() if "server" in said.err or len(said.err) > 400}
+    assert talkative == {}
+
+
+def test_a_session_that_was_taken_over_can_save_nothing(shell: Shell) -> None:
+    """Its lease ran out and another one owns the chain: exit code 4, and the work of the other is untouched."""
+    ledger = SqlLedger(shell.environment["PERPETUAL_LEDGER"], lease_seconds=0)
+    by_hand = {"kinds": [TASK], "budget": []}
+    old = open_session(ledger, settings=by_hand).fence
+    ledger.add_items("mine", [WorkItem(id=TASK, kind=TASK)], planned_by=old)
+    open_session(ledger, holder="second", settings=by_hand)
+
+    said = shell.all(
+        {
+            "checkpoint": [*SAVE, "--tokens", "5", "--session", encode_token(old)],
+            "wrap": ["session", "wrap", "--session", encode_token(old)],
+        }
+    )
+
+    for answer in said.values():
+        answer.is_refusal("session 1 of mine", code=SUPERSEDED)
+    assert item_in(ledger, TASK).units == 0
+    ledger.close()
+
+
+# Check and run, with and without a server ---------------------------------------------------------------------------
+
+
+def findings(said: Said) -> dict[str, tuple[bool | None, str]]:
+    """What was found by each check."""
+    return {row["check"]: (row["ok"], row["what"]) for row in said.json()}
+
+
+def test_check_needs_no_server(shell: Shell) -> None:
+    """Without one, ledger and results storage are checked and blocks are not; nothing is started."""
+    said = shell("check", "--json")
+
+    found = findings(said)
+    assert (said.code, said.err) == (OK, "")
+    assert {name: ok for name, (ok, _) in found.items()} == {
+        "server": True,
+        "ledger": True,
+        "results storage": True,
+        "blocks": None,
+    }
+    assert "PREFECT_API_URL" in found["server"][1]
+    assert str(shell.folder / "ledger.db") in found["ledger"][1]
+
+
+def test_check_says_what_is_wrong(shell: Shell) -> None:
+    """A ledger that is no database, and a server that is not there: exit code 1, and the other checks are made."""
+    (shell.folder / "broken.db").write_text("This is no database, and was never meant to be one.")
+
+    said = shell("check", "--json", "--ledger", "broken.db", PREFECT_API_URL="http://127.0.0.1:9/api")
+
+    found = findings(said)
+    assert said.code == NOT_FINISHED
+    assert {name: ok for name, (ok, _) in found.items()} == {
+        "server": False,
+        "ledger": False,
+        "results storage": True,
+        "blocks": None,
+    }
+    assert "not a database" in found["ledger"][1]
+    assert "broken.db" in found["ledger"][1]
+
+
+def test_a_ledger_that_cannot_be_used_has_an_exit_code_of_its_own(shell: Shell) -> None:
+    """Exit code 3, for a file that is no database and for a store that is on a server that does not answer."""
+    (shell.folder / "broken.db").write_text("This is no database, and was never meant to be one.")
+    said = shell.all(
+        {"ledger": ["status", "--ledger", "broken.db"], "store": ["status", "--store", "production"]},
+        PREFECT_API_URL="http://127.0.0.1:9/api",
+    )
+
+    said["ledger"].is_refusal("ledger", "broken.db", "not a database", code=UNUSABLE)
+    said["store"].is_refusal("store", "production", code=UNUSABLE)
+
+
+@pytest.fixture(scope="module")
+def with_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A shell that knows a server of its own, on which a good budget is saved."""
+    shell = make_shell(tmp_path_factory.mktemp("server"))
+    (shell.folder / "agents.py").write_text(AGENTS)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PREFECT_HOME", shell.environment["PREFECT_HOME"])
+        with local_server() as api:
+            with temporary_settings({PREFECT_API_URL: api}):
+                ResourceBudget(limits=[LimitSettings(resource="calls", amount=5)]).save("good", _sync=True)
+            yield Shell(shell.folder, {**shell.environment, "PREFECT_API_URL": api})
+
+
+def test_check_looks_at_the_server_and_its_blocks(with_server: Shell) -> None:
+    """All is well: exit code 0, and the budget is shown in words."""
+    said = with_server("check")
+
+    assert said.code == OK, said
+    assert [line.split()[0] for line in said.out.splitlines()] == ["ok"] * 5
+    assert with_server.environment["PREFECT_API_URL"] in said.out
+    assert "resource-budget/good" in said.out
+    assert "5 calls" in said.out
+
+
+def test_check_finds_a_block_that_no_run_could_load(with_server: Shell) -> None:
+    """The server saves any value; the check names the block and what is wrong with it."""
+    api = with_server.environment["PREFECT_API_URL"]
+    with temporary_settings({PREFECT_API_URL: api}):
+        identifier = ResourceBudget(limits=[LimitSettings()]).save("broken", _sync=True)
+    wrong = {"data": {"limits": [{"resource": "tokens"}, {"resource": "tokens"}]}, "merge_existing_data": False}
+    document = f"{api}/block_documents/{identifier}"
+    httpx.patch(document, json=wrong, timeout=30).raise_for_status()
+    try:
+        said = with_server("check", "--json")
+    finally:
+        httpx.delete(document, timeout=30).raise_for_status()
+
+    found = findings(said)
+    assert said.code == NOT_FINISHED
+    assert found["resource-budget/good"][0] is True
+    assert found["resource-budget/broken"][0] is False
+    assert "there are two" in found["resource-budget/broken"][1]
+
+
+def test_run_prints_the_chains_status(with_server: Shell) -> None:
+    """`--json`: one object on standard output, whatever the sessions log; the same as `status --json` prints later."""
+    said = with_server("run", "agents.py:count", "--param", "upto=4", "--param", "chain=counted", "--json")
+
+    assert said.code == OK, said
+    status = said.json()
+    assert (status["chain"], status["status"], status["items"]["completed"]) == ("counted", "finished", 4)
+    assert with_server("status", "counted", "--json").json() == status
