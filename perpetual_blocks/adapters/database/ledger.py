@@ -80,9 +80,11 @@ class SqlLedger:
         """One transaction with the write lock. `synced`: it is on the disk when this returns."""
         try:
             with self._engine.connect() as connection:
-                # The pragma is the connection's and works only outside a transaction; pooled connections keep it.
+                # The pragma is the connection's, which the pool keeps, and works only outside a transaction.
                 level = "FULL" if synced or self._synced else "NORMAL"
-                connection.connection.cursor().execute(f"PRAGMA synchronous={level}")
+                if connection.info.get("synchronous") != level:
+                    connection.connection.cursor().execute(f"PRAGMA synchronous={level}")
+                    connection.info["synchronous"] = level
                 with connection.begin():
                     yield connection
         except SQLAlchemyError as error:
@@ -572,10 +574,10 @@ def _count_usage(
 def _queue(connection: Connection, chain: str) -> Iterator[RowMapping]:
     """Available items in the order of claiming, page by page: usually the first row is the one."""
     rows = select(t.items).where(t.items.c.chain == chain, t.items.c.status == ItemStatus.AVAILABLE)
-    offset = 0
-    while page := connection.execute(rows.order_by(*_CLAIM_ORDER).limit(PAGE).offset(offset)).mappings().all():
+    offset, limit = 0, 1
+    while page := connection.execute(rows.order_by(*_CLAIM_ORDER).limit(limit).offset(offset)).mappings().all():
         yield from page
-        offset += PAGE
+        offset, limit = offset + limit, PAGE
 
 
 def _reopen(connection: Connection, chain: str, now: float) -> None:
