@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import cast
 
 from prefect.blocks.core import Block
+from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.filesystems import LocalFileSystem, WritableFileSystem
 from prefect.results import get_default_result_storage
+from prefect.settings import get_current_settings
 
 from perpetual_blocks.errors import InvalidInput, StorageError
 
@@ -24,6 +26,9 @@ def load_storage(slug: str | None, field: str = "result_storage") -> WritableFil
         InvalidInput: no such block, or not one that can be written.
         StorageError: Prefect's API cannot be asked.
     """
+    if not slug and FlowRunContext.get() is None and get_current_settings().api.url is None:
+        # Asking Prefect for its default would start a server only to hear that there is none set.
+        return LocalFileSystem(basepath=str(get_current_settings().results.local_storage_path))
     if not slug:
         return cast(WritableFileSystem, get_default_result_storage(_sync=True))  # type: ignore[call-arg]
     expected = "the name of a storage block, as local-file-system/results"
