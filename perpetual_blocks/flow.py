@@ -16,6 +16,7 @@ from contextvars import copy_context
 from threading import Lock, Thread
 from typing import Annotated, Any, TypeVar
 
+import httpx
 from prefect import Flow, get_run_logger, task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.client.schemas.objects import State
@@ -155,6 +156,8 @@ def _load_block(kind: type[T], name: str, field: str) -> T:
     except ValueError as error:
         slug = kind._block_type_slug  # type: ignore[attr-defined]
         raise InvalidInput.of(field, name, f"the name of a {slug} block ({error})") from error
+    except httpx.HTTPError as error:
+        raise StorageError(f"{field}: cannot ask the Prefect server for the block {name}: {error}") from error
 
 
 def _signature(agent: type[PerpetualAgent]) -> inspect.Signature:

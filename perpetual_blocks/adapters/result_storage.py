@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import cast
 
+import httpx
 from prefect.blocks.core import Block
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
@@ -30,7 +31,10 @@ def load_storage(slug: str | None, field: str = "result_storage") -> WritableFil
         # Asking Prefect for its default would start a server only to hear that there is none set.
         return LocalFileSystem(basepath=str(get_current_settings().results.local_storage_path))
     if not slug:
-        return cast(WritableFileSystem, get_default_result_storage(_sync=True))  # type: ignore[call-arg]
+        try:
+            return cast(WritableFileSystem, get_default_result_storage(_sync=True))  # type: ignore[call-arg]
+        except (PrefectException, httpx.HTTPError) as error:
+            raise StorageError(f"{field}: cannot ask the Prefect server for its default: {error}") from error
     expected = "the name of a storage block, as local-file-system/results"
     if slug.count("/") != 1:
         raise InvalidInput.of(field, slug, expected)
@@ -38,7 +42,7 @@ def load_storage(slug: str | None, field: str = "result_storage") -> WritableFil
         block = Block.load(slug, _sync=True)  # type: ignore[call-arg]
     except ValueError as error:
         raise InvalidInput.of(field, slug, f"{expected}, that exists ({error})") from error
-    except PrefectException as error:
+    except (PrefectException, httpx.HTTPError) as error:
         raise StorageError(f"{field}: cannot load {slug}: {error}") from error
     if not isinstance(block, WritableFileSystem):
         raise InvalidInput.of(field, slug, f"{expected}; this is a {type(block).__name__}")

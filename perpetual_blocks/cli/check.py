@@ -132,7 +132,11 @@ def _blocks() -> Iterator[Finding]:
 
 
 def _block(kind: Any, name: str) -> str:
-    block = kind.load(name, _sync=True)
+    try:
+        block = kind.load(name, _sync=True)
+    except RuntimeError as error:
+        # Prefect says only that it could not; what it is, pydantic has said before.
+        raise PerpetualError(str(error.__cause__ or error.__context__ or error)) from error
     if hasattr(block, "get_budget"):
         return "; ".join(str(limit) for limit in block.get_budget()) or "no limits"
     return "valid"

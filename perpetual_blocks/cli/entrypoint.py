@@ -25,7 +25,7 @@ def load_perpetual_flow(entrypoint: str) -> PerpetualFlow:
     except ScriptError as error:
         cause = error.user_exc
         raise InvalidInput.of(entrypoint, f"{type(cause).__name__}: {cause}", "a file that can be imported") from error
-    except (MissingFlowError, ImportError, AttributeError, OSError) as error:
+    except (MissingFlowError, ImportError, AttributeError, OSError, ValueError) as error:
         raise InvalidInput.of("entrypoint", entrypoint, f"{EXPECTED} ({' '.join(str(error).split())})") from error
     if not isinstance(flow, PerpetualFlow):
         raise InvalidInput.of("entrypoint", entrypoint, f"{EXPECTED}; this is a {type(flow).__name__}")

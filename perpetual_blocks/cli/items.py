@@ -71,8 +71,7 @@ def add(
     if (id is None) == (file is None):
         raise InvalidInput.of("items add", id or str(file), "an item's id, or --file, and not both")
     if file is not None:
-        lines = sys.stdin if str(file) == "-" else file.read_text().splitlines()
-        items = [_from_line(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        items = [_from_line(number, line) for number, line in enumerate(_lines(file), start=1) if line.strip()]
     else:
         items = [
             WorkItem(
@@ -139,6 +138,14 @@ def _report(chain: str, verb: str, count: int, wanted: int, *, json: bool) -> No
 
 def _as_json(item: Item) -> dict[str, Any]:
     return {name: getattr(item, name) for name in Item.__slots__}
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput.of("--file", str(file), f"a file of JSON lines in UTF-8 ({error})") from None
+    return text.split("\n")
 
 
 def _from_line(number: int, line: str) -> WorkItem:

@@ -6,7 +6,7 @@
 | 1 | the chain ended without finishing (stalled, exhausted, cancelled), or a check failed |
 | 2 | wrong input; one line on standard error says what was expected |
 | 3 | the ledger, the results storage or the Prefect server cannot be used |
-| 4 | another session works on the chain |
+| 4 | another session works on the chain, or has taken it over |
 | 10 | `session checkpoint`: the budget says wrap now |
 | 130 | stopped by Ctrl-C; the chain can go on |
 | 143 | ended by SIGTERM |
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from cyclopts import Parameter
 from rich.console import Console
 
-from perpetual_blocks.errors import InvalidInput, PerpetualError, Superseded, UnknownChain
+from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError, Superseded, UnknownChain
 
 if TYPE_CHECKING:
     from perpetual_blocks.adapters.database import SqlLedger
@@ -77,7 +77,7 @@ def exit_code(error: PerpetualError) -> int:
     match error:
         case InvalidInput() | UnknownChain():
             return WRONG_INPUT
-        case Superseded():
+        case Superseded() | Fenced():
             return SUPERSEDED
         case _:
             return UNUSABLE

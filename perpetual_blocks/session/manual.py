@@ -5,15 +5,16 @@ each checkpoint is a unit of it.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from perpetual_blocks.budget import Budget, BudgetMonitor, Verdict
 from perpetual_blocks.budget.stopping import Status
-from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.errors import InvalidInput, UnknownChain
 from perpetual_blocks.handoff import Handoff
-from perpetual_blocks.session.chain import SessionRecord, SessionRequest, StopReason
+from perpetual_blocks.session.chain import ChainStatus, SessionRecord, SessionRequest, StopReason
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.ports import Fence, UnitRaised
 from perpetual_blocks.session.shutdown import Shutdown
@@ -72,6 +73,9 @@ class ManualSession:
             Superseded: another session works on the chain.
             InvalidInput: the task is done already.
         """
+        with suppress(UnknownChain):
+            if world.ledger.chain(request.chain).status is ChainStatus.FINISHED:
+                raise InvalidInput.of("chain", request.chain, "a chain whose task is not done yet; name another one")
         opened = world.ledger.open_session(replace(request, settings={**request.settings, "kinds": [TASK]}))
         session = cls(world, opened.fence)
         item = WorkItem(id=TASK, kind=TASK, payload={"task": task})

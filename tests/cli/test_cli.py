@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
@@ -119,16 +121,24 @@ class Shell:
 
     def here(self, *arguments: str, **environment: str) -> Said:
         """The same in this process: a hundredth of the time, for what has many cases."""
-        out, err = StringIO(), StringIO()
+        out, err, code = StringIO(), StringIO(), 1
         server = self.environment.get("PREFECT_API_URL") or environment.get("PREFECT_API_URL")
         settings: dict[Any, Any] = {PREFECT_HOME: Path(self.environment["PREFECT_HOME"]), PREFECT_API_URL: server}
         with pytest.MonkeyPatch.context() as patch, temporary_settings(settings):
             patch.chdir(self.folder)
             for name, value in {**self.environment, **environment}.items():
                 patch.setenv(name, value)
-            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-                main(arguments)
-        return Said(int(end.value.code or OK), out.getvalue(), err.getvalue())
+            before = signal.getsignal(signal.SIGTERM)
+            with redirect_stdout(out), redirect_stderr(err):
+                try:
+                    main(arguments)
+                except SystemExit as end:
+                    code = int(end.code or OK)
+                except Exception:  # noqa: BLE001 - what a shell would see of it
+                    traceback.print_exc()
+                finally:
+                    signal.signal(signal.SIGTERM, before)
+        return Said(code, out.getvalue(), err.getvalue())
 
     def all(self, commands: dict[str, list[str]], **environment: str) -> dict[str, Said]:
         """Runs commands that do not depend on each other, side by side."""
