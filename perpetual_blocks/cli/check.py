@@ -50,6 +50,8 @@ def check(*, json: Json = False, where: Where = HERE) -> int:
 
 
 def _findings(where: Where) -> Iterator[Finding]:
+    from perpetual_blocks.adapters.local_server import configured_server
+
     server = _try("server", _server)
     yield server
     if where.store and not server.ok:
@@ -57,8 +59,8 @@ def _findings(where: Where) -> Iterator[Finding]:
         return
     yield _try("ledger", lambda: _ledger(where))
     yield _try("results storage", lambda: _storage(where))
-    if not server.ok:
-        yield Finding("blocks", None, "blocks are on the server")
+    if not server.ok or configured_server() is None:
+        yield Finding("blocks", None, "saved blocks are on the server")
         return
     yield from _blocks()
 

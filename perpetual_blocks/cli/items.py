@@ -48,7 +48,7 @@ def add(
     depends_on: Annotated[list[str] | None, Parameter(negative="")] = None,
     estimate: Annotated[list[str] | None, Parameter(negative="")] = None,
     max_attempts: int = 3,
-    file: Path | None = None,
+    file: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
     json: Json = False,
     where: Where = HERE,
 ) -> None:

@@ -619,6 +619,24 @@ def test_failing_units_are_discarded_and_the_others_go_on(make_rig: MakeRig) -> 
     assert rig.ledger.chain("mine").context == {"read": ["doc-1 p1", "doc-3 p1", "doc-2 p1"]}
 
 
+def test_an_error_of_any_text_is_counted(make_rig: MakeRig) -> None:
+    """An error whose text cannot be stored as it is, as of a file name that is no UTF-8, is a failed attempt too."""
+
+    class Strange(Reader):
+        """Cannot read a file of a strange name."""
+
+        def work_unit(self, unit: Unit) -> Any:
+            raise ValueError("cannot read \udcff.md\nor so")
+
+    rig = make_rig(Strange(documents=1))
+
+    assert rig.run().state is SessionState.FINISHED
+
+    found = item_in(rig.ledger, "doc-0")
+    assert (found.status, found.failures) == (ItemStatus.DISCARDED, 3)
+    assert (found.error or "").startswith("ValueError: cannot read ")
+
+
 def test_failures_spend_the_budget_too(make_rig: MakeRig) -> None:
     """What failed attempts spend counts against the session's budget, so that a broken unit cannot use it up unseen."""
     rig = make_rig(Failing(documents=3, failures={f"doc-{n}": 99 for n in range(3)}))
@@ -763,6 +781,24 @@ def test_a_handoff_that_the_agent_lost_is_written_all_the_same(make_rig: MakeRig
         "create_handoff",
         "InvalidInput: create_handoff: got None; expected the Handoff, changed or not",
     )
+
+
+def test_a_handoff_that_cannot_be_shown(make_rig: MakeRig) -> None:
+    """What the agent makes of the handoff may be wrong: the session ends in order, with the handoff as it was."""
+
+    class Careless(Reader):
+        """Notes what is no text."""
+
+        def create_handoff(self, handoff: Handoff) -> Handoff:
+            handoff.notes.append({"begin with": 7})  # type: ignore[arg-type]
+            return handoff
+
+    rig = make_rig(Careless(documents=3))
+
+    assert [end.state for end in rig.run_chain(tokens(200))] == [SessionState.WRAPPED, SessionState.FINISHED]
+
+    assert "# mine · session 1 · Wrapped" in rig.document("handoff", 1)
+    assert rig.told(StepFailed) != []
 
 
 def test_a_hook_that_hangs_does_not_keep_the_handoff_back(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:

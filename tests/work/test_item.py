@@ -64,6 +64,7 @@ WRONG: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"depends_on": "b"}, ("WorkItem('a').depends_on", "'b'", "a sequence")),
     ({"depends_on": ("b", 1)}, ("WorkItem('a').depends_on", "('b', 1)", "ids")),
     ({"depends_on": 7}, ("WorkItem('a').depends_on", "7")),
+    ({"depends_on": ("\ud800",)}, ("WorkItem('a').depends_on",)),
     ({"estimate": [5]}, ("WorkItem('a').estimate", "[5]", "amounts by resource")),
     ({"estimate": {"token": 1}}, ("WorkItem('a').estimate.token", "'token'", "tokens, cost, calls, seconds, memory")),
     ({"estimate": {"two\nlines": 1}}, ("WorkItem('a').estimate", "tokens")),

@@ -108,6 +108,7 @@ def test_only_work_items_are_added() -> None:
         ({"progress": 5}, ("unit.advance(progress)", "5")),
         ({"progress": ("1", "2")}, ("unit.advance(progress)", "'1'")),
         ({"next_action": ["read", "write"]}, ("unit.advance(next_action)", "['read', 'write']")),
+        ({"next_action": "half a character \ud800"}, ("unit.advance(next_action)", "half a character")),
     ],
     ids=lambda value: ascii(value)[:40],
 )
