@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from perpetual_blocks import __version__
 from perpetual_blocks.cli import items, session
@@ -13,7 +13,7 @@ from perpetual_blocks.cli.check import check
 from perpetual_blocks.cli.demo import demo
 from perpetual_blocks.cli.output import fail
 from perpetual_blocks.cli.run import run
-from perpetual_blocks.errors import PerpetualError
+from perpetual_blocks.errors import InvalidInput, PerpetualError
 
 app = App(
     name="perpetual",
@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # As an exception, so that servers and children that a command has started are ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        code = app(arguments, exit_on_error=True)
+        code = app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        fail(InvalidInput(str(error)))
     except PerpetualError as error:
         fail(error)
     sys.exit(code if isinstance(code, int) else 0)

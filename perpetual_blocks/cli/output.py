@@ -30,8 +30,9 @@ OK, NOT_FINISHED, WRONG_INPUT, UNUSABLE, SUPERSEDED, WRAP_NOW, INTERRUPTED = 0, 
 
 LEDGER_VARIABLE = "PERPETUAL_LEDGER"
 
-out = Console()
-err = Console(stderr=True)
+# An id may well be "a:x:b"; it is shown as it is, and not as a picture.
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object, and nothing else.")]
 

@@ -1,6 +1,7 @@
 """`perpetual session`: sessions by hand, for agents in other languages."""
 
 import json as jsonlib
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from perpetual_blocks.budget import Budget, Limit
+from perpetual_blocks.checkpoint import to_json
 from perpetual_blocks.cli.items import parse_json
 from perpetual_blocks.cli.output import OK, WRAP_NOW, Json, Where, err, out, print_json
 from perpetual_blocks.errors import InvalidInput
@@ -16,6 +18,7 @@ from perpetual_blocks.session.chain import SessionRequest, check_chain_name
 from perpetual_blocks.session.manual import ManualSession, NoUnits, Progress, decode_token, encode_token
 from perpetual_blocks.session.ports import Fence
 from perpetual_blocks.session.world import World
+from perpetual_blocks.usage import validated_usage
 
 app = App(name="session", help="Sessions for agents in other languages, and for shell scripts.")
 
@@ -107,7 +110,8 @@ def checkpoint(
         done: The task is done.
         json: Print a JSON object.
     """
-    usage = {name: value for name, value in (("tokens", tokens), ("cost", cost), ("calls", calls)) if value is not None}
+    named = {"tokens": tokens, "cost": cost, "calls": calls}
+    usage = validated_usage({name: value for name, value in named.items() if value is not None}, "checkpoint")
     said = Progress(
         usage=usage,
         done=done,
@@ -183,7 +187,7 @@ def _progress(text: str | None) -> tuple[float, float] | None:
         pair = (float(done), float(total))
     except ValueError:
         pair = (1.0, 0.0)
-    if not 0 <= pair[0] <= pair[1]:
+    if not 0 <= pair[0] <= pair[1] < math.inf:
         raise InvalidInput.of("--progress", text, "done/total, as 10/20")
     return pair
 
@@ -192,6 +196,8 @@ def _json_value(text: str | None) -> Any:
     if text is None:
         return None
     try:
-        return jsonlib.loads(text)
+        value = jsonlib.loads(text)
     except ValueError:
         raise InvalidInput.of("--cursor", text, "JSON") from None
+    to_json(value, "--cursor")
+    return value

@@ -74,7 +74,10 @@ class ManualSession:
             InvalidInput: the task is done already.
         """
         with suppress(UnknownChain):
-            if world.ledger.chain(request.chain).status is ChainStatus.FINISHED:
+            chain = world.ledger.chain(request.chain)
+            if chain.agent != request.agent:
+                raise InvalidInput.of("chain", request.chain, f"a chain of sessions by hand; this is {chain.agent}'s")
+            if chain.status is ChainStatus.FINISHED:
                 raise InvalidInput.of("chain", request.chain, "a chain whose task is not done yet; name another one")
         opened = world.ledger.open_session(replace(request, settings={**request.settings, "kinds": [TASK]}))
         session = cls(world, opened.fence)
