@@ -175,7 +175,8 @@ class Session:
         return outcome
 
     def _count_failure(self, fence: Fence, item: Item, usage: dict[str, float], error: BaseException) -> None:
-        text = f"{type(error).__name__}: {error}"
+        # A file name that is not UTF-8 comes back in the error's text, and no database takes it as it is.
+        text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
         self._ledger.fail_unit(fence, item, text, usage, self._monitor.spent)
         self._world.tell(UnitFailed(fence.chain, item.id, item.attempts + 1, item.max_attempts, text))
 

@@ -69,11 +69,10 @@ class Shutdown:
         steps.best_effort("prune", self._prune)
         commit = steps.best_effort("commit_changes", lambda: self._commit(end))
         handoff = self._handoff(end, steps, commit)
-        changed = steps.best_effort("create_handoff", lambda: self._ask_agent(handoff))
-        if changed is None:
+        markdown = steps.best_effort("create_handoff", lambda: to_markdown(self._ask_agent(handoff)))
+        if markdown is None:
             # Whatever the agent's hook does, there is a handoff, and it says what the hook did.
-            changed = handoff.model_copy(update={"steps": steps.failures()})
-        markdown = to_markdown(changed)
+            markdown = to_markdown(handoff.model_copy(update={"steps": steps.failures()}))
         steps.best_effort("handoff", lambda: self._save("handoff", markdown))
         steps.best_effort("publish", lambda: self._publish(markdown, end))
         self._close(end, steps)

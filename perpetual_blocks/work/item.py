@@ -86,7 +86,11 @@ class WorkItem:
                 bounds = f"at least {least}" if least else "not below -2**31"
                 raise InvalidInput.of(f"{where}.{name}", value, f"a whole number, {bounds}, and below 2**31")
         others = self.depends_on
-        if not isinstance(others, Sequence) or isinstance(others, str) or not all(isinstance(o, str) for o in others):
+        if (
+            not isinstance(others, Sequence)
+            or isinstance(others, str)
+            or not all(isinstance(o, str) and is_text(o) for o in others)
+        ):
             raise InvalidInput.of(f"{where}.depends_on", self.depends_on, "a sequence of item ids")
         object.__setattr__(self, "depends_on", tuple(dict.fromkeys(self.depends_on)))
         if not isinstance(self.estimate, Mapping):
