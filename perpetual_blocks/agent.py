@@ -1,6 +1,7 @@
 """The template of an agent: subclass it, say what there is to do and how to do one unit of it."""
 
 import inspect
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -86,4 +87,6 @@ class PerpetualAgent(BaseModel):
         """
         from perpetual_blocks.flow import make_flow
 
-        return make_flow(cls, name, budget, store)
+        # As namedtuple does: the module that makes the flow is the one that it can be imported from.
+        module = sys._getframe(1).f_globals.get("__name__", cls.__module__)
+        return make_flow(cls, name, budget, store, module)

@@ -90,8 +90,9 @@ def make_flow(
     name: str | None,
     budget: Budget | ResourceBudget | str | None,
     store: StatePersistence | str | None,
+    module: str,
 ) -> PerpetualFlow:
-    """The flow of an agent; see `PerpetualAgent.as_flow`."""
+    """The flow of an agent, made in that module; see `PerpetualAgent.as_flow`."""
     taken = [field for field in OWN_PARAMETERS if field in agent.model_fields]
     if taken:
         raise InvalidInput.of(
@@ -112,7 +113,7 @@ def make_flow(
         )
 
     run.__name__ = run.__qualname__ = re.sub(r"(?<!^)(?=[A-Z])", "_", agent.__name__).lower()
-    run.__module__ = agent.__module__
+    run.__module__ = module
     run.__signature__ = _signature(agent)  # type: ignore[attr-defined]
     run.__doc__ = _documentation(agent)
     made = PerpetualFlow(
