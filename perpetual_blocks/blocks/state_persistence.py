@@ -5,7 +5,7 @@ from typing import Literal
 
 from prefect.blocks.core import Block
 from prefect.settings import get_current_settings
-from pydantic import Field, HttpUrl, SecretStr, field_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
 from perpetual_blocks.adapters.database import DEFAULT_LEASE_SECONDS, SqlLedger
 from perpetual_blocks.adapters.database.engine import parse_address
@@ -28,6 +28,9 @@ class StatePersistence(Block):
         durability: Whether every commit is synced to the disk.
         keep_checkpoints: How many checkpoints of a chain are kept.
     """
+
+    # An address that is refused may hold a password, and pydantic would show it.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name = "State Persistence"
     _block_type_slug = "state-persistence"
