@@ -3,13 +3,15 @@
 from typing import Literal
 
 from prefect.blocks.core import Block
-from pydantic import BaseModel, Field, HttpUrl, model_validator
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, model_validator
 
 from perpetual_blocks.budget import Budget, Limit
 
 
 class LimitSettings(BaseModel):
     """One limit, as a row of the form."""
+
+    model_config = ConfigDict(extra="forbid")
 
     resource: Literal["tokens", "cost", "calls", "seconds", "memory_mib"] = Field(
         default="tokens",

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
 from perpetual_blocks.adapters.database import DEFAULT_LEASE_SECONDS, SqlLedger
 from perpetual_blocks.adapters.database.engine import parse_address
+from perpetual_blocks.errors import InvalidInput
 
 DEFAULT = "default"
 
@@ -71,8 +72,11 @@ class StatePersistence(Block):
     @field_validator("ledger")
     @classmethod
     def _check_ledger(cls, value: SecretStr) -> SecretStr:
-        if value.get_secret_value() != DEFAULT:
-            parse_address(value.get_secret_value())
+        address = value.get_secret_value()
+        if not address.strip():
+            raise InvalidInput.of("ledger", address, '"default", or the address of a database')
+        if address != DEFAULT and parse_address(address).database in (None, "", ":memory:"):
+            raise InvalidInput.of("ledger", address, "a database that outlives a process; this one is in memory")
         return value
 
     def get_ledger(self, lease_seconds: float = DEFAULT_LEASE_SECONDS) -> SqlLedger:
