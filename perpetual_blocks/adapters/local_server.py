@@ -50,7 +50,11 @@ def local_server() -> Iterator[str]:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+                env={
+                    **os.environ,
+                    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                    "PREFECT_SERVER_UI_API_URL": f"{address}/api",
+                },
             )
         try:
             _wait_until_healthy(server, address, log)

@@ -1,5 +1,6 @@
 """Prefect's results storage: where outcomes and documents lie."""
 
+import secrets
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,7 @@ from prefect.settings import get_current_settings
 
 from perpetual_blocks.errors import InvalidInput, StorageError
 
-PROBE_KEY = "perpetual/probe.txt"
+PROBE_FOLDER = "perpetual/probes"
 PROBE_TEXT = "Written to see whether this storage can be written. It may be deleted."
 
 
@@ -61,10 +62,12 @@ class StoredDocuments:
         Raises:
             StorageError: it cannot be written or read, or gives back something else.
         """
-        # One key for all probes: nothing points at it, and no storage fills up with them.
-        self.write(PROBE_KEY, PROBE_TEXT)
-        if self.read(PROBE_KEY) != PROBE_TEXT:
-            raise StorageError(f"results storage: {PROBE_KEY} was read back with other bytes than were written")
+        # A key of its own: another process may be probing the same storage at this moment.
+        key = f"{PROBE_FOLDER}/{secrets.token_hex(8)}.txt"
+        self.write(key, PROBE_TEXT)
+        if self.read(key) != PROBE_TEXT:
+            raise StorageError(f"results storage: {key} was read back with other bytes than were written")
+        self.delete(key)
 
     def write(self, key: str, text: str) -> None:
         """Writes a document.
