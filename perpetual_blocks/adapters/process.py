@@ -1,8 +1,10 @@
-"""Processes: what memory this one and its children use and may use, and whether another one still runs."""
+"""Processes: what this one and its children use and may use, and whether another one still runs."""
 
 import os
 import secrets
 import socket
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -88,6 +90,45 @@ class MemoryMeter:
     def capacity(self) -> float | None:
         """Bytes that may be in use; None if only the machine limits them."""
         return None if self._capacity is None else float(self._capacity)
+
+
+def cpu_seconds() -> float:
+    """CPU seconds, user's and system's, that this process and all of its descendants have used until now.
+
+    One that has ended counts if its parent waits for it, as `subprocess` does; what nobody waits for is lost.
+    Windows does not tell what ended ones used.
+    """
+    # The ended ones first: a child that ends meanwhile is then missing from this reading, and not in it twice.
+    total = _ended_children_cpu_seconds() + time.process_time()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.Error:  # It ended meanwhile.
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def _ended_children_cpu_seconds() -> float:
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+class CpuMeter:
+    """CPU seconds since the meter was made, which never go down, also where `cpu_seconds` misses or loses a child."""
+
+    def __init__(self) -> None:
+        self._before = cpu_seconds()
+        self._seconds = 0.0
+
+    def seconds(self) -> float:
+        """CPU seconds of this process and its descendants; a call takes as long as one of `tree_memory`."""
+        self._seconds = max(self._seconds, cpu_seconds() - self._before)
+        return self._seconds
 
 
 def host_name() -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.process import (
+    CpuMeter,
     MemoryMeter,
     container_memory_limit,
     holder_id,
@@ -197,6 +199,118 @@ class TestMemoryMeter:
     def test_no_capacity(self, tmp_path: Path) -> None:
         """Without a container's limit there is no capacity."""
         assert MemoryMeter(tmp_path).capacity() is None
+
+
+CPU_PREAMBLE = """
+import os, subprocess, sys, time
+from perpetual_blocks.adapters.process import cpu_seconds
+
+BURN = '''
+import sys, time
+while time.process_time() < 0.4:
+    pass
+print("holding", flush=True)
+sys.stdin.read()
+'''
+
+def start(code):
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "holding\\n"
+    return child
+
+def say():
+    print(cpu_seconds() - before)
+
+before = cpu_seconds()
+"""
+
+
+class TestCpuSeconds:
+    def readings(self, code: str) -> list[float]:
+        """What a process of its own says, whose only children are those of the test."""
+        command = [sys.executable, "-c", CPU_PREAMBLE + code]
+        repository = Path(__file__).parents[2]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=repository)
+        return [float(line) for line in done.stdout.splitlines()]
+
+    def test_this_process(self) -> None:
+        """What this process uses counts, and waiting does not."""
+        code = """
+end = time.process_time() + 0.3
+while time.process_time() < end:
+    pass
+say()
+time.sleep(0.3)
+say()
+"""
+        assert self.readings(code) == pytest.approx([0.3, 0.3], abs=0.1)
+
+    def test_child_from_start_to_end(self) -> None:
+        """A child counts once: while it runs, when nobody has waited for it yet, and after that."""
+        code = """
+child = start(BURN)
+say()
+child.stdin.close()
+os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # Awaits the end and leaves the zombie.
+say()
+child.wait()
+say()
+"""
+        assert self.readings(code) == pytest.approx([0.4] * 3, abs=0.15)
+
+    def test_grandchild(self) -> None:
+        """A child's child counts once: while it runs, when its parent has waited for it, and after both."""
+        code = """
+child = start(f'''
+import subprocess, sys
+pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+grandchild = subprocess.Popen([sys.executable, "-c", {BURN!r}], **pipes)
+print(grandchild.stdout.readline(), end="", flush=True)
+sys.stdin.readline()
+grandchild.stdin.close()
+grandchild.wait()
+print("waited", flush=True)
+sys.stdin.read()
+''')
+say()
+child.stdin.write("\\n")
+child.stdin.flush()
+assert child.stdout.readline() == "waited\\n"
+say()
+child.stdin.close()
+child.wait()
+say()
+"""
+        assert self.readings(code) == pytest.approx([0.4] * 3, abs=0.15)
+
+    def test_vanishing_children(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A child that ends between being listed and being measured is left out."""
+        with running(HOLD.format(size=1)) as doomed:
+            child = psutil.Process(doomed.pid)
+            doomed.kill()
+            doomed.wait()
+            monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [child])
+            assert process.cpu_seconds() > 0
+
+
+class TestCpuMeter:
+    def test_since_it_was_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Seconds count from the meter's making on, and do not go down when a child is missing."""
+        readings = iter([10.0, 10.5, 12.0, 11.0, 13.0])
+        monkeypatch.setattr(process, "cpu_seconds", lambda: next(readings))
+        meter = CpuMeter()
+        assert [meter.seconds() for _ in range(4)] == [0.5, 2.0, 2.0, 3.0]
+
+    def test_of_real_processes(self) -> None:
+        """Over some short children, asked at any time, the seconds only go up."""
+        meter = CpuMeter()
+        seen = [meter.seconds()]
+        for _ in range(5):
+            with subprocess.Popen([sys.executable, "-c", "sum(range(10**6))"]) as child:
+                while child.poll() is None:
+                    seen.append(meter.seconds())
+        assert seen == sorted(seen)
+        assert seen[-1] > seen[0] >= 0
 
 
 class TestHolderId:
