@@ -95,7 +95,7 @@ def flow_timeout_deadline(timeout_seconds: float | None, started_at: float) -> D
     * An async flow is cancelled at its next `await`.
     * A sync flow on Windows goes on.
 
-    The exception is a `BaseException`, and the run ends as Failed with the name `TimedOut`. The process goes on.
+    The exception is a `BaseException`, and the try ends as Failed with the name `TimedOut`. The process goes on.
 
     Args:
         timeout_seconds: The flow's; 0 is none, as for Prefect.
