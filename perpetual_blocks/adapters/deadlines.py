@@ -97,6 +97,9 @@ def flow_timeout_deadline(timeout_seconds: float | None, started_at: float) -> D
 
     The exception is a `BaseException`, and the try ends as Failed with the name `TimedOut`. The process goes on.
 
+    In a sync flow the time includes that in which Prefect's heartbeat thread ends, up to a second after the function
+    has returned: one that returns in the last second is failed all the same.
+
     Args:
         timeout_seconds: The flow's; 0 is none, as for Prefect.
         started_at: When this try of the flow run became Running, in seconds since the Unix epoch. The time that
