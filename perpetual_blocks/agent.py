@@ -2,14 +2,15 @@
 
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.usage import REPORTED, add, validated_usage
 from perpetual_blocks.work import Unit, WorkItem
 
 if TYPE_CHECKING:
@@ -29,8 +30,18 @@ class PerpetualAgent(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    _spent: dict[str, float] = PrivateAttr(default_factory=dict)
+
     kinds: ClassVar[tuple[str, ...]] = ("default",)
     """The kinds of work items that the agent knows; items of one kind cost about the same."""
+
+    cancellable: ClassVar[tuple[str, ...]] = ()
+    """Resources of which a unit never uses more than `unit.remaining` says, because it caps what it asks for or asks
+    `unit.reserve` first. Budgets are then used to the end. Async units are always cut off when their time is up."""
+
+    ladder: ClassVar[Mapping[float, str]] = {0.7: "careful"}
+    """Names for shares of the budget that are used: `unit.rung` is the name of the highest one reached. An agent may
+    have smaller batches or a cheaper model from a rung on."""
 
     def plan(self) -> Iterable[WorkItem]:
         """Yields the work. Asked once for a chain, and again when a finished chain is started again; items that the
@@ -61,6 +72,16 @@ class PerpetualAgent(BaseModel):
 
     def cleanup(self) -> None:
         """Last step: the session is closed; frees what the agent holds."""
+
+    def spend(self, usage: Any = None, /, **amounts: float) -> None:
+        """Records what a hook of the shutdown has spent, as `unit.spend` does in a unit: an LLM's words in the handoff.
+        The next sessions keep as much free for it."""
+        self._spent = add(self._spent, validated_usage({**(usage or {}), **amounts}, "agent.spend", REPORTED))
+
+    def drain_spent(self) -> dict[str, float]:
+        """What hooks have spent since this was last asked."""
+        spent, self._spent = self._spent, {}
+        return spent
 
     @classmethod
     def task(cls) -> str:

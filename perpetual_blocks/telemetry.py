@@ -8,6 +8,7 @@ The core emits them; log lines, and whatever else wants to know, are observers o
 | `ItemsAdded` | `plan()` or a unit has added items |
 | `UnitCompleted` | a unit was committed, its item done or advanced |
 | `UnitFailed` | a unit raised; its attempt was counted |
+| `UnitCutOff` | a unit had no room to finish; its item was given back, or discarded the second time |
 | `BudgetWarned` | a limit came near its threshold, once a session for each limit |
 | `StepFailed` | a step of the shutdown failed; the shutdown went on |
 | `SessionEnded` | the session was closed |
@@ -51,6 +52,14 @@ class UnitFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitCutOff:
+    chain: str
+    item: str
+    reason: str
+    discarded: bool
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetWarned:
     chain: str
     resource: str
@@ -72,5 +81,5 @@ class SessionEnded:
     reason: str
 
 
-Moment = SessionStarted | ItemsAdded | UnitCompleted | UnitFailed | BudgetWarned | StepFailed | SessionEnded
+Moment = SessionStarted | ItemsAdded | UnitCompleted | UnitFailed | UnitCutOff | BudgetWarned | StepFailed | SessionEnded
 Observer = Callable[[Moment], None]

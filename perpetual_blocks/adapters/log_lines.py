@@ -12,6 +12,7 @@ from perpetual_blocks.telemetry import (
     SessionStarted,
     StepFailed,
     UnitCompleted,
+    UnitCutOff,
     UnitFailed,
 )
 
@@ -30,6 +31,8 @@ def log_moments(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Observ
                 logger.debug("%s: unit %d %s", item, number, how)
             case UnitFailed(_, item, attempt, most, error):
                 logger.warning("%s: attempt %d of %d failed: %s", item, attempt, most, error)
+            case UnitCutOff(_, _, reason, discarded):
+                logger.warning("%s; %s", reason, "discarded" if discarded else "given back")
             case BudgetWarned(_, _, reason):
                 logger.warning("Budget: %s", reason)
             case StepFailed(_, step, error):

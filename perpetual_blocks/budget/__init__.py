@@ -1,21 +1,29 @@
-"""Budgets: limits, what is used of them, and when to stop."""
+"""Budgets: limits, what is used of them, what is to be expected, and when to stop."""
 
+from perpetual_blocks.budget.account import Account, Quota
+from perpetual_blocks.budget.forecast import Forecast, Hint
 from perpetual_blocks.budget.limits import Budget, Limit
-from perpetual_blocks.budget.monitor import BudgetMonitor, Meter
-from perpetual_blocks.budget.stopping import Reading, Status, StopRule, Verdict, fixed_thresholds, misfit
+from perpetual_blocks.budget.monitor import BudgetMonitor, Meter, Record
+from perpetual_blocks.budget.stopping import Expectation, Reading, Refusal, Status, Verdict, judge, refuse
 from perpetual_blocks.budget.windows import Spend, Window
 
 __all__ = [
+    "Account",
     "Budget",
     "BudgetMonitor",
+    "Expectation",
+    "Forecast",
+    "Hint",
     "Limit",
     "Meter",
+    "Quota",
     "Reading",
+    "Record",
+    "Refusal",
     "Spend",
     "Status",
-    "StopRule",
     "Verdict",
     "Window",
-    "fixed_thresholds",
-    "misfit",
+    "judge",
+    "refuse",
 ]

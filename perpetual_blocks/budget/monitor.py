@@ -1,16 +1,25 @@
-"""The monitor: how much of each limit this session has used."""
+"""The monitor: how much of each limit is used, and whether the next unit fits."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event, Thread
+from typing import Any, Protocol
 
+from perpetual_blocks.budget.account import Account, Quota
+from perpetual_blocks.budget.forecast import COLD_SHUTDOWN_SHARE, Forecast, Node
 from perpetual_blocks.budget.limits import Budget, Limit
-from perpetual_blocks.budget.stopping import Reading, StopRule, Verdict, fixed_thresholds
+from perpetual_blocks.budget.stopping import Expectation, Reading, Refusal, Verdict, describe, judge, refuse
+from perpetual_blocks.budget.windows import Spend
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.usage import RESOURCES, add
 
+SAMPLE_SECONDS = 0.2
+"""How often a gauge is read while a unit runs. A peak between two readings is missed."""
+
 
 class Meter(Protocol):
-    """Reads the level of a gauge."""
+    """Reads the level of a gauge: `level()` in the resource's unit, and `capacity()`, the most the machine allows."""
 
     def level(self) -> float:
         """The level now, in the resource's unit."""
@@ -19,12 +28,31 @@ class Meter(Protocol):
         """The most that the machine allows; None where it sets no limit of its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the ledger knows of a chain when a session of it begins.
+
+    Attributes:
+        spends: What was spent before and may still count in a window, by resource, in order.
+        totals: What was spent before altogether, by resource.
+        forecasts: By resource.
+        quotas: What providers said of their windows, by the limit's name.
+    """
+
+    spends: Mapping[str, list[Spend]] = field(default_factory=dict)
+    totals: Mapping[str, float] = field(default_factory=dict)
+    forecasts: dict[str, Forecast] = field(default_factory=dict)
+    quotas: Mapping[str, Quota] = field(default_factory=dict)
+
+
 class BudgetMonitor:
-    """Adds up what units report, reads clocks and meters, and asks the stop rule.
+    """Adds up what units report, reads clocks and meters, and asks the stop rules.
 
     Args:
         meters: By resource; every gauge that the budget limits needs one.
+        cancellable: Resources of which a unit stops by itself, or is stopped, before it uses up what it was given.
         elapsed: Seconds that the session has been at work already, where it spans several processes.
+        until: The wall-clock time at which this process will be ended, where that is known.
     """
 
     def __init__(
@@ -32,42 +60,192 @@ class BudgetMonitor:
         budget: Budget,
         clock: Clock,
         meters: Mapping[str, Meter],
-        rule: StopRule = fixed_thresholds,
+        record: Record | None = None,
+        *,
+        cancellable: frozenset[str] = frozenset(),
         elapsed: float = 0.0,
+        until: float | None = None,
     ) -> None:
         self._budget = budget
         self._clock = clock
         self._meters = meters
-        self._rule = rule
+        self._cancellable = cancellable
         self._started = clock.monotonic() - elapsed
+        self._lifetime = None if until is None else max(1e-3, until - clock.now() + elapsed)
+        record = record or Record()
+        self.forecasts = {resource: record.forecasts.get(resource) or Forecast() for resource in RESOURCES}
+        self._accounts = {limit.name: Account(limit, self._before(limit, record)) for limit in budget}
+        for name, quota in record.quotas.items():
+            self.report(name, quota)
+        self._shutdown = {limit.name: self._shutdown_law(limit) for limit in budget}
         self._spent: dict[str, float] = {}
+        self._peaks: dict[str, float] = {}
+        self.units = 0
+
+    @property
+    def budget(self) -> Budget:
+        return self._budget
 
     @property
     def spent(self) -> dict[str, float]:
         """What the session's units have spent, by resource, seconds of work included."""
         return dict(self._spent)
 
-    def record(self, usage: Mapping[str, float]) -> None:
-        """Counts what a unit has spent."""
-        self._spent = add(self._spent, usage)
-
     def elapsed(self) -> float:
         """Seconds since the session began."""
         return self._clock.monotonic() - self._started
+
+    # Learning -------------------------------------------------------------------------------------------------------
+
+    def record(self, usage: Mapping[str, float], unit: Expectation | None = None, *, finished: bool = True) -> None:
+        """Counts what a unit has spent, and learns from it.
+
+        Args:
+            unit: What was expected of it; None to count only.
+        """
+        self._spent = add(self._spent, usage)
+        now = self._clock.now()
+        for account in self._accounts.values():
+            account.add(now, usage.get(account.limit.resource, 0.0))
+        self.units += 1
+        if unit is not None:
+            for resource, cost in self._costs(usage).items():
+                self.forecasts[resource].learn(cost, unit.hint(resource), finished=finished)
+
+    def report(self, name: str, quota: Quota) -> None:
+        """Takes in what a provider says of the window with that limit's name."""
+        if name in self._accounts:
+            self._accounts[name].quota = quota
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Watches the gauges while a unit runs, so that its peak counts and not what it left behind."""
+        gauges = [name for name in self._gauges() if name in self._meters]
+        if not gauges:
+            yield
+            return
+        before = {name: self._meters[name].level() for name in gauges}
+        highest = dict(before)
+        over = Event()
+
+        def sample() -> None:
+            while not over.wait(SAMPLE_SECONDS):
+                for name in gauges:
+                    highest[name] = max(highest[name], self._meters[name].level())
+
+        sampler = Thread(target=sample, name="gauges", daemon=True)
+        sampler.start()
+        try:
+            yield
+        finally:
+            over.set()
+            sampler.join()
+            for name in gauges:
+                highest[name] = max(highest[name], self._meters[name].level())
+            self._peaks = {name: max(0.0, highest[name] - before[name]) for name in gauges}
+
+    def shut_down(self, usage: Mapping[str, float], seconds: float) -> None:
+        """The session has ended in order; learns what that cost."""
+        for reading in self.readings():
+            resource = reading.limit.resource
+            if reading.limit.scope != "session" or RESOURCES[resource].kind == "gauge":
+                continue
+            cost = seconds if resource == "seconds" else usage.get(resource, 0.0)
+            self.forecasts[resource].close(cost, graceful=reading.used <= reading.amount)
+
+    # Asking ---------------------------------------------------------------------------------------------------------
 
     def readings(self) -> list[Reading]:
         """Every limit with what is used of it now."""
         return [self._read(limit) for limit in self._budget]
 
     def verdict(self) -> Verdict:
-        """What the stop rule says of the budget as it is now."""
-        return self._rule(self.readings())
+        """How the budget stands for a typical unit."""
+        return judge(self.readings(), risk=self._budget.risk)
+
+    def refuse(self, unit: Expectation, readings: list[Reading] | None = None) -> Refusal | None:
+        """Why this unit should not be started now; None when it should."""
+        readings = self.readings() if readings is None else readings
+        return refuse(readings, unit, risk=self._budget.risk, first=self.units == 0)
+
+    def ready_at(self, unit: Expectation) -> float | None:
+        """The first moment at which this unit fits every window and total, in a fresh session.
+
+        Returns:
+            Now or later, in seconds since the Unix epoch; None if that never comes: a total is gone.
+        """
+        now = self._clock.now()
+        lasting = [account for account in self._accounts.values() if account.limit.scope != "session"]
+        moments = [now, *sorted({moment for account in lasting for moment in account.releases(now)})]
+
+        def fits(moment: float) -> bool:
+            readings = [self._reading(a.limit, a.later(moment), a.limit.amount) for a in lasting]
+            return refuse(readings, unit, risk=self._budget.risk) is None
+
+        # What is used only falls from one moment to the next, so the first that fits can be halved for.
+        low, high = 0, len(moments)
+        while low < high:
+            middle = (low + high) // 2
+            if fits(moments[middle]):
+                high = middle
+            else:
+                low = middle + 1
+        return moments[low] if low < len(moments) else None
+
+    def room(self) -> dict[str, float]:
+        """What a unit may use of each limited resource from now on, without what is kept for the shutdown."""
+        room: dict[str, float] = {}
+        for reading in self.readings():
+            name = reading.limit.resource
+            room[name] = min(room.get(name, reading.remaining), reading.remaining)
+        return room
+
+    def rung(self, ladder: Mapping[float, str]) -> tuple[str, str] | None:
+        """The highest rung of a ladder that the fullest limit has reached, and why; None below the first."""
+        readings = self.readings()
+        if not ladder or not readings:
+            return None
+        fullest = max(readings, key=lambda reading: reading.fraction)
+        reached = [share for share in ladder if fullest.fraction >= share]
+        return (ladder[max(reached)], describe(fullest)) if reached else None
+
+    # Reading --------------------------------------------------------------------------------------------------------
 
     def _read(self, limit: Limit) -> Reading:
         resource = limit.resource
         if RESOURCES[resource].kind == "gauge":
             meter = self._meters[resource]
-            return Reading(limit, meter.level(), min(limit.amount, meter.capacity() or limit.amount))
-        # Time is the session's own, from its start to now: restoring and shutting down use it up too.
-        used = self.elapsed() if resource == "seconds" else self._spent.get(resource, 0.0)
-        return Reading(limit, used, limit.amount)
+            return self._reading(limit, meter.level(), min(limit.amount, meter.capacity() or limit.amount))
+        if limit.name == "seconds":
+            # Time is the session's own, from its start to now: restoring and shutting down use it up too.
+            return self._reading(limit, self.elapsed(), min(limit.amount, self._lifetime or limit.amount))
+        return self._reading(limit, self._accounts[limit.name].used(self._clock.now()), limit.amount)
+
+    def _reading(self, limit: Limit, used: float, amount: float) -> Reading:
+        cancellable = limit.resource in self._cancellable
+        return Reading(limit, used, amount, self.forecasts[limit.resource], self._shutdown[limit.name], cancellable)
+
+    def _shutdown_law(self, limit: Limit) -> tuple[Node, ...]:
+        forecast = self.forecasts[limit.resource]
+        # Nobody but the agent's own hooks can spend what is reported; until one does, a shutdown costs none of it.
+        spends = limit.resource == "seconds" or forecast.shutdown_cost(0.01) > 0
+        if limit.scope != "session" or RESOURCES[limit.resource].kind == "gauge" or not spends:
+            return (Node(0.0, 1.0),)
+        return forecast.shutdown_law(limit.amount, COLD_SHUTDOWN_SHARE)
+
+    def _before(self, limit: Limit, record: Record) -> list[Spend]:
+        if limit.scope == "total":
+            return [Spend(0.0, record.totals.get(limit.resource, 0.0))]
+        return list(record.spends.get(limit.resource, [])) if limit.scope == "window" else []
+
+    def _gauges(self) -> list[str]:
+        return [limit.resource for limit in self._budget if RESOURCES[limit.resource].kind == "gauge"]
+
+    def _costs(self, usage: Mapping[str, float]) -> dict[str, float]:
+        """What a unit cost of everything that was measured: what it did not report, it did not use."""
+        reported = {name: usage.get(name, 0.0) for name, resource in RESOURCES.items() if resource.kind == "counter"}
+        return reported | self._peaks
+
+    def state(self) -> dict[str, Any]:
+        """The forecasts as JSON, by resource."""
+        return {name: forecast.to_json() for name, forecast in self.forecasts.items()}

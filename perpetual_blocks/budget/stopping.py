@@ -1,20 +1,28 @@
-"""When to stop: pure functions from what has been used to a verdict."""
+"""When to stop: pure functions from what has been used, and what is expected, to a verdict."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
 
+from perpetual_blocks.budget.fit import overrun_risk, reserve, worth_trying
+from perpetual_blocks.budget.forecast import Forecast, Hint, Node
 from perpetual_blocks.budget.limits import Limit
 from perpetual_blocks.usage import show
 
 HEALTHY_BELOW = 0.75
-SHUTDOWN_RESERVE = 0.02
-"""The share of a limit that no unit may be expected to use: it is kept for the minimal save."""
+COMFORTABLE_UNITS = 3
+MINIMAL_SAVE = 0.02
+"""The share of a session's time that no unit may use: it is kept for the ledger's transaction that closes the session."""
+
+ADAPTIVE = {"simple": 0.90, "normal": 0.85, "complex": 0.80}
 
 
 class Status(StrEnum):
-    """How a budget stands: HEALTHY below 75 %, WARNING below the threshold, WRAP_NOW from there on."""
+    """How a budget stands.
+
+    HEALTHY; WARNING when only about three more typical units fit, or, with a threshold, from 75 % on; WRAP_NOW when
+    the next unit should not be started.
+    """
 
     HEALTHY = "healthy"
     WARNING = "warning"
@@ -27,11 +35,17 @@ class Reading:
 
     Attributes:
         amount: The limit's amount, or less where the machine itself allows less (a container's memory).
+        forecast: What units, and the shutdown, of this resource cost.
+        shutdown: The law of the shutdown's cost, as it was when the session began.
+        cancellable: Whether a unit that uses too much is cut off.
     """
 
     limit: Limit
     used: float
     amount: float
+    forecast: Forecast = field(default_factory=Forecast)
+    shutdown: tuple[Node, ...] = (Node(0.0, 1.0),)
+    cancellable: bool = False
 
     @property
     def fraction(self) -> float:
@@ -39,9 +53,48 @@ class Reading:
         return self.used / self.amount
 
     @property
+    def reserve(self) -> float:
+        """What a unit must leave for the shutdown: in time at least the minimal save's."""
+        minimal = self.amount * MINIMAL_SAVE if self.limit.name == "seconds" else 0.0
+        return reserve(self.forecast, minimal)
+
+    @property
     def remaining(self) -> float:
-        """What a unit may still use: the amount without the shutdown's reserve and what is used, at least 0."""
-        return max(0.0, self.amount * (1 - SHUTDOWN_RESERVE) - self.used)
+        """What a unit may still use: the amount without the reserve and what is used, at least 0."""
+        return max(0.0, self.amount - self.reserve - self.used)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What is said of a unit before it runs.
+
+    Attributes:
+        estimate: What it will probably cost, by resource.
+        bound: What it cannot exceed, by resource.
+        complexity: simple, normal or complex.
+    """
+
+    kind: str = ""
+    estimate: Mapping[str, float] = field(default_factory=dict)
+    bound: Mapping[str, float] = field(default_factory=dict)
+    complexity: str = "normal"
+
+    def hint(self, resource: str) -> Hint:
+        """What it says of one resource."""
+        return Hint(self.kind, self.estimate.get(resource) or None, self.bound.get(resource))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a unit is not started.
+
+    Attributes:
+        readings: The limits that it would probably overrun, the worst first.
+        why: A sentence for people.
+    """
+
+    readings: tuple[Reading, ...]
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +102,7 @@ class Verdict:
     """Whether to go on.
 
     Attributes:
-        reading: The limit that decided: the fullest one against its threshold. None without limits.
+        reading: The limit that decided. None without limits.
         reason: One sentence for people.
     """
 
@@ -58,33 +111,91 @@ class Verdict:
     reading: Reading | None = None
 
 
-class StopRule(Protocol):
-    """A policy: from readings to a verdict. It has no state and does no I/O."""
+def refuse(readings: Iterable[Reading], unit: Expectation, *, risk: float, first: bool = False) -> Refusal | None:
+    """Why this unit should not be started now; None when it should.
 
-    def __call__(self, readings: Sequence[Reading]) -> Verdict: ...
+    A limit whose rule is fixed or adaptive refuses from its threshold on, and what is declared not to fit. All limits
+    whose rule is predictive share one risk: the unit runs if the sum of theirs is at most `risk` (union bound). Where a
+    unit can be cut off, the question is instead whether an attempt is worth its possible waste.
+
+    Args:
+        first: Whether it is the session's first unit. A fresh session, like an untouched window or total, is all the
+            room there will ever be, so there only a declared need that is larger refuses.
+    """
+    risks: list[tuple[float, Reading]] = []
+    for reading in readings:
+        limit, hint = reading.limit, unit.hint(reading.limit.resource)
+        declared = max(hint.bound or 0.0, hint.estimate or 0.0)
+        fresh = first if limit.scope == "session" else reading.used <= 0
+        if declared > (reading.amount - reading.used if fresh else reading.remaining):
+            return Refusal((reading,), _needs(reading, declared))
+        if fresh:
+            continue
+        if limit.rule != "predictive":
+            threshold = _threshold(limit, unit)
+            if reading.fraction >= threshold:
+                return Refusal((reading,), f"{describe(reading)} reached the {threshold:.0%} threshold")
+        elif reading.cancellable:
+            if not worth_trying(reading.forecast, hint, reading.remaining, reading.amount):
+                return Refusal((reading,), _forecast(reading, hint))
+        else:
+            left = reading.amount - reading.used
+            risks.append((overrun_risk(reading.forecast, hint, left, reading.amount, reading.shutdown), reading))
+    if sum(value for value, _ in risks) <= risk:
+        return None
+    worst = sorted(risks, key=lambda pair: -pair[0])
+    deciding = tuple(reading for value, reading in worst if value > risk / len(risks)) or (worst[0][1],)
+    return Refusal(deciding, _forecast(deciding[0], unit.hint(deciding[0].limit.resource)))
 
 
-def fixed_thresholds(readings: Sequence[Reading]) -> Verdict:
-    """Wraps as soon as one limit's used share reaches that limit's threshold."""
+def judge(readings: Sequence[Reading], *, risk: float) -> Verdict:
+    """How the budget stands for a typical unit."""
     if not readings:
         return Verdict(Status.HEALTHY, "no limits")
-    fullest = max(readings, key=lambda reading: reading.fraction / reading.limit.threshold)
-    limit = fullest.limit
-    if fullest.fraction >= limit.threshold:
-        status, verb = Status.WRAP_NOW, "reached"
-    elif fullest.fraction >= min(HEALTHY_BELOW, limit.threshold):
-        status, verb = Status.WARNING, "is near"
-    else:
-        status, verb = Status.HEALTHY, "is below"
-    used = f"{show(limit.resource, fullest.used)} of {show(limit.resource, fullest.amount)}"
-    return Verdict(status, f"{used} ({fullest.fraction:.0%}) {verb} the {limit.threshold:.0%} threshold", fullest)
+    fullest = max(readings, key=_fullness)
+    refusal = refuse(readings, Expectation(), risk=risk)
+    if refusal is not None:
+        return Verdict(Status.WRAP_NOW, refusal.why, refusal.readings[0])
+    near = [reading for reading in readings if _is_near(reading)]
+    if near:
+        reading = max(near, key=_fullness)
+        return Verdict(Status.WARNING, f"{describe(reading)}; the end is near", reading)
+    return Verdict(Status.HEALTHY, describe(fullest), fullest)
 
 
-def misfit(estimate: Mapping[str, float], readings: Sequence[Reading]) -> str | None:
-    """Why work of this estimate does not fit into what remains, or None when it fits."""
-    for reading in readings:
-        name = reading.limit.resource
-        needed = estimate.get(name, 0.0)
-        if needed > reading.remaining:
-            return f"needs {show(name, needed)}, {show(name, reading.remaining)} left"
-    return None
+def _fullness(reading: Reading) -> float:
+    return reading.fraction / (1.0 if reading.limit.rule == "predictive" else reading.limit.threshold)
+
+
+def _is_near(reading: Reading) -> bool:
+    if reading.limit.rule != "predictive":
+        return reading.fraction >= min(HEALTHY_BELOW, reading.limit.threshold)
+    law = reading.forecast.law()
+    if law is None:
+        return reading.fraction >= HEALTHY_BELOW
+    return reading.remaining < COMFORTABLE_UNITS * law.mean() + law.quantile(0.05)
+
+
+def _threshold(limit: Limit, unit: Expectation) -> float:
+    return ADAPTIVE[unit.complexity] if limit.rule == "adaptive" else limit.threshold
+
+
+def describe(reading: Reading) -> str:
+    """How full a limit is, as a person reads it."""
+    name = reading.limit.resource
+    return f"{show(name, reading.used)} of {show(name, reading.amount)}{reading.limit.per} ({reading.fraction:.0%})"
+
+
+def _needs(reading: Reading, declared: float) -> str:
+    name = reading.limit.resource
+    return f"needs {show(name, declared)}, {show(name, reading.remaining)} left{reading.limit.per}"
+
+
+def _forecast(reading: Reading, hint: Hint) -> str:
+    name, law = reading.limit.resource, reading.forecast.law(hint)
+    left = show(name, max(0.0, reading.amount - reading.used))
+    text = f"{left} left of {show(name, reading.amount)}{reading.limit.per}"
+    if law is not None:
+        text += f"; a unit takes about {show(name, law.quantile(0.5))}, one in a hundred over {show(name, law.quantile(0.01))}"
+    kept = max(node.cost for node in reading.shutdown if node.weight >= 0.05)
+    return text + (f"; {show(name, kept)} are kept for the shutdown" if kept else "")

@@ -64,6 +64,11 @@ class Window(ABC):
             raise InvalidInput.of("window", text, _EXPECTED)
         return _Rolling(int(rolling[1]) * _LENGTHS[rolling[2]])
 
+    @property
+    @abstractmethod
+    def seconds(self) -> float:
+        """How long it is; nominally, where days and months differ."""
+
     @abstractmethod
     def since(self, now: float) -> float:
         """The instant from which spending counts; in a rolling window what was spent at that instant does not."""
@@ -77,7 +82,7 @@ class Window(ABC):
         """Whether what was spent at `at` still counts."""
 
     @abstractmethod
-    def _forgets(self, at: float) -> float:
+    def forgets(self, at: float) -> float:
         """The first instant at which what was spent at `at` no longer counts."""
 
     def used(self, spends: Sequence[Spend], now: float) -> float:
@@ -94,7 +99,7 @@ class Window(ABC):
             return None
         for spend, total in zip(reversed(spends), _totals(spends), strict=True):
             if total + needed > amount:
-                return max(now, self._forgets(spend.at))
+                return max(now, self.forgets(spend.at))
         return now
 
 
@@ -115,24 +120,28 @@ def _known_zones() -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Rolling(Window):
-    seconds: int
+    length: int  # in seconds
 
     def __str__(self) -> str:
-        letter, length = next(item for item in _LENGTHS.items() if self.seconds % item[1] == 0)
-        return f"{self.seconds // length}{letter}"
+        letter, length = next(item for item in _LENGTHS.items() if self.length % item[1] == 0)
+        return f"{self.length // length}{letter}"
+
+    @property
+    def seconds(self) -> float:
+        return float(self.length)
 
     def since(self, now: float) -> float:
-        return now - self.seconds
+        return now - self.length
 
     def resets_at(self, now: float) -> None:
         return None
 
     def counts(self, at: float, now: float) -> bool:
         # Not `at > since(now)`: that may round to the other side of what `frees_at` answers.
-        return now < self._forgets(at)
+        return now < self.forgets(at)
 
-    def _forgets(self, at: float) -> float:
-        return at + self.seconds
+    def forgets(self, at: float) -> float:
+        return at + self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,10 @@ class _Calendar(Window):
 
     def __str__(self) -> str:
         return self.unit if self.zone == "UTC" else f"{self.unit} {self.zone}"
+
+    @property
+    def seconds(self) -> float:
+        return float(_NOMINAL_SECONDS[self.unit])
 
     def since(self, now: float) -> float:
         begins = _begins(self.unit, self.zone, int(now // _HOUR))
@@ -154,7 +167,7 @@ class _Calendar(Window):
     def counts(self, at: float, now: float) -> bool:
         return at >= self.since(now)
 
-    def _forgets(self, at: float) -> float:
+    def forgets(self, at: float) -> float:
         return self.resets_at(at)
 
 

@@ -17,12 +17,13 @@ class WorkLine(BaseModel):
 
 
 class LimitLine(BaseModel):
-    """One limit and how much of it the session used."""
+    """One limit, how much of it is used, and what is kept of it for the shutdown."""
 
+    name: str
     resource: str
     used: float
     amount: float
-    threshold: float
+    reserve: float = 0.0
 
 
 class SessionLine(BaseModel):

@@ -53,6 +53,7 @@ class SessionState(StrEnum):
     RUNNING = "Running"
     WRAPPED = "Wrapped"  # stopped by itself; the chain goes on
     FINISHED = "Finished"  # the queue is empty
+    EXHAUSTED = "Exhausted"  # a budget for the whole chain is gone; a person decides
     STALLED = "Stalled"  # nothing can be done that is left
     CANCELLED = "Cancelled"  # a person cancelled the run
     FAILED = "Failed"  # an essential step failed
@@ -64,13 +65,15 @@ class StopReason:
     """Why a session ends.
 
     Attributes:
-        code: For programs: `queue-empty`, `blocked`, `nothing-fits`, `budget:<resource>`, `signal`, `cancelled`,
-            `fenced`, `asked`, `error` or `crashed`.
+        code: For programs: `queue-empty`, `blocked`, `nothing-fits`, `budget:<resource>`, `exhausted:<resource>`,
+            `session-length`, `signal`, `cancelled`, `fenced`, `asked`, `error` or `crashed`.
         message: For people, one sentence.
+        resume_at: When there will be room for the next unit, in seconds since the Unix epoch; None for at once.
     """
 
     code: str
     message: str
+    resume_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,8 @@ class Chain:
         uid: Random; tells this chain from an earlier one of the same name, in document keys and idempotency keys.
         ordinal: The latest session's number.
         settings: The kinds and the budget of its agent, against which new items are checked.
+        quotas: What providers said of their quota windows, by the limit's name: remaining, reset, when.
+        resume_at: When its next unit will have room, where it waits for that.
     """
 
     name: str
@@ -97,6 +102,8 @@ class Chain:
     settings: dict[str, Any]
     created_at: float
     updated_at: float
+    quotas: dict[str, list[float | None]] = field(default_factory=dict)
+    resume_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +111,9 @@ class SessionRecord:
     """A session's row.
 
     Attributes:
-        limits: Each limit with what was used of it at the end: resource, used, amount, threshold.
+        limits: Each limit with what was used of it at the end: name, resource, used, amount, reserve.
+        passed_over: Items in whose place others were taken, and why (by id).
+        choices: What was decided automatically, and why.
         resume_seconds: From the start of the session to the start of its first unit.
         verified: How many fields of the checkpoint were checked when it resumed, and how many agreed.
         steps: The steps of its shutdown, each with `ok`, `seconds` and, where it failed, `error`.
@@ -129,6 +138,8 @@ class SessionRecord:
     resume_seconds: float | None = None
     verified: tuple[int, int] | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
+    choices: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,8 @@ def ending(reason: StopReason, counts: Mapping[ItemStatus, int]) -> Ending:
         return Ending(SessionState.FAILED, ChainStatus.STALLED, reason, goes_on=False)
     if reason.code == "cancelled":
         return Ending(SessionState.CANCELLED, ChainStatus.CANCELLED, reason, goes_on=False)
+    if open_now and reason.code.startswith("exhausted:"):
+        return Ending(SessionState.EXHAUSTED, ChainStatus.EXHAUSTED, reason, goes_on=False)
     if open_now:
         return Ending(SessionState.WRAPPED, ChainStatus.WAITING, reason, goes_on=True)
     if blocked:

@@ -50,10 +50,11 @@ def limits_now(readings: Sequence[Reading]) -> list[dict[str, Any]]:
     """Each limit with what is used of it, as the session's row keeps it."""
     return [
         {
+            "name": reading.limit.name,
             "resource": reading.limit.resource,
             "used": round(reading.used, 6),
             "amount": reading.amount,
-            "threshold": reading.limit.threshold,
+            "reserve": round(reading.reserve, 6),
         }
         for reading in readings
     ]

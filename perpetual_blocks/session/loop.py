@@ -1,16 +1,19 @@
 """The session: owns the chain, works through the queue until something says stop, and ends in order."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from perpetual_blocks.budget import Budget, BudgetMonitor, Status, misfit
+from perpetual_blocks.budget import Budget, BudgetMonitor, Expectation, Refusal, Status
+from perpetual_blocks.budget.room import Room
 from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError
 from perpetual_blocks.faults import reached
+from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
 from perpetual_blocks.session.heartbeat import Heartbeat
-from perpetual_blocks.session.ports import Closing, Fence, Opened, UnitRaised
+from perpetual_blocks.session.ports import Claim, Closing, Fence, Misfit, Opened, UnitRaised
 from perpetual_blocks.session.restore import Restored, restore
 from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
 from perpetual_blocks.session.stop import StopRequest
@@ -21,9 +24,11 @@ from perpetual_blocks.telemetry import (
     SessionEnded,
     SessionStarted,
     UnitCompleted,
+    UnitCutOff,
     UnitFailed,
 )
-from perpetual_blocks.work import Item, Outcome, Unit
+from perpetual_blocks.work import CutOff, Item, Outcome, Unit
+from perpetual_blocks.work.item import ItemStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Session:
         task: What the agent is for, in a sentence or a paragraph.
         follow_on: Makes the follow-on; None where the run has no deployment that could go on.
         stop: Where others ask the session to stop.
+        until: When this process will be ended, in seconds since the Unix epoch, where that is known.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Session:
         task: str,
         follow_on: FollowOnMaker | None = None,
         stop: StopRequest | None = None,
+        until: float | None = None,
     ) -> None:
         self._agent = agent
         self._request = request
@@ -62,9 +69,15 @@ class Session:
         self._task = task
         self._follow_on = follow_on
         self._stop = stop or StopRequest()
+        self._budget = budget
+        self._until = until
+        self._began = world.clock.monotonic()
         self._monitor = BudgetMonitor(budget, world.clock, world.meters)
+        self._quotas = tuple(limit.name for limit in budget if limit.window is not None)
         self._warned: set[str] = set()
-        self._attempts = 0
+        self._rung: str | None = None
+        self._passed_over: dict[str, str] = {}
+        self._choices: list[str] = []
 
     def run(self) -> SessionEnd:
         """Works until something says stop.
@@ -92,6 +105,8 @@ class Session:
                     monitor=self._monitor,
                     resumed=restored.notes,
                     follow_on=self._follow_on,
+                    passed_over=self._passed_over,
+                    choices=self._choices,
                 ).run(reason)
             except Fenced:
                 raise
@@ -102,7 +117,17 @@ class Session:
         return SessionEnd(fence.ordinal, end.session, end.reason)
 
     def _resume(self, opened: Opened) -> Restored:
-        fence, previous = opened.fence, opened.previous
+        fence, previous, world = opened.fence, opened.previous, self._world
+        record = budget_record(self._ledger, opened.chain, self._budget, world.clock.now(), before=fence.ordinal)
+        self._monitor = BudgetMonitor(
+            self._budget,
+            world.clock,
+            world.meters,
+            record,
+            cancellable=frozenset(self._agent.cancellable),
+            elapsed=world.clock.monotonic() - self._began,
+            until=self._until,
+        )
         restored = Restored(None, ())
         if previous is not None:
             now = checkpoint_now(self._ledger, fence, self._task, self._world.clock.now())
@@ -121,40 +146,73 @@ class Session:
     def _work(self, opened: Opened) -> StopReason:
         context = opened.chain.context
         while (reason := self._reason_to_stop()) is None:
-            readings = self._monitor.readings() if self._attempts else []
-            # The first unit of a session always runs: a fresh session is all the room that there will ever be.
-            claim = self._ledger.claim(opened.fence, lambda estimate, left=readings: misfit(estimate, left))  # type: ignore[misc]
+            refusals: dict[Any, tuple[Expectation, Refusal | None]] = {}
+            claim = self._ledger.claim(opened.fence, self._misfits(refusals))
+            self._passed_over |= claim.passed_over
             if claim.item is None:
-                return _nothing_claimed(claim.passed_over)
+                return self._nothing_claimed(claim, [(unit, no) for unit, no in refusals.values() if no is not None])
             reached("unit.claimed")
-            outcome = self._run_unit(opened, claim.item, Unit(claim.item, context))
+            outcome = self._run_unit(opened, claim.item, self._unit(claim.item, context))
+            if isinstance(outcome, StopReason):
+                return outcome
             if outcome is not None and outcome.context is not None:
                 context = outcome.context
         return reason
 
+    def _misfits(self, refusals: dict[Any, tuple[Expectation, Refusal | None]]) -> Callable[[Item], Misfit | None]:
+        """Says of items why they do not fit what is left now; items of which the same is said are asked about once."""
+        readings = self._monitor.readings()
+
+        def misfit(item: Item) -> Misfit | None:
+            unit = item.expectation
+            key = (unit.kind, unit.complexity, *sorted(unit.estimate.items()), None, *sorted(unit.bound.items()))
+            if key not in refusals:
+                refusals[key] = (unit, self._monitor.refuse(unit, readings))
+            refusal = refusals[key][1]
+            if refusal is None:
+                return None
+            gone = any(reading.limit.scope == "total" for reading in refusal.readings)
+            return Misfit(refusal.why, patient=not gone)
+
+        return misfit
+
+    def _unit(self, item: Item, context: dict[str, Any]) -> Unit:
+        reached_rung = self._monitor.rung(self._agent.ladder)
+        if reached_rung is not None and reached_rung[0] != self._rung:
+            self._rung = reached_rung[0]
+            self._choices.append(f"rung {reached_rung[0]!r}: {reached_rung[1]}")
+        room = Room(
+            self._monitor.room(),
+            self._world.clock,
+            stopping=lambda: self._stop.reason is not None,
+            rung=self._rung,
+            quotas=self._quotas,
+        )
+        return Unit(item, context, room)
+
     def _reason_to_stop(self) -> StopReason | None:
-        """Asks every stop source; the first reason wins."""
+        """Asks every stop source; the first reason wins. Whether the budget allows a unit is asked as it is claimed."""
         if self._stop.reason is not None:
             return self._stop.reason
         verdict = self._monitor.verdict()
-        if verdict.reading is None or verdict.status is Status.HEALTHY:
-            return None
-        resource = verdict.reading.limit.resource
-        if verdict.status is Status.WRAP_NOW and self._attempts:
-            return StopReason(f"budget:{resource}", verdict.reason)
-        if resource not in self._warned:
-            self._warned.add(resource)
-            self._world.tell(BudgetWarned(self._request.chain, resource, verdict.reason))
+        if verdict.reading is not None and verdict.status is not Status.HEALTHY:
+            name = verdict.reading.limit.name
+            if name not in self._warned:
+                self._warned.add(name)
+                self._world.tell(BudgetWarned(self._request.chain, verdict.reading.limit.resource, verdict.reason))
         return None
 
-    def _run_unit(self, opened: Opened, item: Item, unit: Unit) -> Outcome | None:
-        """Runs one unit and commits what came of it; None when it failed."""
+    def _run_unit(self, opened: Opened, item: Item, unit: Unit) -> Outcome | StopReason | None:
+        """Runs one unit and commits what came of it; None when it failed, and a reason when it had no room."""
         fence = opened.fence
         key = unit_key(fence.chain, opened.chain.uid, item)
-        self._attempts += 1
+        fresh = self._monitor.units == 0
         try:
-            outcome = self._world.runner.run(key, unit)
+            with self._monitor.watch():
+                outcome = self._world.runner.run(key, unit)
         except UnitRaised as raised:
+            if isinstance(raised.__cause__, CutOff):
+                return self._cut_off(fence, item, unit.usage, raised.__cause__, fresh=fresh)
             self._monitor.record(unit.usage)
             self._count_failure(fence, item, unit.usage, raised.__cause__ or raised)
             return None
@@ -163,7 +221,9 @@ class Session:
             with suppress(PerpetualError):
                 self._ledger.release(fence, item)
             raise
-        self._monitor.record(outcome.usage)
+        self._monitor.record(outcome.usage, item.expectation)
+        for name, quota in outcome.quotas.items():
+            self._monitor.report(name, quota)
         try:
             self._ledger.commit_unit(fence, item, outcome, key, self._monitor.spent)
         except InvalidInput as refused:  # the ledger refuses items that the unit added, and so the unit
@@ -173,6 +233,34 @@ class Session:
             UnitCompleted(fence.chain, item.id, unit.number, outcome.done, outcome.progress, outcome.usage)
         )
         return outcome
+
+    def _cut_off(self, fence: Fence, item: Item, usage: dict[str, float], error: CutOff, *, fresh: bool) -> StopReason:
+        """Gives the item back; the session ends, for what is left of its budget is too little for more."""
+        self._monitor.record(usage, item.expectation, finished=False)
+        status = self._ledger.cut_off(fence, item, str(error), usage, self._monitor.spent, fresh=fresh)
+        self._world.tell(UnitCutOff(fence.chain, item.id, str(error), discarded=status is ItemStatus.DISCARDED))
+        return StopReason(f"budget:{error.resource}", f"{error}; it was given back", self._ready([item.expectation]))
+
+    def _nothing_claimed(self, claim: Claim, refused: list[tuple[Expectation, Refusal]]) -> StopReason:
+        if not refused:
+            return StopReason("queue-empty", "nothing is left that can be claimed")
+        first = refused[0][1]
+        reading = first.readings[0]
+        item, why = next(iter(claim.passed_over.items()))
+        others = len(claim.passed_over) - 1 + claim.others
+        ready = self._ready([unit for unit, _ in refused])
+        if ready is None:
+            return StopReason(f"exhausted:{reading.limit.resource}", why)
+        resume_at = ready if ready > self._world.clock.now() else None
+        if self._monitor.verdict().status is Status.WRAP_NOW:
+            return StopReason(f"budget:{reading.limit.resource}", why, resume_at)
+        more = f", nor do {others} others" if others else ""
+        return StopReason("nothing-fits", f"{item} does not fit into what is left ({why}){more}", resume_at)
+
+    def _ready(self, units: list[Expectation]) -> float | None:
+        """When the first of these fits into a fresh session; None for never."""
+        moments = [moment for unit in units if (moment := self._monitor.ready_at(unit)) is not None]
+        return min(moments, default=None)
 
     def _count_failure(self, fence: Fence, item: Item, usage: dict[str, float], error: BaseException) -> None:
         # A file name that is not UTF-8 comes back in the error's text, and no database takes it as it is.
@@ -197,11 +285,3 @@ class Session:
         with suppress(PerpetualError):
             self._ledger.close_session(fence, closing)
         self._world.tell(SessionEnded(fence.chain, fence.ordinal, SessionState.FAILED, reason.message))
-
-
-def _nothing_claimed(passed_over: dict[str, str]) -> StopReason:
-    if not passed_over:
-        return StopReason("queue-empty", "nothing is left that can be claimed")
-    item, why = next(iter(passed_over.items()))
-    others = f", nor do {len(passed_over) - 1} others" if len(passed_over) > 1 else ""
-    return StopReason("nothing-fits", f"{item} does not fit into what is left ({why}){others}")

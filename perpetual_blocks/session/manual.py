@@ -4,9 +4,9 @@ The same ledger, fence and shutdown as everywhere; only the loop is somebody els
 each checkpoint is a unit of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from perpetual_blocks.budget import Budget, BudgetMonitor, Verdict
 from perpetual_blocks.budget.stopping import Status
 from perpetual_blocks.errors import InvalidInput, UnknownChain
 from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import ChainStatus, SessionRecord, SessionRequest, StopReason
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.ports import Fence, UnitRaised
@@ -142,7 +143,7 @@ class ManualSession:
 
     def _claim(self) -> Item:
         claimed = self._ledger.items(self.fence.chain, ItemStatus.CLAIMED, 1)
-        item = claimed[0] if claimed else self._ledger.claim(self.fence, lambda estimate: None).item
+        item = claimed[0] if claimed else self._ledger.claim(self.fence, lambda item: None).item
         if item is None:
             raise InvalidInput.of("chain", self.fence.chain, "a chain whose task is not done; start another one")
         return item
@@ -151,10 +152,13 @@ class ManualSession:
         return next(s for s in self._ledger.sessions(self.fence.chain) if s.ordinal == self.fence.ordinal)
 
     def _monitor(self) -> BudgetMonitor:
-        record = self._record()
-        budget = Budget.from_json(self._ledger.chain(self.fence.chain).settings["budget"])
-        clock = self._world.clock
-        monitor = BudgetMonitor(budget, clock, self._world.meters, elapsed=clock.now() - record.started_at)
+        record, clock = self._record(), self._world.clock
+        chain = self._ledger.chain(self.fence.chain)
+        budget = Budget.from_json(chain.settings["budget"])
+        account = budget_record(self._ledger, chain, budget, clock.now(), before=self.fence.ordinal)
+        monitor = BudgetMonitor(
+            budget, clock, self._world.meters, account, elapsed=clock.now() - record.started_at
+        )
         monitor.record(record.usage)
         return monitor
 
@@ -164,6 +168,8 @@ class _Hooks:
     """The hooks of an agent that has none."""
 
     commit: tuple[Path, ...]
+    cancellable: tuple[str, ...] = ()
+    ladder: Mapping[float, str] = field(default_factory=dict)
 
     def plan(self) -> Iterable[WorkItem]:
         return ()
@@ -179,6 +185,9 @@ class _Hooks:
         return handoff
 
     def cleanup(self) -> None: ...
+
+    def drain_spent(self) -> dict[str, float]:
+        return {}
 
 
 class NoUnits:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from perpetual_blocks.budget import Expectation, Spend
 from perpetual_blocks.session.chain import (
     Chain,
     ChainStatus,
@@ -60,7 +61,11 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowOn:
-    """A flow run that is to be created: the deployment that it is of, and what makes it ours."""
+    """A flow run that is to be created: the deployment that it is of, and what makes it ours.
+
+    Attributes:
+        not_before: When it is to start, in seconds since the Unix epoch; None for at once.
+    """
 
     chain: str
     ordinal: int
@@ -71,11 +76,17 @@ class FollowOn:
     tags: tuple[str, ...]
     job_variables: dict[str, Any] = field(default_factory=dict)
     work_queue: str | None = None
+    not_before: float | None = None
+    flow_run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
-    """How a session ends: all of it is one transaction."""
+    """How a session ends: all of it is one transaction.
+
+    Attributes:
+        forecasts: The state of the forecasts, by resource; None leaves what is there.
+    """
 
     state: SessionState
     stop: StopReason
@@ -84,14 +95,45 @@ class Closing:
     limits: list[dict[str, Any]]
     steps: list[dict[str, Any]]
     follow_on: FollowOn | None = None
+    forecasts: dict[str, Any] | None = None
+    passed_over: dict[str, str] = field(default_factory=dict)
+    choices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Why an item is not taken.
+
+    Attributes:
+        patient: Whether it will fit by itself, later: then it is passed over in a few sessions at most.
+    """
+
+    why: str
+    patient: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The answer to a claim: an item, or none, and why others were passed over (by item id)."""
+    """The answer to a claim.
+
+    Attributes:
+        item: The item; None if there is none that fits.
+        passed_over: Why others were not taken, by id; the first of them.
+        others: How many more were not taken.
+    """
 
     item: Item | None
-    passed_over: dict[str, str]
+    passed_over: dict[str, str] = field(default_factory=dict)
+    others: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCost:
+    """What a unit that the ledger has recorded cost, and what had been said of it."""
+
+    expectation: Expectation
+    usage: dict[str, float]
+    finished: bool
 
 
 class Ledger(Protocol):
@@ -122,11 +164,14 @@ class Ledger(Protocol):
             UnknownChain: there is no such chain.
         """
 
-    def claim(self, fence: Fence, misfit: Callable[[Mapping[str, float]], str | None]) -> Claim:
+    def claim(self, fence: Fence, misfit: Callable[[Item], Misfit | None]) -> Claim:
         """Claims the first available item that fits: by priority, then fewest failures, then oldest.
 
+        An item that would fit later is passed over in three sessions; then nothing behind it is taken any more, so that
+        what it needs can become free.
+
         Args:
-            misfit: Says of an estimate why it does not fit, or None.
+            misfit: Says of an item why it does not fit, or None.
         """
 
     def commit_unit(
@@ -143,6 +188,15 @@ class Ledger(Protocol):
     ) -> ItemStatus:
         """Counts a failed attempt with what it spent; returns what became of the item: available or discarded."""
 
+    def cut_off(
+        self, fence: Fence, item: Item, why: str, usage: Mapping[str, float], spent: Mapping[str, float], *, fresh: bool
+    ) -> ItemStatus:
+        """Gives back an item whose unit had no room to finish, with what it spent; no attempt is counted.
+
+        Args:
+            fresh: Whether the unit had a whole session's room. The second time in a row, the item is discarded.
+        """
+
     def release(self, fence: Fence, item: Item) -> None:
         """Gives back an item whose unit was interrupted; no attempt is counted."""
 
@@ -157,6 +211,22 @@ class Ledger(Protocol):
 
     def close_session(self, fence: Fence, closing: Closing) -> None:
         """Ends the session, sets the chain's status and records the follow-on; synced to disk."""
+
+    def spends(self, chain: str, resource: str, since: float) -> list[Spend]:
+        """What a chain has spent of a resource after a moment, in order."""
+
+    def forecasts(self, chain: str) -> tuple[dict[str, Any], int]:
+        """The saved forecasts by resource, and the session that saved them; of a chain without any, those of the
+        latest chain of the same agent, and 0."""
+
+    def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
+        """What the latest units of the sessions after that one cost, the oldest first."""
+
+    def waiting_follow_ons(self) -> list[FollowOn]:
+        """Follow-ons that were created to start later, of chains that wait for that moment."""
+
+    def follow_on_moved(self, follow_on: FollowOn, not_before: float) -> None:
+        """Records that a follow-on starts at another moment."""
 
     def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
         """Follow-ons that are recorded and not yet created."""
@@ -226,6 +296,9 @@ class Runs(Protocol):
 
     def create(self, follow_on: FollowOn) -> str:
         """Creates the flow run, or finds the one with this idempotency key; returns its id."""
+
+    def move(self, flow_run_id: str, at: float) -> None:
+        """Lets a flow run that has not started yet start at that moment, in seconds since the Unix epoch."""
 
 
 class SavedWork(Protocol):

@@ -12,7 +12,7 @@ where they fail, the session fails and the last good state stands.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from perpetual_blocks.budget import BudgetMonitor
@@ -29,8 +29,8 @@ from perpetual_blocks.session.steps import Steps
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import StepFailed
 
-FollowOnMaker = Callable[[str, Fence], FollowOn]
-"""Makes the follow-on of a session, given the chain's uid."""
+FollowOnMaker = Callable[[str, Fence, float | None], FollowOn]
+"""Makes the follow-on of a session, given the chain's uid, the fence, and when it is to start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,8 @@ class Shutdown:
     monitor: BudgetMonitor
     resumed: tuple[str, ...]
     follow_on: FollowOnMaker | None
+    passed_over: dict[str, str] = field(default_factory=dict)
+    choices: list[str] = field(default_factory=list)
 
     def run(self, reason: StopReason) -> Ending:
         """Runs the steps.
@@ -133,7 +135,8 @@ class Shutdown:
 
     def _close(self, end: Ending, steps: Steps) -> None:
         world, fence = self.world, self.fence
-        follow_on = self.follow_on(self.uid, fence) if end.goes_on and self.follow_on else None
+        self.monitor.shut_down(self.agent.drain_spent(), sum(step["seconds"] for step in steps.record))
+        follow_on = self.follow_on(self.uid, fence, end.reason.resume_at) if end.goes_on and self.follow_on else None
         closing = Closing(
             state=end.session,
             stop=end.reason,
@@ -142,6 +145,9 @@ class Shutdown:
             limits=limits_now(self.monitor.readings()),
             steps=steps.record,
             follow_on=follow_on,
+            forecasts=self.monitor.state(),
+            passed_over=self.passed_over,
+            choices=self.choices,
         )
         world.ledger.close_session(fence, closing)
         runs = world.runs

@@ -2,11 +2,12 @@
 
 from perpetual_blocks.work.item import TRANSITIONS, Item, ItemStatus, WorkItem, check_dependencies, sources
 from perpetual_blocks.work.outcome import Outcome
-from perpetual_blocks.work.unit import Advanced, Unit
+from perpetual_blocks.work.unit import Advanced, CutOff, Unit
 
 __all__ = [
     "TRANSITIONS",
     "Advanced",
+    "CutOff",
     "Item",
     "ItemStatus",
     "Outcome",

@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, get_args
 
+from perpetual_blocks.budget import Expectation
 from perpetual_blocks.checkpoint.codec import is_text, to_json
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.usage import RESOURCES, validated_usage
+
+Complexity = Literal["simple", "normal", "complex"]
 
 MAX_ID_LENGTH = 512
 MAX_INTEGER = 2**31 - 1
@@ -57,6 +60,8 @@ class WorkItem:
         depends_on: Ids of items that must be completed first.
         estimate: What one unit will probably cost, by resource: tokens, cost (US dollars), calls, seconds, memory
             (bytes).
+        bound: What one unit cannot exceed, by resource; with it a unit is started even where it just fits.
+        complexity: simple, normal or complex, for limits whose rule is adaptive.
         max_attempts: How often a unit may fail before the item is discarded.
 
     Raises:
@@ -69,6 +74,8 @@ class WorkItem:
     priority: int = 0
     depends_on: tuple[str, ...] = ()
     estimate: Mapping[str, float] = field(default_factory=dict)
+    bound: Mapping[str, float] = field(default_factory=dict)
+    complexity: Complexity = "normal"
     max_attempts: int = 3
 
     def __post_init__(self) -> None:
@@ -93,11 +100,16 @@ class WorkItem:
         ):
             raise InvalidInput.of(f"{where}.depends_on", self.depends_on, "a sequence of item ids")
         object.__setattr__(self, "depends_on", tuple(dict.fromkeys(self.depends_on)))
-        if not isinstance(self.estimate, Mapping):
-            raise InvalidInput.of(f"{where}.estimate", self.estimate, "amounts by resource")
-        object.__setattr__(
-            self, "estimate", validated_usage(self.estimate, f"{where}.estimate", known=tuple(RESOURCES))
-        )
+        for name in ("estimate", "bound"):
+            amounts = getattr(self, name)
+            if not isinstance(amounts, Mapping):
+                raise InvalidInput.of(f"{where}.{name}", amounts, "amounts by resource")
+            object.__setattr__(self, name, validated_usage(amounts, f"{where}.{name}", known=tuple(RESOURCES)))
+        for name, bound in self.bound.items():
+            if self.estimate.get(name, 0.0) > bound:
+                raise InvalidInput.of(f"{where}.bound.{name}", bound, f"at least the estimate, {self.estimate[name]:g}")
+        if self.complexity not in get_args(Complexity):
+            raise InvalidInput.of(f"{where}.complexity", self.complexity, f"one of {', '.join(get_args(Complexity))}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +121,8 @@ class Item:
         attempts: How often the unit that is next has failed; a person's retry starts again from 0.
         failures: How many attempts have ever failed; numbers them.
         interruptions: How often a running unit of it was given back.
+        cut_offs: How often in a row its next unit used up all that a fresh session could give it.
+        passed_over: In how many sessions something behind it was taken because it did not fit.
         progress: Done and total, as the agent counts them.
         result_key: Where its latest outcome lies in the results storage.
     """
@@ -121,15 +135,24 @@ class Item:
     max_attempts: int
     position: int
     status: ItemStatus
+    bound: dict[str, float] = field(default_factory=dict)
+    complexity: Complexity = "normal"
     attempts: int = 0
     failures: int = 0
     interruptions: int = 0
+    cut_offs: int = 0
+    passed_over: int = 0
     units: int = 0
     progress: tuple[float, float] | None = None
     cursor: Any = None
     next_action: str | None = None
     result_key: str | None = None
     error: str | None = None
+
+    @property
+    def expectation(self) -> Expectation:
+        """What its next unit will need, as far as that was declared."""
+        return Expectation(self.kind, self.estimate, self.bound, self.complexity)
 
 
 def check_dependencies(items: Iterable[WorkItem], known: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from perpetual_blocks.budget import Quota
 from perpetual_blocks.errors import DamagedDocument
 from perpetual_blocks.work.item import WorkItem
 
@@ -21,6 +22,8 @@ class Outcome:
         usage: What the unit spent, with the `seconds` that it took.
         context: The agent's new context; None where the unit left it as it was.
         added: Items that the unit added to the queue.
+        quotas: What the provider said of its quota windows, by the limit's name: remaining (or None), the reset, and
+            when it said so, in seconds since the Unix epoch.
     """
 
     done: bool
@@ -31,6 +34,7 @@ class Outcome:
     usage: dict[str, float] = field(default_factory=dict)
     context: dict[str, Any] | None = None
     added: tuple[WorkItem, ...] = ()
+    quotas: dict[str, Quota] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
         """The outcome as a JSON object."""
@@ -43,6 +47,7 @@ class Outcome:
             "next_action": self.next_action,
             "usage": self.usage,
             "context": self.context,
+            "quotas": {name: list(quota) for name, quota in self.quotas.items()},
             "added": [
                 {
                     "id": item.id,
@@ -51,6 +56,8 @@ class Outcome:
                     "priority": item.priority,
                     "depends_on": list(item.depends_on),
                     "estimate": dict(item.estimate),
+                    "bound": dict(item.bound),
+                    "complexity": item.complexity,
                     "max_attempts": item.max_attempts,
                 }
                 for item in self.added
@@ -85,6 +92,7 @@ class Outcome:
             usage=checked.usage,
             context=checked.context,
             added=added,
+            quotas={name: Quota(*quota) for name, quota in checked.quotas.items()},
         )
 
 
@@ -102,3 +110,4 @@ class _Document(BaseModel):
     usage: dict[str, float]
     context: dict[str, Any] | None
     added: list[dict[str, Any]]
+    quotas: dict[str, tuple[float | None, float, float]] = Field(default_factory=dict, strict=False)

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
+from perpetual_blocks.budget import Quota
+from perpetual_blocks.budget.room import Room
 from perpetual_blocks.checkpoint.codec import copy_json, is_text, to_json
-from perpetual_blocks.errors import InvalidInput
-from perpetual_blocks.usage import REPORTED, add, validated_usage
+from perpetual_blocks.errors import InvalidInput, PerpetualError
+from perpetual_blocks.usage import REPORTED, RESOURCES, add, show, validated_usage
 from perpetual_blocks.work.item import Item, WorkItem
 from perpetual_blocks.work.outcome import Outcome
 
@@ -27,9 +30,10 @@ class Unit:
         number: 1 for the item's first unit.
         attempt: 1 unless this very unit has failed before.
         context: The agent's memory across units and sessions, a JSON object. What it holds when the unit ends is kept.
+        rung: The rung of the agent's `ladder` that the budget has come to: a hint to use less.
     """
 
-    def __init__(self, item: Item, context: Mapping[str, Any]) -> None:
+    def __init__(self, item: Item, context: Mapping[str, Any], room: Room | None = None) -> None:
         self.id = item.id
         self.kind = item.kind
         self.payload: dict[str, Any] = copy_json(item.payload)
@@ -40,6 +44,9 @@ class Unit:
         self.attempt = item.attempts + 1
         self.context: dict[str, Any] = copy_json(dict(context))
         self._context_before = to_json(self.context, "context")
+        self._room = room or Room()
+        self.rung = self._room.rung
+        self._quotas: dict[str, Quota] = {}
         self._usage: dict[str, float] = {}
         self._added: list[WorkItem] = []
         self._advanced: Advanced | None = None
@@ -56,6 +63,66 @@ class Unit:
             InvalidInput: a resource other than tokens, cost (US dollars) and calls, or an amount below 0.
         """
         self._usage = add(self._usage, validated_usage({**(usage or {}), **amounts}, "unit.spend", REPORTED))
+
+    @property
+    def remaining(self) -> dict[str, float]:
+        """What the unit may still use of each limited resource: to cap the tokens of an answer, or set a timeout."""
+        return self._room.left(self._usage)
+
+    def should_wrap(self) -> bool:
+        """Whether to come to an end: something is used up, or the session was asked to stop. What is done so far is
+        kept by returning `unit.advance(…)`."""
+        return self._room.stopping() or any(amount <= 0 for amount in self.remaining.values())
+
+    def reserve(self, **amounts: float) -> None:
+        """Asks before spending: `unit.reserve(calls=1)`. Without amounts: asks whether there is any room at all.
+
+        Raises:
+            CutOff: that much is not left. Let it pass: the item is given back, and goes on in a session with more room.
+            InvalidInput: not a resource, or an amount below 0.
+        """
+        wanted = validated_usage(amounts, "unit.reserve", tuple(RESOURCES))
+        for name, left in self.remaining.items():
+            if left <= 0 or wanted.get(name, 0.0) > left:
+                needs = f"needs {show(name, wanted[name])}" if name in wanted else f"works on without any {name} left"
+                raise CutOff(f"{self.id}: unit {self.number} {needs}; {show(name, left)} left", name)
+
+    def report_quota(
+        self,
+        resource: str,
+        *,
+        resets_at: float | datetime,
+        remaining: float | None = None,
+        window: str | None = None,
+    ) -> None:
+        """Passes on what a provider says of its own quota, in its headers or its refusal: it overrides our calendar.
+
+        Args:
+            resets_at: When all of it is free again: a time with its zone, or seconds since the Unix epoch.
+            remaining: What is left until then, where the provider says so.
+            window: The limit's window, where the budget has several for this resource.
+
+        Raises:
+            InvalidInput: the budget has no such window, or several and none is named; a value that cannot be.
+        """
+        if isinstance(resets_at, datetime):
+            if resets_at.tzinfo is None:
+                raise InvalidInput.of("unit.report_quota(resets_at)", resets_at, "a time with its zone")
+            resets_at = resets_at.timestamp()
+        if not _is_amount(resets_at):
+            raise InvalidInput.of("unit.report_quota(resets_at)", resets_at, "seconds since the Unix epoch, or a time")
+        if remaining is not None and not _is_amount(remaining):
+            raise InvalidInput.of("unit.report_quota(remaining)", remaining, "a finite number of at least 0")
+        names = [name for name in self._room.quotas if name.partition("/")[0] == resource]
+        if window is not None:
+            names = [name for name in names if name == f"{resource}/{window}"]
+        if len(names) != 1:
+            raise InvalidInput.of(
+                "unit.report_quota",
+                resource if window is None else f"{resource}/{window}",
+                f"one of the budget's windows: {', '.join(self._room.quotas) or 'there is none'}",
+            )
+        self._quotas[names[0]] = Quota(remaining, resets_at, self._room.now())
 
     def add(self, *items: WorkItem) -> None:
         """Adds work items to the queue, in the same transaction that finishes this unit."""
@@ -120,7 +187,12 @@ class Unit:
             usage={**self._usage, "seconds": seconds},
             context=copy_json(self.context) if context != self._context_before else None,
             added=tuple(self._added),
+            quotas=dict(self._quotas),
         )
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def _is_progress(value: object) -> bool:
@@ -128,6 +200,18 @@ def _is_progress(value: object) -> bool:
         return False
     numbers = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value)
     return numbers and bool(0 <= value[0] <= value[1])
+
+
+class CutOff(PerpetualError):
+    """A unit stops because there is no room for it: the item is given back, and no attempt is counted.
+
+    Attributes:
+        resource: What it had no room in.
+    """
+
+    def __init__(self, message: str, resource: str) -> None:
+        super().__init__(message)
+        self.resource = resource
 
 
 class Advanced:

@@ -48,6 +48,8 @@ chains = Table(
     Column("planned", Boolean, nullable=False),
     Column("context", JSON, nullable=False),
     Column("settings", JSON, nullable=False),
+    Column("quotas", JSON, nullable=False),
+    Column("resume_at", Float),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
 )
@@ -76,6 +78,8 @@ sessions = Table(
     Column("resume_seconds", Float),
     Column("verified", JSON),
     Column("steps", JSON, nullable=False),
+    Column("passed_over", JSON, nullable=False),
+    Column("choices", JSON, nullable=False),
     Index(None, "chain", "flow_run_id"),
 )
 
@@ -89,12 +93,19 @@ items = Table(
     Column("payload", JSON, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("estimate", JSON, nullable=False),
+    Column("bound", JSON, nullable=False),
+    Column("complexity", String(16), nullable=False),
     Column("max_attempts", Integer, nullable=False),
     Column("status", String(16), nullable=False),
     Column("blockers", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("interruptions", Integer, nullable=False),
+    # Sessions with a whole budget that its next unit has used up in vain, one after the other.
+    Column("cut_offs", Integer, nullable=False),
+    # Sessions in which something behind it was taken, and the latest of them.
+    Column("passed_over", Integer, nullable=False),
+    Column("passed_over_in", Integer),
     Column("units", Integer, nullable=False),
     Column("progress", JSON),
     Column("cursor", JSON),
@@ -164,7 +175,17 @@ outbox = Table(
     Column("tags", JSON, nullable=False),
     Column("job_variables", JSON, nullable=False),
     Column("work_queue", Text),
+    Column("not_before", Float),
     Column("recorded_at", Float, nullable=False),
     Column("created_at", Float),
     Column("flow_run_id", String(64)),
+)
+
+forecasts = Table(
+    "forecasts",
+    metadata,
+    Column("chain", String(_CHAIN), ForeignKey("chains.name", ondelete="CASCADE"), primary_key=True),
+    # The session that saved it; what later ones had committed when they died is learned from their usage.
+    Column("session", Integer, nullable=False),
+    Column("state", JSON, nullable=False),
 )

@@ -1,0 +1,85 @@
+"""Accounts: what has been spent of one limit, and when it will be free again."""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from perpetual_blocks.budget.limits import Limit
+from perpetual_blocks.budget.windows import Spend, Window
+
+
+class Quota(NamedTuple):
+    """What a provider says of a quota window of its own: it knows better than any calendar.
+
+    Attributes:
+        remaining: What is left until the reset; None if it did not say.
+        resets_at: When all of it is free again, in seconds since the Unix epoch.
+        at: When it said so.
+    """
+
+    remaining: float | None
+    resets_at: float
+    at: float
+
+
+class Account:
+    """What has been spent of one limit that adds up.
+
+    Args:
+        spends: What was spent before, in the order of its instants; for a session, nothing.
+    """
+
+    def __init__(self, limit: Limit, spends: Iterable[Spend] = ()) -> None:
+        self.limit = limit
+        self.quota: Quota | None = None
+        self._spends = list(spends)
+        self._counted = sum(spend.amount for spend in self._spends)
+        self._first = 0  # spends before this one do not count any more
+
+    def add(self, at: float, amount: float) -> None:
+        """Something was spent."""
+        if amount > 0:
+            self._spends.append(Spend(at, amount))
+            self._counted += amount
+
+    def used(self, now: float) -> float:
+        """What counts against the limit at that moment, which is never before an earlier one that was asked for."""
+        window = self.limit.window
+        if window is None:
+            return self._counted
+        while self._first < len(self._spends) and now >= self._forgets(self._spends[self._first].at, window):
+            self._counted -= self._spends[self._first].amount
+            self._first += 1
+        if self._first == len(self._spends):
+            self._counted = 0.0  # so that roundings do not add up
+        return self._with_quota(self._counted, now)
+
+    def later(self, now: float) -> float:
+        """What will still count at a later moment if nothing more is spent."""
+        window = self.limit.window
+        if window is None:
+            return self._counted
+        first = bisect_left(self._spends, True, key=lambda spend: now < self._forgets(spend.at, window))
+        return self._with_quota(sum(spend.amount for spend in self._spends[first:]), now)
+
+    def releases(self, now: float) -> list[float]:
+        """The moments after `now` at which something becomes free."""
+        window = self.limit.window
+        if window is None:
+            return []
+        moments = {self._forgets(spend.at, window) for spend in self._spends[self._first :]}
+        if self.quota is not None:
+            moments.add(self.quota.resets_at)
+        return sorted(moment for moment in moments if moment > now)
+
+    def _forgets(self, at: float, window: Window) -> float:
+        if self.quota is not None and at <= self.quota.resets_at:
+            return self.quota.resets_at
+        return window.forgets(at)
+
+    def _with_quota(self, counted: float, now: float) -> float:
+        quota = self.quota
+        if quota is None or quota.remaining is None or now >= quota.resets_at:
+            return counted
+        since = sum(spend.amount for spend in self._spends if spend.at > quota.at)
+        return max(counted, self.limit.amount - quota.remaining + since)

@@ -1,0 +1,40 @@
+"""The account that a session begins with: what its chain has spent, and what it has learned."""
+
+from perpetual_blocks.budget import Budget, Forecast, Quota, Record
+from perpetual_blocks.session.chain import Chain
+from perpetual_blocks.session.documents import chain_usage
+from perpetual_blocks.session.ports import Ledger
+from perpetual_blocks.usage import RESOURCES
+
+
+def budget_record(ledger: Ledger, chain: Chain, budget: Budget, now: float, *, before: int) -> Record:
+    """What the ledger knows of a chain, for the session with the ordinal `before`, without that session's own spends.
+
+    Forecasts are as the last session that ended in order saved them, and learn from what later ones had committed
+    when they died.
+    """
+    sessions = [session for session in ledger.sessions(chain.name) if session.ordinal < before]
+    since: dict[str, float] = {}
+    for limit in budget:
+        if limit.window is not None:
+            begin = limit.window.since(now)
+            since[limit.resource] = min(begin, since.get(limit.resource, begin))
+    return Record(
+        spends={
+            name: [spend for spend in ledger.spends(chain.name, name, begin)] for name, begin in since.items()
+        },
+        totals=chain_usage(sessions),
+        forecasts=learned(ledger, chain),
+        quotas={name: Quota(*quota) for name, quota in chain.quotas.items()},  # type: ignore[arg-type]
+    )
+
+
+def learned(ledger: Ledger, chain: Chain) -> dict[str, Forecast]:
+    """The chain's forecasts, by resource."""
+    saved, through = ledger.forecasts(chain.name)
+    forecasts = {name: Forecast.from_json(state) for name, state in saved.items() if name in RESOURCES}
+    for unit in ledger.unit_costs(chain.name, through):
+        for name, cost in unit.usage.items():
+            forecast = forecasts.setdefault(name, Forecast())
+            forecast.learn(cost, unit.expectation.hint(name), finished=unit.finished)
+    return forecasts
