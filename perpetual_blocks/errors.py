@@ -52,3 +52,11 @@ class Superseded(PerpetualError):
 
 class GitError(PerpetualError):
     """A git command failed; the text holds the last line that git said."""
+
+
+def described(error: BaseException) -> str:
+    """`ValueError: …` as any database can hold it.
+
+    A file name that is not UTF-8 comes back in an error's text as half a surrogate pair, and PostgreSQL has no NUL.
+    """
+    return f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode().replace("\0", "\\x00")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from perpetual_blocks.checkpoint.codec import copy_json, is_text, to_json
+from perpetual_blocks.checkpoint.codec import copy_json, is_plain_text, to_json
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.usage import REPORTED, add, validated_usage
 from perpetual_blocks.work.item import Item, WorkItem
@@ -86,7 +86,7 @@ class Unit:
         to_json(cursor, "unit.advance(cursor)")
         if progress is not None and not _is_progress(progress):
             raise InvalidInput.of("unit.advance(progress)", progress, "(done, total) with 0 <= done <= total")
-        if next_action is not None and not (isinstance(next_action, str) and is_text(next_action)):
+        if next_action is not None and not (isinstance(next_action, str) and is_plain_text(next_action)):
             raise InvalidInput.of("unit.advance(next_action)", next_action, "one line of text")
         if context is not None:
             self.context = copy_json(dict(context))

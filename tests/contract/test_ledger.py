@@ -1,6 +1,6 @@
 """The ledger's contract: one suite for every implementation.
 
-Another database is one more entry of `ADDRESSES` (and of `SHARED`, where several processes can open it).
+Another database is one more entry of `DATABASES` (and of `SHARED`, where several processes can open it).
 """
 
 import multiprocessing
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres_server import TEMPLATE
 from sqlalchemy import select
 from support import (
     LEASE,
@@ -34,26 +35,30 @@ from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason
 from perpetual_blocks.session.ports import Document, Fence, FollowOn
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
 
-ADDRESSES: dict[str, Callable[[Path], str]] = {
-    "sqlite-file": lambda folder: str(folder / "ledger.db"),
-    "sqlite-memory": lambda folder: "sqlite://",
-}
-SHARED = ("sqlite-file",)
+DATABASES = ("sqlite-file", "sqlite-memory", "postgres")
+SHARED = ("sqlite-file", "postgres")
 
 SPAWN = multiprocessing.get_context("spawn")
 CHILD_SECONDS = 60
 
 
-@pytest.fixture(params=ADDRESSES)
-def ledger(request: pytest.FixtureRequest, tmp_path: Path, make_ledger: LedgerFactory) -> SqlLedger:
+def address_of(database: str, request: pytest.FixtureRequest) -> str:
+    """The address of an empty database of this kind."""
+    if database == "postgres":
+        return str(request.getfixturevalue("postgres").make_database(TEMPLATE))
+    return "sqlite://" if database == "sqlite-memory" else str(request.getfixturevalue("tmp_path") / "ledger.db")
+
+
+@pytest.fixture(params=DATABASES)
+def ledger(request: pytest.FixtureRequest, make_ledger: LedgerFactory) -> SqlLedger:
     """An empty ledger on the fake clock."""
-    return make_ledger(ADDRESSES[request.param](tmp_path))
+    return make_ledger(address_of(request.param, request))
 
 
 @pytest.fixture(params=SHARED)
-def shared_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def shared_address(request: pytest.FixtureRequest) -> str:
     """The address of an empty database that several processes can open."""
-    return ADDRESSES[request.param](tmp_path)
+    return address_of(request.param, request)
 
 
 def usage_rows(ledger: SqlLedger, chain: str = "mine") -> list[tuple[str, int, int, str, float]]:
@@ -575,6 +580,18 @@ def test_completed_unit(ledger: SqlLedger) -> None:
     (session,) = ledger.sessions("mine")
     assert (session.units, session.usage) == (1, {"tokens": 7.0, "seconds": 0.5})
     assert usage_rows(ledger) == [("a", 0, 0, "seconds", 0.5), ("a", 0, 0, "tokens", 7.0)]
+
+
+def test_json_may_have_any_character(ledger: SqlLedger) -> None:
+    """What an agent's JSON holds, a NUL from a PDF's text too, comes back as it was."""
+    text = "NUL \0, half \\ud800, a smile 🙂 and \u2028"
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a 🙂", payload={text: [text]}))
+
+    finish_next(ledger, fence, done=False, cursor=[text], context={text: text})
+
+    a = item_in(ledger, "a 🙂")
+    assert (a.payload, a.cursor, ledger.chain("mine").context) == ({text: [text]}, [text], {text: text})
 
 
 def test_advanced_unit(ledger: SqlLedger) -> None:

@@ -1,23 +1,22 @@
 """The ledger: every promise that is a transaction is a method here.
 
-Each writing method takes the database's write lock first and then looks, so what it decides on cannot change before it
-commits. A session's own commits begin with the fence: one UPDATE of the chain's row that matches only while the epoch
-and holder are the session's own, and that moves the lease on. Where it matches nothing, another session owns the chain,
-and the transaction is rolled back.
+Each writing method takes a lock first and then looks, so what it decides on cannot change before it commits: SQLite's
+write lock, or the lock of the chain's row, which every writer of that chain takes. A session's own commits begin with
+the fence: one UPDATE of the chain's row that matches only while the epoch and holder are the session's own, and that
+moves the lease on. Where it matches nothing, another session owns the chain, and the transaction is rolled back.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, insert, literal, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.adapters.database.engine import connect, parse_address
+from perpetual_blocks.adapters.database.engine import connect, insert_if_new, reading, shown, writing
 from perpetual_blocks.adapters.database.items import add_items, item_of
 from perpetual_blocks.clock import Clock, SystemClock
 from perpetual_blocks.errors import Fenced, LedgerError, Superseded, UnknownChain
@@ -38,17 +37,17 @@ PAGE = 64
 
 
 class SqlLedger:
-    """The ledger in a SQLite file (or in memory, `sqlite://`).
+    """The ledger in an SQLite file (or in memory, `sqlite://`), or in a PostgreSQL database.
 
     Args:
-        address: A path, or a database URL.
+        address: A path, or a database URL: `sqlite:///path`, `postgresql://user@host/database`.
         clock: Tells the time of leases and records.
         lease_seconds: How long a session owns its chain without a heartbeat.
         durability: `normal`: commits survive the death of the process, and closing a session is synced to disk.
-            `full`: every commit is synced, for machines that lose power.
+            `full`: every commit is synced, for machines that lose power. PostgreSQL syncs every commit as it is.
 
     Raises:
-        InvalidInput: not an address.
+        InvalidInput: not an address, or of a database whose driver is not installed.
         LedgerError: the database cannot be used.
     """
 
@@ -60,8 +59,8 @@ class SqlLedger:
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
         durability: Literal["normal", "full"] = "normal",
     ) -> None:
-        self.shown = parse_address(address).render_as_string(hide_password=True)
         self._engine = connect(address)
+        self.shown = shown(self._engine.url)
         self._clock = clock or SystemClock()
         self._lease_seconds = lease_seconds
         self._synced = durability == "full"
@@ -75,31 +74,11 @@ class SqlLedger:
 
     # Transactions ---------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _writing(self, *, synced: bool = False) -> Iterator[Connection]:
-        """One transaction with the write lock. `synced`: it is on the disk when this returns."""
-        try:
-            with self._engine.connect() as connection:
-                # The pragma is the connection's, which the pool keeps, and works only outside a transaction.
-                level = "FULL" if synced or self._synced else "NORMAL"
-                if connection.info.get("synchronous") != level:
-                    connection.connection.cursor().execute(f"PRAGMA synchronous={level}")
-                    connection.info["synchronous"] = level
-                with connection.begin():
-                    yield connection
-        except SQLAlchemyError as error:
-            raise LedgerError(f"ledger: {self.shown}: {getattr(error, 'orig', None) or error}") from error
+    def _writing(self, *, synced: bool = False) -> AbstractContextManager[Connection]:
+        return writing(self._engine, synced=synced or self._synced)
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        try:
-            with (
-                self._engine.connect().execution_options(sqlite_begin="BEGIN") as connection,
-                connection.begin(),
-            ):
-                yield connection
-        except SQLAlchemyError as error:
-            raise LedgerError(f"ledger: {self.shown}: {getattr(error, 'orig', None) or error}") from error
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return reading(self._engine)
 
     def _pass_fence(self, connection: Connection, fence: Fence, **changes: Any) -> float:
         """Moves the lease on and sets more of the chain's row, if it is still ours; returns the time."""
@@ -115,7 +94,7 @@ class SqlLedger:
     def open_session(self, request: SessionRequest) -> Opened:
         with self._writing() as connection:
             now = self._clock.now()
-            chain = _find_chain(connection, request.chain) or _new_chain(connection, request, now)
+            chain = _lock_chain(connection, request.chain) or _new_chain(connection, request, now)
             latest = _latest_session(connection, request.chain)
             reason = refusal(chain, latest, request, now, ran_before=_ran_before(connection, request))
             if reason is not None:
@@ -205,6 +184,7 @@ class SqlLedger:
 
     def declare_dead(self, chain: str, host: str, pid: int) -> bool:
         with self._writing() as connection:
+            _lock_chain(connection, chain)
             latest = _latest_session(connection, chain)
             if latest is None or (latest.state, latest.host, latest.pid) != (SessionState.RUNNING, host, pid):
                 return False
@@ -218,7 +198,7 @@ class SqlLedger:
         with self._writing() as connection:
             if planned_by is not None:
                 self._pass_fence(connection, planned_by, planned=True)
-            row = _find_chain(connection, chain)
+            row = _lock_chain(connection, chain)
             if row is None:
                 raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
             added = add_items(connection, row, items, self._clock.now())
@@ -390,6 +370,7 @@ class SqlLedger:
 
     def retry_items(self, chain: str, ids: Sequence[str]) -> int:
         with self._writing() as connection:
+            _lock_chain(connection, chain)
             now = self._clock.now()
             rows = connection.execute(
                 select(t.items.c.id, t.items.c.blockers).where(
@@ -405,6 +386,7 @@ class SqlLedger:
 
     def discard_items(self, chain: str, ids: Sequence[str], reason: str) -> int:
         with self._writing() as connection:
+            _lock_chain(connection, chain)
             open_items = [ItemStatus.AVAILABLE, ItemStatus.BLOCKED]
             found = connection.execute(
                 select(t.items.c.id).where(
@@ -430,8 +412,16 @@ def _find_chain(connection: Connection, name: str) -> Chain | None:
     return _chain_of(row) if row else None
 
 
+def _lock_chain(connection: Connection, name: str) -> Chain | None:
+    """The chain, which nobody else changes until this transaction ends."""
+    row = connection.execute(select(t.chains).where(t.chains.c.name == name).with_for_update()).mappings().first()
+    return _chain_of(row) if row else None
+
+
 def _new_chain(connection: Connection, request: SessionRequest, now: float) -> Chain:
-    chain = Chain(
+    insert_if_new(
+        connection,
+        t.chains,
         name=request.chain,
         uid=secrets.token_hex(8),
         agent=request.agent,
@@ -447,8 +437,9 @@ def _new_chain(connection: Connection, request: SessionRequest, now: float) -> C
         created_at=now,
         updated_at=now,
     )
-    values = {column.name: getattr(chain, column.name) for column in t.chains.columns}
-    connection.execute(insert(t.chains).values(**values))
+    # Another process may have made it at the same moment; it is then that one's chain that is looked at.
+    chain = _lock_chain(connection, request.chain)
+    assert chain is not None
     return chain
 
 
