@@ -83,9 +83,9 @@ class SqlLedger:
     def _pass_fence(self, connection: Connection, fence: Fence, **changes: Any) -> float:
         """Moves the lease on and sets more of the chain's row, if it is still ours; returns the time."""
         now = self._clock.now()
-        owned = and_(t.chains.c.name == fence.chain, t.chains.c.epoch == fence.epoch, t.chains.c.holder == fence.holder)
+        ours = {"of_chain": fence.chain, "of_epoch": fence.epoch, "of_holder": fence.holder}
         lease = {"lease_until": now + self._lease_seconds, "updated_at": now}
-        if connection.execute(update(t.chains).where(owned).values({**lease, **changes})).rowcount != 1:
+        if connection.execute(_PASS_FENCE, {**ours, **lease, **changes}).rowcount != 1:
             raise Fenced(f"session {fence.ordinal} of {fence.chain} does not own the chain any more")
         return now
 
@@ -152,27 +152,24 @@ class SqlLedger:
     def resumed(self, fence: Fence, resume_seconds: float, verified: tuple[int, int] | None) -> None:
         with self._writing() as connection:
             self._pass_fence(connection, fence)
-            connection.execute(
-                _update_session(fence, resume_seconds=resume_seconds, verified=list(verified) if verified else None)
-            )
+            resumed = {"resume_seconds": resume_seconds, "verified": list(verified) if verified else None}
+            connection.execute(_UPDATE_SESSION, {**_of_session(fence), **resumed})
 
     def close_session(self, fence: Fence, closing: Closing) -> None:
         reached("session.closing")
         with self._writing(synced=True) as connection:
             status, reason = closing.chain_status, closing.stop.message
             now = self._pass_fence(connection, fence, status=status, reason=reason, holder=None, lease_until=0.0)
-            connection.execute(
-                _update_session(
-                    fence,
-                    state=closing.state,
-                    ended_at=now,
-                    stop_reason=closing.stop.code,
-                    stop_message=closing.stop.message,
-                    graceful=closing.graceful,
-                    limits=closing.limits,
-                    steps=closing.steps,
-                )
-            )
+            ended = {
+                "state": closing.state,
+                "ended_at": now,
+                "stop_reason": closing.stop.code,
+                "stop_message": closing.stop.message,
+                "graceful": closing.graceful,
+                "limits": closing.limits,
+                "steps": closing.steps,
+            }
+            connection.execute(_UPDATE_SESSION, {**_of_session(fence), **ended})
             _give_back(connection, fence.chain, fence.ordinal, now)
             if closing.follow_on is not None:
                 row = {
@@ -214,7 +211,7 @@ class SqlLedger:
                 item = item_of(row)
                 reason = misfit(item.estimate)
                 if reason is None:
-                    _move(connection, fence.chain, [item.id], ItemStatus.CLAIMED, now, claimed_by=fence.ordinal)
+                    _move(connection, fence.chain, item.id, ItemStatus.CLAIMED, now, claimed_by=fence.ordinal)
                     return Claim(item, passed_over)
                 passed_over[item.id] = reason
             return Claim(None, passed_over)
@@ -230,7 +227,7 @@ class SqlLedger:
             _move(
                 connection,
                 fence.chain,
-                [item.id],
+                item.id,
                 target,
                 now,
                 claimed_by=None,
@@ -243,7 +240,7 @@ class SqlLedger:
                 result_key=result_key,
             )
             _count_usage(connection, fence, item, 0, outcome.usage, now)
-            connection.execute(_update_session(fence, units=t.sessions.c.units + 1, usage=dict(spent)))
+            connection.execute(_COUNT_UNIT, {**_of_session(fence), "usage": dict(spent)})
             if outcome.done:
                 _unblock(connection, fence.chain, item.id, now)
             if outcome.added:
@@ -260,9 +257,9 @@ class SqlLedger:
             attempts, failures = item.attempts + 1, item.failures + 1
             target = ItemStatus.DISCARDED if attempts >= item.max_attempts else ItemStatus.AVAILABLE
             counted = {"attempts": attempts, "failures": failures, "error": error, "claimed_by": None}
-            _move(connection, fence.chain, [item.id], target, now, **counted)
+            _move(connection, fence.chain, item.id, target, now, **counted)
             _count_usage(connection, fence, item, failures, usage, now)
-            connection.execute(_update_session(fence, usage=dict(spent)))
+            connection.execute(_UPDATE_SESSION, {**_of_session(fence), "usage": dict(spent)})
             return target
 
     def release(self, fence: Fence, item: Item) -> None:
@@ -379,7 +376,7 @@ class SqlLedger:
             ).all()
             for item, blockers in rows:
                 target = ItemStatus.BLOCKED if blockers else ItemStatus.AVAILABLE
-                _move(connection, chain, [item], target, now, attempts=0)
+                _move(connection, chain, item, target, now, attempts=0)
             if rows:
                 _reopen(connection, chain, now)
             return len(rows)
@@ -394,13 +391,44 @@ class SqlLedger:
                 )
             ).scalars()
             wanted = list(found)
-            if wanted:
-                _move(connection, chain, wanted, ItemStatus.DISCARDED, self._clock.now(), error=reason)
+            for item in wanted:
+                _move(connection, chain, item, ItemStatus.DISCARDED, self._clock.now(), error=reason)
             return len(wanted)
 
 
 _FOLLOW_ON_COLUMNS = ("parameters", "run_name", "tags", "job_variables", "work_queue")
 _CLAIM_ORDER = (t.items.c.priority.desc(), t.items.c.attempts, t.items.c.position)
+
+# The statements of each claim and commit, built once: building them again would cost more than the database does.
+# What an UPDATE sets are the other names that it is executed with.
+_PASS_FENCE = update(t.chains).where(
+    t.chains.c.name == bindparam("of_chain"),
+    t.chains.c.epoch == bindparam("of_epoch"),
+    t.chains.c.holder == bindparam("of_holder"),
+)
+_UPDATE_SESSION = update(t.sessions).where(
+    t.sessions.c.chain == bindparam("of_chain"), t.sessions.c.ordinal == bindparam("of_ordinal")
+)
+_COUNT_UNIT = _UPDATE_SESSION.values(units=t.sessions.c.units + 1, usage=bindparam("usage"))
+_MOVE = {
+    target: update(t.items).where(
+        t.items.c.chain == bindparam("of_chain"),
+        t.items.c.id == bindparam("of_item"),
+        t.items.c.status.in_(sources(target)),
+    )
+    for target in ItemStatus
+}
+_QUEUE = (
+    select(t.items)
+    .where(t.items.c.chain == bindparam("of_chain"), t.items.c.status == ItemStatus.AVAILABLE)
+    .order_by(*_CLAIM_ORDER)
+    .limit(bindparam("many"))
+    .offset(bindparam("after"))
+)
+_COUNT_USAGE = insert(t.usage)
+_DEPENDENTS = select(t.dependencies.c.item).where(
+    t.dependencies.c.chain == bindparam("of_chain"), t.dependencies.c.depends_on == bindparam("of_item")
+)
 
 
 def _chain_of(row: RowMapping) -> Chain:
@@ -469,9 +497,8 @@ def _ran_before(connection: Connection, request: SessionRequest) -> bool:
     return connection.execute(rows.limit(1)).first() is not None
 
 
-def _update_session(fence: Fence, **values: Any) -> Any:
-    owned = and_(t.sessions.c.chain == fence.chain, t.sessions.c.ordinal == fence.ordinal)
-    return update(t.sessions).where(owned).values(**values)
+def _of_session(fence: Fence) -> dict[str, Any]:
+    return {"of_chain": fence.chain, "of_ordinal": fence.ordinal}
 
 
 def _bury(connection: Connection, chain: str, ordinal: int, now: float) -> None:
@@ -490,14 +517,11 @@ def _bury(connection: Connection, chain: str, ordinal: int, now: float) -> None:
     _give_back(connection, chain, ordinal, now)
 
 
-def _move(
-    connection: Connection, chain: str, ids: Sequence[str], target: ItemStatus, now: float, **values: Any
-) -> None:
-    """Moves items along an edge of the transition table; anything else is a mistake of this program."""
-    rows = and_(t.items.c.chain == chain, t.items.c.id.in_(ids), t.items.c.status.in_(sources(target)))
-    moved = connection.execute(update(t.items).where(rows).values(status=target, updated_at=now, **values)).rowcount
-    if moved != len(ids):
-        raise LedgerError(f"items: {len(ids) - moved} of {len(ids)} cannot become {target}: {', '.join(ids[:5])}")
+def _move(connection: Connection, chain: str, item: str, target: ItemStatus, now: float, **values: Any) -> None:
+    """Moves an item along an edge of the transition table; anything else is a mistake of this program."""
+    changes = {"of_chain": chain, "of_item": item, "status": target, "updated_at": now, **values}
+    if connection.execute(_MOVE[target], changes).rowcount != 1:
+        raise LedgerError(f"item {item} of {chain} cannot become {target}")
 
 
 def _give_back(connection: Connection, chain: str, ordinal: int, now: float, only: str | None = None) -> None:
@@ -518,9 +542,7 @@ def _give_back(connection: Connection, chain: str, ordinal: int, now: float, onl
 
 
 def _unblock(connection: Connection, chain: str, completed: str, now: float) -> None:
-    dependents = connection.execute(
-        select(t.dependencies.c.item).where(t.dependencies.c.chain == chain, t.dependencies.c.depends_on == completed)
-    ).scalars()
+    dependents = connection.execute(_DEPENDENTS, {"of_chain": chain, "of_item": completed}).scalars()
     waiting = list(dependents)
     if not waiting:
         return
@@ -559,15 +581,17 @@ def _count_usage(
         for resource, amount in usage.items()
     ]
     if rows:
-        connection.execute(insert(t.usage), rows)
+        connection.execute(_COUNT_USAGE, rows)
 
 
 def _queue(connection: Connection, chain: str) -> Iterator[RowMapping]:
     """Available items in the order of claiming, page by page: usually the first row is the one."""
-    rows = select(t.items).where(t.items.c.chain == chain, t.items.c.status == ItemStatus.AVAILABLE)
     offset, limit = 0, 1
-    while page := connection.execute(rows.order_by(*_CLAIM_ORDER).limit(limit).offset(offset)).mappings().all():
+    while True:
+        page = connection.execute(_QUEUE, {"of_chain": chain, "many": limit, "after": offset}).mappings().all()
         yield from page
+        if len(page) < limit:
+            return
         offset, limit = offset + limit, PAGE
 
 
