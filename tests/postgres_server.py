@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 TEMPLATE = "ledger_template"
 
 
@@ -53,3 +55,10 @@ def running_server() -> Iterator[PostgresServer]:
             yield PostgresServer(server.get_uri())
         finally:
             server.cleanup()
+
+
+def address_of(database: str, request: pytest.FixtureRequest) -> str:
+    """The address of an empty ledger: `sqlite-file`, `sqlite-memory` or `postgres`."""
+    if database == "postgres":
+        return str(request.getfixturevalue("postgres").make_database(TEMPLATE))
+    return "sqlite://" if database == "sqlite-memory" else str(request.getfixturevalue("tmp_path") / "ledger.db")

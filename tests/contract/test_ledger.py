@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres_server import TEMPLATE
+from postgres_server import address_of
 from sqlalchemy import select
 from support import (
     LEASE,
@@ -40,13 +40,6 @@ SHARED = ("sqlite-file", "postgres")
 
 SPAWN = multiprocessing.get_context("spawn")
 CHILD_SECONDS = 60
-
-
-def address_of(database: str, request: pytest.FixtureRequest) -> str:
-    """The address of an empty database of this kind."""
-    if database == "postgres":
-        return str(request.getfixturevalue("postgres").make_database(TEMPLATE))
-    return "sqlite://" if database == "sqlite-memory" else str(request.getfixturevalue("tmp_path") / "ledger.db")
 
 
 @pytest.fixture(params=DATABASES)

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, inspect, text
+from sqlalchemy import Connection, Engine, Insert, Table, inspect, text
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL, make_url
@@ -15,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from perpetual_blocks.adapters.database import postgres, sqlite
 from perpetual_blocks.errors import InvalidInput, LedgerError
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration. Kept here so that the usual start, at head, need not import Alembic; a test compares."""
 
 EXPECTED = "an SQLite file's path, sqlite:///path or postgresql://user@host/database"
@@ -104,10 +105,16 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def insert_if_new(connection: Connection, table: Table, **values: Any) -> None:
-    """Adds a row, or does nothing where one with its key is there."""
-    dialect = sqlite_dialect if connection.dialect.name == "sqlite" else postgresql_dialect
-    connection.execute(dialect.insert(table).values(**values).on_conflict_do_nothing())
+def insert_if_new(connection: Connection, table: Table, **values: Any) -> bool:
+    """Adds a row, or does nothing where one with its key is there; whether it was added."""
+    return connection.execute(_insert_if_new(connection.dialect.name, table), values).rowcount == 1
+
+
+@cache
+def _insert_if_new(dialect: str, table: Table) -> Insert:
+    insert = sqlite_dialect.insert if dialect == "sqlite" else postgresql_dialect.insert
+    # SQLAlchemy remembers the count of an INSERT only when it is asked to.
+    return insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
 
 
 @contextmanager
