@@ -6,13 +6,15 @@ Another database is one more entry of `DATABASES` (and of `SHARED`, where severa
 import multiprocessing
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 from postgres_server import address_of
-from sqlalchemy import select
+from sqlalchemy import event, select
 from support import (
     LEASE,
     FakeClock,
@@ -980,6 +982,46 @@ def test_two_processes_that_start_a_chain_at_once(shared_address: str, make_ledg
         assert ledger.chain(chain).holder == said["started"][chain]
         states = [session.state for session in ledger.sessions(chain)]
         assert states == [SessionState.CRASHED, SessionState.RUNNING]
+
+
+def test_items_are_added_from_several_places_at_once(shared_address: str, make_ledger: LedgerFactory) -> None:
+    """Items that are added to one chain at the same moment are all added, the same ones once, each at its own place."""
+    ledgers = [make_ledger(shared_address) for _ in range(4)]
+    open_session(ledgers[0])
+    barrier = Barrier(len(ledgers))
+
+    def add(ledger: SqlLedger) -> int:
+        barrier.wait()
+        return sum(ledger.add_items("mine", items(f"a-{n}", f"b-{n}")) for n in range(20))
+
+    with ThreadPoolExecutor(len(ledgers)) as executor:
+        added = sum(executor.map(add, ledgers))
+
+    assert added == 40
+    assert [item.position for item in ledgers[0].items("mine")] == list(range(1, 41))
+
+
+@pytest.mark.parametrize(("durability", "synced"), [("normal", ["close"]), ("full", ["heartbeat", "close"])])
+def test_what_must_be_synced_says_so_to_postgres(
+    request: pytest.FixtureRequest, make_ledger: LedgerFactory, durability: str, synced: list[str]
+) -> None:
+    """Closing a session is synced whatever the server's setting, and with full durability every commit is."""
+    ledger = make_ledger(address_of("postgres", request), durability=durability)
+    fence = open_session(ledger).fence
+    said: list[str] = []
+    doing = ""
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement == "SET LOCAL synchronous_commit = on":
+            said.append(doing)
+
+    event.listen(ledger._engine, "before_cursor_execute", note)
+    doing = "heartbeat"
+    ledger.heartbeat(fence)
+    doing = "close"
+    close(ledger, fence)
+
+    assert said == synced
 
 
 @pytest.mark.parametrize(("fault", "kept"), [("unit.committed:3", 3), ("unit.committing:3", 2)])

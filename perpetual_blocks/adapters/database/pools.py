@@ -206,11 +206,10 @@ def _show_window(connection: Connection, pool: str, resource: str, since: float 
         return
     between = sorted((counted_since, wanted_since))
     key = {"of_pool": pool, "of_resource": resource}
-    moved = connection.execute(_SPENT_BETWEEN, {**key, "first": between[0], "end": between[1]}).all()
-    for holder, amount in moved:
+    moved = connection.execute(_SPENT_BETWEEN, {**key, "first": between[0], "end": between[1]})
+    for holder, amount in moved.all():
         _count(connection, pool, resource, holder, -amount if wanted_since > counted_since else amount)
-    if moved:  # otherwise both instants give the same sums, and a rolling window writes nothing
-        connection.execute(_SET_SINCE, {**key, "since": wanted_since})
+    connection.execute(_SET_SINCE, {**key, "since": wanted_since})
 
 
 def _standing(connection: Connection, unit: PoolUnit, now: float) -> tuple[bool, list[Member]]:
