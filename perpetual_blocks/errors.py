@@ -50,5 +50,25 @@ class Superseded(PerpetualError):
     """This run may not work on the chain: another session does, or has done what this one was made for."""
 
 
+class PoolRefused(PerpetualError):
+    """A pool has no room for a reservation.
+
+    Attributes:
+        contended: Whether it may have, once what others have reserved is settled.
+    """
+
+    def __init__(self, text: str, *, contended: bool) -> None:
+        super().__init__(text)
+        self.contended = contended
+
+
 class GitError(PerpetualError):
     """A git command failed; the text holds the last line that git said."""
+
+
+def described(error: BaseException) -> str:
+    """`ValueError: …` as any database can hold it.
+
+    A file name that is not UTF-8 comes back in an error's text as half a surrogate pair, and PostgreSQL has no NUL.
+    """
+    return f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode().replace("\0", "\\x00")

@@ -10,9 +10,11 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from threading import Lock, Thread
 from typing import Annotated, Any, TypeVar
 
@@ -28,6 +30,7 @@ from prefect.serializers import JSONSerializer
 from prefect.states import Completed
 
 from perpetual_blocks.adapters import process
+from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline
 from perpetual_blocks.adapters.log_lines import log_moments
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns, chain_tag, run_name
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
@@ -46,7 +49,7 @@ from perpetual_blocks.session.ports import Fence, FollowOn, UnitRaised
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import Moment, Observer, SessionStarted
-from perpetual_blocks.work import Outcome, Unit
+from perpetual_blocks.work import CutOff, Outcome, Unit
 
 T = TypeVar("T")
 
@@ -227,7 +230,8 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         budget,
         world,
         task=agent.task(),
-        follow_on=(lambda uid, fence: _follow_on(own, uid, fence)) if own.deployment_id else None,
+        follow_on=partial(_follow_on, own) if own.deployment_id else None,
+        until=_until(),
         stop=stop,
     )
 
@@ -272,6 +276,17 @@ def _own_run(runs: PrefectRuns) -> OwnRun:
     return runs.read(own.id) if own.deployment_id else own
 
 
+def _until() -> float | None:
+    """When this process will be ended, as far as its environment, or the flow's own timeout, tells."""
+    found = [deadline.at for deadline in deadlines(os.environ)]
+    context = FlowRunContext.get()
+    if context is not None and context.flow is not None and context.flow_run is not None:
+        started = context.flow_run.start_time
+        limit = flow_timeout_deadline(context.flow.timeout_seconds, started.timestamp() if started else time.time())
+        found += [limit.at] if limit else []
+    return min(found, default=None)
+
+
 def _new_chain_name(own: OwnRun) -> str:
     context = FlowRunContext.get()
     flow_name = context.flow.name if context and context.flow else "chain"
@@ -280,7 +295,7 @@ def _new_chain_name(own: OwnRun) -> str:
     return f"{slug}-{own.created_on}-{own.id[:8]}"
 
 
-def _follow_on(own: OwnRun, uid: str, fence: Fence) -> FollowOn:
+def _follow_on(own: OwnRun, uid: str, fence: Fence, not_before: float | None) -> FollowOn:
     ordinal = fence.ordinal + 1
     return FollowOn(
         chain=fence.chain,
@@ -292,6 +307,7 @@ def _follow_on(own: OwnRun, uid: str, fence: Fence) -> FollowOn:
         tags=tuple(dict.fromkeys((*own.tags, chain_tag(fence.chain)))),
         job_variables=own.job_variables,
         work_queue=own.work_queue,
+        not_before=not_before,
     )
 
 
@@ -342,6 +358,17 @@ def in_background(work: Callable[[], T], on_signal: Callable[[], None]) -> tuple
     if error:
         raise error[0]
     return outcome[0], first
+
+
+async def _in_time(work: Coroutine[Any, Any, T], unit: Unit) -> T:
+    """Awaits the work of a unit, and cancels it when only what is kept for the shutdown is left of the time."""
+    try:
+        async with asyncio.timeout(unit.remaining.get("seconds")) as deadline:
+            return await work
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise  # the agent's own
+        raise CutOff(f"{unit.id}: unit {unit.number} ran until its time was up", "seconds") from error
 
 
 class PrefectUnits:
@@ -406,7 +433,7 @@ class PrefectUnits:
             returned = self._agent.work_unit(unit)
             if inspect.iscoroutine(returned):
                 self._loop = self._loop or asyncio.Runner()
-                returned = self._loop.run(returned)
+                returned = self._loop.run(_in_time(returned, unit))
             return unit.outcome(returned, clock.monotonic() - started).to_document()
         except Exception as error:
             self._raised = error

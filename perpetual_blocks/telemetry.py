@@ -81,5 +81,7 @@ class SessionEnded:
     reason: str
 
 
-Moment = SessionStarted | ItemsAdded | UnitCompleted | UnitFailed | UnitCutOff | BudgetWarned | StepFailed | SessionEnded
+Moment = (
+    SessionStarted | ItemsAdded | UnitCompleted | UnitFailed | UnitCutOff | BudgetWarned | StepFailed | SessionEnded
+)
 Observer = Callable[[Moment], None]

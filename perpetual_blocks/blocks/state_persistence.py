@@ -44,7 +44,8 @@ class StatePersistence(Block):
     ledger: SecretStr = Field(
         ...,
         title="Ledger",
-        description='"default" for $PERPETUAL_LEDGER or an SQLite file in Prefect\'s home; or a path, or sqlite:///path.',
+        description='"default" for $PERPETUAL_LEDGER or an SQLite file in Prefect\'s home; a path; sqlite:///path; or '
+        "postgresql://user:password@host/database.",
     )
     result_storage: str = Field(
         default="",

@@ -29,8 +29,8 @@ class Limit:
         amount: In the resource's own unit: tokens, US dollars, calls, seconds, bytes. Memory takes `"2GiB"` too.
         scope: What the amount is for: each `session`; each `window`, by all sessions of the chain; or the whole chain
             together, `total`. A window or a total of seconds counts the time that units take.
-        window: With scope `window`: `"day"`, `"month America/Los_Angeles"` (minute, hour, day, week, month; a time zone,
-            UTC if none), or the last so much time: `"5h"`, `"7d"` (s, m, h, d).
+        window: With scope `window`: `"day"`, `"month America/Los_Angeles"` (minute, hour, day, week, month; UTC if no
+            time zone is named), or the last so much time: `"5h"`, `"7d"` (s, m, h, d).
         threshold: The used share, above 0 and at most 1, from which on nothing is started; it makes the rule `fixed`.
         rule: `predictive` stops when the next unit and the shutdown would probably not fit any more; `adaptive` at 90,
             85 or 80 % by the complexity of the next item; `fixed` at the threshold, 85 % if none is given.
@@ -273,7 +273,7 @@ class Budget:
 
 
 def _breadth(limit: Limit) -> float:
-    """Roughly how many seconds a limit spans, to tell the wider of two: a session is the narrowest, the total the widest."""
+    """Roughly how many seconds a limit spans: a session is the narrowest, the total the widest."""
     if limit.window is None:
         return 0.0 if limit.scope == "session" else math.inf
     return limit.window.seconds

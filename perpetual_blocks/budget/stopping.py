@@ -12,7 +12,7 @@ from perpetual_blocks.usage import show
 HEALTHY_BELOW = 0.75
 COMFORTABLE_UNITS = 3
 MINIMAL_SAVE = 0.02
-"""The share of a session's time that no unit may use: it is kept for the ledger's transaction that closes the session."""
+"""The share of a session's time that no unit may use: in it the ledger's transaction closes the session."""
 
 ADAPTIVE = {"simple": 0.90, "normal": 0.85, "complex": 0.80}
 
@@ -196,6 +196,7 @@ def _forecast(reading: Reading, hint: Hint) -> str:
     left = show(name, max(0.0, reading.amount - reading.used))
     text = f"{left} left of {show(name, reading.amount)}{reading.limit.per}"
     if law is not None:
-        text += f"; a unit takes about {show(name, law.quantile(0.5))}, one in a hundred over {show(name, law.quantile(0.01))}"
+        usual, large = show(name, law.quantile(0.5)), show(name, law.quantile(0.01))
+        text += f"; a unit takes about {usual}, one in a hundred over {large}"
     kept = max(node.cost for node in reading.shutdown if node.weight >= 0.05)
     return text + (f"; {show(name, kept)} are kept for the shutdown" if kept else "")

@@ -1,9 +1,9 @@
 """How probable a cost above x is, learned from a sliding window of costs.
 
-A conformal survival function (Vovk et al. 2005: with n exchangeable samples, the next one is above the k-th largest with
-probability k / (n + 1)): linear between order statistics, and beyond the largest sample M a Pareto tail,
-S(x) = (M/x)^alpha / (n + 1). So an unseen extreme has a probability, and few samples are not trusted more than they
-deserve.
+A conformal survival function (Vovk et al. 2005: of n + 1 exchangeable samples, the last is above the k-th largest of
+the others with probability k / (n + 1)): linear between order statistics, and beyond the largest sample M a Pareto
+tail, S(x) = (M/x)^alpha / (n + 1). So an unseen extreme has a probability, and few samples are not trusted more than
+they deserve.
 """
 
 from bisect import bisect_left, bisect_right, insort

@@ -54,6 +54,11 @@ def is_text(value: str) -> bool:
     return True
 
 
+def is_plain_text(value: str) -> bool:
+    """Whether a string can be in a text column of any database: PostgreSQL's have no NUL. (JSON escapes it.)"""
+    return "\0" not in value and is_text(value)
+
+
 def copy_json(value: Any) -> Any:
     """A deep copy of a JSON value that was checked before."""
     if isinstance(value, dict):

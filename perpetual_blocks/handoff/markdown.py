@@ -57,12 +57,13 @@ def _limits(handoff: Handoff) -> str:
     if not handoff.limits:
         return ""
     rows = [
-        f"| {line.resource} | `{_bar(line.used / line.amount)}` {line.used / line.amount:.0%} | "
-        f"{show(line.resource, line.used)} | {show(line.resource, line.amount)} |"
+        f"| {line.name} | `{_bar(line.used / line.amount)}` {line.used / line.amount:.0%} | "
+        f"{show(line.resource, line.used)} | {show(line.resource, line.amount)} | "
+        f"{show(line.resource, line.reserve) if line.reserve else ''} |"
         for line in handoff.limits
     ]
-    header = ["| limit | | used | of |", "| --- | --- | ---: | ---: |"]
-    return "\n".join(["## Budget of this session\n", *header, *rows])
+    header = ["| limit | | used | of | kept for the shutdown |", "| --- | --- | ---: | ---: | ---: |"]
+    return "\n".join(["## Budget\n", *header, *rows])
 
 
 def _bar(fraction: float) -> str:

@@ -20,9 +20,7 @@ def budget_record(ledger: Ledger, chain: Chain, budget: Budget, now: float, *, b
             begin = limit.window.since(now)
             since[limit.resource] = min(begin, since.get(limit.resource, begin))
     return Record(
-        spends={
-            name: [spend for spend in ledger.spends(chain.name, name, begin)] for name, begin in since.items()
-        },
+        spends={name: [spend for spend in ledger.spends(chain.name, name, begin)] for name, begin in since.items()},
         totals=chain_usage(sessions),
         forecasts=learned(ledger, chain),
         quotas={name: Quota(*quota) for name, quota in chain.quotas.items()},  # type: ignore[arg-type]

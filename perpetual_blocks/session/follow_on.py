@@ -1,7 +1,16 @@
-"""The outbox: follow-ons are recorded with the end of their session, and created from there."""
+"""The outbox: follow-ons are recorded with the end of their session, created from there, and moved when quota frees."""
 
+from perpetual_blocks.budget import Budget, BudgetMonitor
+from perpetual_blocks.clock import Clock
 from perpetual_blocks.faults import reached
+from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.ports import Ledger, Runs
+from perpetual_blocks.work import ItemStatus
+
+SOONER_SECONDS = 5.0
+"""A follow-on is moved only when it can start so much earlier."""
+
+LOOKED_AT = 20
 
 
 def create_follow_ons(ledger: Ledger, runs: Runs, chain: str | None = None) -> int:
@@ -15,3 +24,36 @@ def create_follow_ons(ledger: Ledger, runs: Runs, chain: str | None = None) -> i
         reached("follow_on.created")
         ledger.follow_on_created(follow_on, flow_run_id)
     return len(pending)
+
+
+def jitter(uid: str, wait: float) -> float:
+    """Seconds, up to a twentieth of the wait and a minute at most, that keep chains from starting all at one moment."""
+    return min(60.0, wait / 20) * (int(uid[:8], 16) / 0xFFFFFFFF)
+
+
+def move_follow_ons(ledger: Ledger, runs: Runs, clock: Clock) -> int:
+    """Lets those follow-ons start earlier whose quota has become free earlier; returns how many.
+
+    That happens when somebody who shares a pool spends less than was reserved, or a budget was raised.
+    """
+    moved = 0
+    for follow_on in ledger.waiting_follow_ons():
+        ready = ready_at(ledger, follow_on.chain, clock)
+        if ready is None or follow_on.flow_run_id is None or follow_on.not_before is None:
+            continue
+        if ready < follow_on.not_before - SOONER_SECONDS - jitter(ledger.chain(follow_on.chain).uid, 1200.0):
+            runs.move(follow_on.flow_run_id, ready)
+            ledger.follow_on_moved(follow_on, ready)
+            moved += 1
+    return moved
+
+
+def ready_at(ledger: Ledger, name: str, clock: Clock) -> float | None:
+    """When the first of a chain's next items fits every window and total; None if none ever does."""
+    chain = ledger.chain(name)
+    budget = Budget.from_json(chain.settings.get("budget") or [])
+    account = budget_record(ledger, chain, budget, clock.now(), before=chain.ordinal + 1)
+    monitor = BudgetMonitor(budget, clock, {}, account)
+    items = ledger.items(name, ItemStatus.AVAILABLE, LOOKED_AT)
+    moments = [moment for item in items if (moment := monitor.ready_at(item.expectation)) is not None]
+    return min(moments, default=None)

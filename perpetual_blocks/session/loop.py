@@ -7,7 +7,7 @@ from typing import Any
 
 from perpetual_blocks.budget import Budget, BudgetMonitor, Expectation, Refusal, Status
 from perpetual_blocks.budget.room import Room
-from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError
+from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
@@ -263,14 +263,13 @@ class Session:
         return min(moments, default=None)
 
     def _count_failure(self, fence: Fence, item: Item, usage: dict[str, float], error: BaseException) -> None:
-        # A file name that is not UTF-8 comes back in the error's text, and no database takes it as it is.
-        text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
+        text = described(error)
         self._ledger.fail_unit(fence, item, text, usage, self._monitor.spent)
         self._world.tell(UnitFailed(fence.chain, item.id, item.attempts + 1, item.max_attempts, text))
 
     def _fail(self, fence: Fence, error: Exception) -> None:
         """Records a session that cannot go on. Where the ledger itself is away, the lease runs out instead."""
-        reason = StopReason("error", f"{type(error).__name__}: {error}")
+        reason = StopReason("error", described(error))
         limits: list[dict[str, Any]] = []
         with suppress(Exception):  # it may be a meter that failed
             limits = limits_now(self._monitor.readings())

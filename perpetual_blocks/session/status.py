@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from perpetual_blocks.budget import Budget
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.session.chain import SessionRecord, SessionState
 from perpetual_blocks.session.documents import chain_usage
@@ -22,16 +23,26 @@ def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
         "reason": chain.reason,
         "agent": chain.agent,
         "items": {"total": sum(counts.values()), **{status.value: count for status, count in counts.items()}},
-        "sessions": [_session(session, chain.settings.get("budget", [])) for session in sessions],
+        "resume_at": isoformat(chain.resume_at),
+        "sessions": [_session(session, Budget.from_json(chain.settings.get("budget") or [])) for session in sessions],
         "usage": chain_usage(sessions),
         "metrics": success_metrics(sessions, counts),
         "updated_at": isoformat(chain.updated_at),
     }
 
 
-def _session(session: SessionRecord, budget: list[dict[str, Any]]) -> dict[str, Any]:
-    # A session writes its limits down when it ends; until then its units' usage says how full they are.
-    running = [{**limit, "used": session.usage.get(limit["resource"], 0.0)} for limit in budget]
+def _session(session: SessionRecord, budget: Budget) -> dict[str, Any]:
+    # A session writes its limits down when it ends; until then its units' usage says how full its own are.
+    running = [
+        {
+            "name": limit.name,
+            "resource": limit.resource,
+            "amount": limit.amount,
+            "used": session.usage.get(limit.resource, 0.0),
+        }
+        for limit in budget
+        if limit.scope == "session"
+    ]
     return {
         "ordinal": session.ordinal,
         "flow_run_id": session.flow_run_id,
@@ -48,4 +59,6 @@ def _session(session: SessionRecord, budget: list[dict[str, Any]]) -> dict[str, 
         "ended_at": isoformat(session.ended_at),
         "resume_seconds": session.resume_seconds,
         "steps": session.steps,
+        "passed_over": session.passed_over,
+        "choices": session.choices,
     }

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, Literal, get_args
 
 from perpetual_blocks.budget import Expectation
-from perpetual_blocks.checkpoint.codec import is_text, to_json
+from perpetual_blocks.checkpoint.codec import is_plain_text, to_json
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.usage import RESOURCES, validated_usage
 
@@ -79,8 +79,8 @@ class WorkItem:
     max_attempts: int = 3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not 1 <= len(self.id) <= MAX_ID_LENGTH or not is_text(self.id):
-            raise InvalidInput.of("WorkItem.id", self.id, f"a string of 1 to {MAX_ID_LENGTH} characters")
+        if not isinstance(self.id, str) or not 1 <= len(self.id) <= MAX_ID_LENGTH or not is_plain_text(self.id):
+            raise InvalidInput.of("WorkItem.id", self.id, f"a string of 1 to {MAX_ID_LENGTH} characters, no NUL")
         where = f"WorkItem({self.id!r})"
         if not isinstance(self.kind, str) or not self.kind:
             raise InvalidInput.of(f"{where}.kind", self.kind, "the name of one of the agent's kinds")
@@ -96,7 +96,7 @@ class WorkItem:
         if (
             not isinstance(others, Sequence)
             or isinstance(others, str)
-            or not all(isinstance(o, str) and is_text(o) for o in others)
+            or not all(isinstance(o, str) and is_plain_text(o) for o in others)
         ):
             raise InvalidInput.of(f"{where}.depends_on", self.depends_on, "a sequence of item ids")
         object.__setattr__(self, "depends_on", tuple(dict.fromkeys(self.depends_on)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from perpetual_blocks.budget import Quota
 from perpetual_blocks.budget.room import Room
-from perpetual_blocks.checkpoint.codec import copy_json, is_text, to_json
+from perpetual_blocks.checkpoint.codec import copy_json, is_plain_text, to_json
 from perpetual_blocks.errors import InvalidInput, PerpetualError
 from perpetual_blocks.usage import REPORTED, RESOURCES, add, show, validated_usage
 from perpetual_blocks.work.item import Item, WorkItem
@@ -153,7 +153,7 @@ class Unit:
         to_json(cursor, "unit.advance(cursor)")
         if progress is not None and not _is_progress(progress):
             raise InvalidInput.of("unit.advance(progress)", progress, "(done, total) with 0 <= done <= total")
-        if next_action is not None and not (isinstance(next_action, str) and is_text(next_action)):
+        if next_action is not None and not (isinstance(next_action, str) and is_plain_text(next_action)):
             raise InvalidInput.of("unit.advance(next_action)", next_action, "one line of text")
         if context is not None:
             self.context = copy_json(dict(context))

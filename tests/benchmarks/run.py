@@ -14,11 +14,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-# The checkout's own package, whatever else is installed.
+# The checkout's own package, whatever else is installed, and what benchmarks share with tests.
+sys.path.insert(1, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parents[2]))
 
 import imports
 import ledger
+import pool
 import unit_overhead
 from harness import Result
 
@@ -26,6 +28,7 @@ BENCHMARKS: dict[tuple[str, ...], Callable[[bool], list[Result]]] = {
     ("import_ms", "import_vs_bare", "import_vs_prefect"): imports.measure,
     ("ledger_commit_ms", "ledger_vs_raw"): ledger.measure_commit,
     ("claim_ratio_100k_1k",): ledger.measure_claim,
+    ("pool_overshoot", "pool_use"): pool.measure,
     ("unit_overhead_ratio", "unit_overhead_ratio_quiet"): unit_overhead.measure,
 }
 

@@ -161,7 +161,7 @@ def test_the_server_tells_the_address_only_to_those_who_ask_for_secrets(on_serve
 @pytest.mark.parametrize(
     "ledger",
     [
-        "postgresql://me:hunter2@db/agents",
+        "postgresql+asyncpg://me:hunter2@db/agents",
         "postgresql+psycopg://me:hunter2@db:port/agents",
         "postgres://me:hunter2@db/agents",
         "mysql://me:hunter2@db/agents",

@@ -1,17 +1,20 @@
 """The ledger's contract: one suite for every implementation.
 
-Another database is one more entry of `ADDRESSES` (and of `SHARED`, where several processes can open it).
+Another database is one more entry of `DATABASES` (and of `SHARED`, where several processes can open it).
 """
 
 import multiprocessing
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from postgres_server import address_of
+from sqlalchemy import event, select
 from support import (
     LEASE,
     FakeClock,
@@ -34,26 +37,23 @@ from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason
 from perpetual_blocks.session.ports import Document, Fence, FollowOn
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
 
-ADDRESSES: dict[str, Callable[[Path], str]] = {
-    "sqlite-file": lambda folder: str(folder / "ledger.db"),
-    "sqlite-memory": lambda folder: "sqlite://",
-}
-SHARED = ("sqlite-file",)
+DATABASES = ("sqlite-file", "sqlite-memory", "postgres")
+SHARED = ("sqlite-file", "postgres")
 
 SPAWN = multiprocessing.get_context("spawn")
 CHILD_SECONDS = 60
 
 
-@pytest.fixture(params=ADDRESSES)
-def ledger(request: pytest.FixtureRequest, tmp_path: Path, make_ledger: LedgerFactory) -> SqlLedger:
+@pytest.fixture(params=DATABASES)
+def ledger(request: pytest.FixtureRequest, make_ledger: LedgerFactory) -> SqlLedger:
     """An empty ledger on the fake clock."""
-    return make_ledger(ADDRESSES[request.param](tmp_path))
+    return make_ledger(address_of(request.param, request))
 
 
 @pytest.fixture(params=SHARED)
-def shared_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def shared_address(request: pytest.FixtureRequest) -> str:
     """The address of an empty database that several processes can open."""
-    return ADDRESSES[request.param](tmp_path)
+    return address_of(request.param, request)
 
 
 def usage_rows(ledger: SqlLedger, chain: str = "mine") -> list[tuple[str, int, int, str, float]]:
@@ -577,6 +577,18 @@ def test_completed_unit(ledger: SqlLedger) -> None:
     assert usage_rows(ledger) == [("a", 0, 0, "seconds", 0.5), ("a", 0, 0, "tokens", 7.0)]
 
 
+def test_json_may_have_any_character(ledger: SqlLedger) -> None:
+    """What an agent's JSON holds, a NUL from a PDF's text too, comes back as it was."""
+    text = "NUL \0, half \\ud800, a smile 🙂 and \u2028"
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a 🙂", payload={text: [text]}))
+
+    finish_next(ledger, fence, done=False, cursor=[text], context={text: text})
+
+    a = item_in(ledger, "a 🙂")
+    assert (a.payload, a.cursor, ledger.chain("mine").context) == ({text: [text]}, [text], {text: text})
+
+
 def test_advanced_unit(ledger: SqlLedger) -> None:
     """A unit that advanced makes its item available again, with where it stopped; a failure before it is forgotten."""
     fence = open_session(ledger).fence
@@ -970,6 +982,46 @@ def test_two_processes_that_start_a_chain_at_once(shared_address: str, make_ledg
         assert ledger.chain(chain).holder == said["started"][chain]
         states = [session.state for session in ledger.sessions(chain)]
         assert states == [SessionState.CRASHED, SessionState.RUNNING]
+
+
+def test_items_are_added_from_several_places_at_once(shared_address: str, make_ledger: LedgerFactory) -> None:
+    """Items that are added to one chain at the same moment are all added, the same ones once, each at its own place."""
+    ledgers = [make_ledger(shared_address) for _ in range(4)]
+    open_session(ledgers[0])
+    barrier = Barrier(len(ledgers))
+
+    def add(ledger: SqlLedger) -> int:
+        barrier.wait()
+        return sum(ledger.add_items("mine", items(f"a-{n}", f"b-{n}")) for n in range(20))
+
+    with ThreadPoolExecutor(len(ledgers)) as executor:
+        added = sum(executor.map(add, ledgers))
+
+    assert added == 40
+    assert [item.position for item in ledgers[0].items("mine")] == list(range(1, 41))
+
+
+@pytest.mark.parametrize(("durability", "synced"), [("normal", ["close"]), ("full", ["heartbeat", "close"])])
+def test_what_must_be_synced_says_so_to_postgres(
+    request: pytest.FixtureRequest, make_ledger: LedgerFactory, durability: str, synced: list[str]
+) -> None:
+    """Closing a session is synced whatever the server's setting, and with full durability every commit is."""
+    ledger = make_ledger(address_of("postgres", request), durability=durability)
+    fence = open_session(ledger).fence
+    said: list[str] = []
+    doing = ""
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement == "SET LOCAL synchronous_commit = on":
+            said.append(doing)
+
+    event.listen(ledger._engine, "before_cursor_execute", note)
+    doing = "heartbeat"
+    ledger.heartbeat(fence)
+    doing = "close"
+    close(ledger, fence)
+
+    assert said == synced
 
 
 @pytest.mark.parametrize(("fault", "kept"), [("unit.committed:3", 3), ("unit.committing:3", 2)])

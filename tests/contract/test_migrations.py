@@ -39,9 +39,11 @@ def raw_rows(address: Path, statement: str) -> list[Any]:
         return raw.execute(statement).fetchall()
 
 
-def test_fresh_database_has_the_tables_of_the_schema(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_fresh_database_has_the_tables_of_the_schema(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """What the migrations make is what the schema says: tables, columns, types, indexes and constraints."""
-    database = engine.connect(str(tmp_path / "ledger.db"))
+    path = str(tmp_path / "ledger.db")
+    database = engine.connect(path if kind == "sqlite" else request.getfixturevalue("postgres").make_database())
 
     with database.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
@@ -149,6 +151,8 @@ def test_folder_of_the_database_is_made(tmp_path: Path) -> None:
         "postgresql://h/d?user=u&password=secret",
         "postgresql://u:secret@h:port/d",
         "mysql+pymysql://u:secret@h/d",
+        "postgresql://u:secret@h",
+        "postgresql+asyncpg://u:secret@h/d",
         "unheard-of://u:secret@h/d",
         "sqlite://u:secret@h/d",
     ],
@@ -159,6 +163,17 @@ def test_passwords_are_in_no_error(address: str) -> None:
         SqlLedger(address)
 
     one_line(refused.value, "ledger")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_missing_driver_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PostgreSQL address without PostgreSQL's driver is refused with the command that installs it."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+
+    with pytest.raises(InvalidInput) as refused:
+        SqlLedger("postgresql://u:secret@h/d")
+
+    one_line(refused.value, "ledger", "pip install perpetual-blocks[postgres]")
     assert "secret" not in str(refused.value)
 
 
@@ -215,9 +230,14 @@ def test_opening_waits_for_whoever_makes_the_tables(tmp_path: Path) -> None:
     assert opened == ["opened"]
 
 
-def test_two_processes_open_a_fresh_file_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_two_processes_open_a_fresh_database_at_once(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Two processes that open the same new database at the same moment both succeed, ten times."""
-    addresses = [str(tmp_path / f"ledger-{n}.db") for n in range(10)]
+    if kind == "sqlite":
+        addresses = [str(tmp_path / f"ledger-{n}.db") for n in range(10)]
+    else:
+        server = request.getfixturevalue("postgres")
+        addresses = [server.make_database() for _ in range(10)]
     barrier, answers = SPAWN.Barrier(2), SPAWN.SimpleQueue()
     openers = [
         SPAWN.Process(target=open_ledgers, args=(addresses, name, barrier, answers)) for name in ("left", "right")

@@ -12,6 +12,8 @@ from perpetual_blocks.errors import DamagedDocument
 from perpetual_blocks.work import Outcome, WorkItem
 
 TEXT = st.text(max_size=20)
+NO_NUL = st.characters(codec="utf-8", exclude_characters="\0")
+PLAIN = st.text(NO_NUL, max_size=20)
 AMOUNT = st.floats(min_value=0, max_value=1e12)
 JSON = st.recursive(
     st.none()
@@ -25,11 +27,11 @@ JSON = st.recursive(
 OBJECT = st.dictionaries(TEXT, JSON, max_size=3)
 ITEMS = st.builds(
     WorkItem,
-    id=st.text(min_size=1, max_size=20),
+    id=st.text(NO_NUL, min_size=1, max_size=20),
     kind=st.text(min_size=1, max_size=8),
     payload=OBJECT,
     priority=st.integers(-100, 100),
-    depends_on=st.lists(TEXT, max_size=3).map(tuple),
+    depends_on=st.lists(PLAIN, max_size=3).map(tuple),
     estimate=st.dictionaries(st.sampled_from(["tokens", "cost", "calls", "seconds", "memory"]), AMOUNT, max_size=3),
     max_attempts=st.integers(1, 9),
 )
@@ -39,7 +41,7 @@ OUTCOMES = st.builds(
     result=JSON,
     cursor=JSON,
     progress=st.none() | st.tuples(AMOUNT, AMOUNT),
-    next_action=st.none() | TEXT,
+    next_action=st.none() | PLAIN,
     usage=st.dictionaries(st.sampled_from(["tokens", "cost", "calls", "seconds"]), AMOUNT),
     context=st.none() | OBJECT,
     added=st.lists(ITEMS, max_size=3).map(tuple),

@@ -1,22 +1,25 @@
-"""Connecting to the ledger's database, and bringing its tables to this version."""
+"""Connecting to the ledger's database, transactions, and bringing its tables to this version."""
 
-import sqlite3
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, Insert, Table, inspect, text
+from sqlalchemy.dialects import postgresql as postgresql_dialect
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from perpetual_blocks.adapters.database import postgres, sqlite
 from perpetual_blocks.errors import InvalidInput, LedgerError
 
-HEAD = "0001"
+HEAD = "0003"
 """The newest migration. Kept here so that the usual start, at head, need not import Alembic; a test compares."""
 
-SQLITE_WAIT_SECONDS = 30
+EXPECTED = "an SQLite file's path, sqlite:///path or postgresql://user@host/database"
 
 
 def parse_address(address: str) -> URL:
@@ -31,82 +34,110 @@ def parse_address(address: str) -> URL:
             return URL.create("sqlite", database=str(Path(address).expanduser().absolute()))
         except RuntimeError as error:
             raise InvalidInput.of("ledger", address, f"a path ({error})") from None
+    # Nothing of a refused address but its scheme is shown: a password may be anywhere in it.
+    refused = InvalidInput.of("ledger", f"{scheme}://…", EXPECTED)
     try:
         url = make_url(address)
-        backend = url.get_backend_name()
-    except (ArgumentError, NoSuchModuleError, ValueError):
-        backend = ""
-    if backend != "sqlite":
-        # Nothing of the address but its scheme is shown: a password may be anywhere in it.
-        raise InvalidInput.of("ledger", f"{scheme}://…", "an SQLite file's path or sqlite:///path")
-    return url
+    except (ArgumentError, ValueError):
+        raise refused from None
+    if url.drivername in ("sqlite", "sqlite+pysqlite"):
+        return url
+    if url.drivername in ("postgresql", "postgresql+psycopg") and url.database:
+        return url.set(drivername="postgresql+psycopg")
+    raise refused
+
+
+def shown(url: URL) -> str:
+    """The address for people: neither its password nor its options, where a password may be too."""
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def connect(address: str) -> Engine:
     """An engine whose database has this version's tables; they are made or migrated when needed.
 
     Raises:
-        InvalidInput: not an address.
+        InvalidInput: not an address, or of a database whose driver is not installed.
         LedgerError: the database cannot be reached or written, or was made by a newer version.
     """
     url = parse_address(address)
-    shown = url.render_as_string(hide_password=True)
-    options: dict[str, Any] = {"connect_args": {"timeout": SQLITE_WAIT_SECONDS}}
-    if url.database in (None, "", ":memory:"):
-        options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
     try:
-        if url.database and url.database != ":memory:":
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, **options)
-        _configure_sqlite(engine)
-        _migrate(engine, shown)
+        engine = sqlite.make_engine(url) if url.get_backend_name() == "sqlite" else postgres.make_engine(url)
+        _migrate(engine)
     except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error)
-        raise LedgerError(f"ledger: cannot use {shown}: {reason}; expected a database that can be written") from error
+        expected = "expected a database that can be written"
+        raise LedgerError(f"ledger: cannot use {shown(url)}: {reason}; {expected}") from error
     return engine
 
 
-def _configure_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _record: Any) -> None:
-        # Transactions are begun by us, below: the driver's own would begin too late, at the first write.
-        connection.isolation_level = None
-        _use_write_ahead_log(connection)
-        # NORMAL survives the death of the process at any instruction; what must survive a loss of power asks for FULL.
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA foreign_keys=ON")
+@contextmanager
+def writing(engine: Engine, *, synced: bool = False) -> Iterator[Connection]:
+    """One transaction that writes; on SQLite it has the database's write lock.
 
-    @event.listens_for(engine, "begin")
-    def on_begin(connection: Connection) -> None:
-        # Readers see one snapshot. Writers take the write lock at once: a lock that is upgraded later cannot wait.
-        mode = connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
-        connection.exec_driver_sql(mode)
+    Args:
+        synced: Whether it is on the disk when this returns.
+
+    Raises:
+        LedgerError: the database refused something or could not be reached; nothing was written.
+    """
+    on_sqlite = engine.dialect.name == "sqlite"
+    with _errors(engine), engine.connect() as connection:
+        if on_sqlite:
+            sqlite.set_synced(connection, synced)
+        with connection.begin():
+            if synced and not on_sqlite:
+                postgres.set_synced(connection)
+            yield connection
 
 
-def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    # SQLite does not wait for others when it changes the journal's mode, so a file that another process is just making
-    # into a ledger would be reported as locked.
-    deadline = time.monotonic() + SQLITE_WAIT_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-        else:
-            return
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One transaction that only reads.
+
+    Raises:
+        LedgerError: the database could not be reached.
+    """
+    with (
+        _errors(engine),
+        engine.connect().execution_options(sqlite_begin="BEGIN") as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+def insert_if_new(connection: Connection, table: Table, **values: Any) -> bool:
+    """Adds a row, or does nothing where one with its key is there; whether it was added."""
+    return connection.execute(_insert_if_new(connection.dialect.name, table), values).rowcount == 1
+
+
+@cache
+def _insert_if_new(dialect: str, table: Table) -> Insert:
+    insert = sqlite_dialect.insert if dialect == "sqlite" else postgresql_dialect.insert
+    # SQLAlchemy remembers the count of an INSERT only when it is asked to.
+    return insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+
+
+@contextmanager
+def _errors(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise LedgerError(f"ledger: {shown(engine.url)}: {getattr(error, 'orig', None) or error}") from error
 
 
 def schema_version(engine: Engine) -> str | None:
     """The migration that the database is at; None for a database without our tables."""
     with engine.connect().execution_options(sqlite_begin="BEGIN") as connection:
-        if not inspect(connection).has_table("alembic_version"):
-            return None
-        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return _version(connection)
 
 
-def _migrate(engine: Engine, shown: str) -> None:
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _migrate(engine: Engine) -> None:
     if schema_version(engine) == HEAD:
         return
     from alembic import command
@@ -119,13 +150,14 @@ def _migrate(engine: Engine, shown: str) -> None:
         known = {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
         with engine.begin() as connection:
             # Within the write lock: of two processes that start at once, the second finds the work done.
-            present = inspect(connection).has_table("alembic_version")
-            version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if present else None
+            if engine.dialect.name == "postgresql":
+                postgres.lock_migrations(connection)
+            version = _version(connection)
             if version == HEAD:
                 return
             if version is not None and version not in known:
                 raise LedgerError(
-                    f"ledger: {shown} has schema {version}; expected at most {HEAD}: "
+                    f"ledger: {shown(engine.url)} has schema {version}; expected at most {HEAD}: "
                     "it was made by a newer perpetual-blocks, upgrade this one"
                 )
             config.attributes["connection"] = connection

@@ -53,7 +53,7 @@ def add_items(connection: Connection, chain: Chain, items: Iterable[WorkItem], n
 
 def _distinct(items: Iterable[WorkItem], chain: Chain) -> dict[str, WorkItem]:
     kinds = chain.settings.get("kinds", [])
-    budget = Budget.from_json(chain.settings.get("budget", []))
+    budget = Budget.from_json(chain.settings.get("budget") or [])
     batch: dict[str, WorkItem] = {}
     for item in items:
         if not isinstance(item, WorkItem):
@@ -61,7 +61,7 @@ def _distinct(items: Iterable[WorkItem], chain: Chain) -> dict[str, WorkItem]:
         where = f"WorkItem({item.id!r})"
         if item.kind not in kinds:
             raise InvalidInput.of(f"{where}.kind", item.kind, f"one of the agent's kinds: {', '.join(kinds)}")
-        budget.check_estimate(item.estimate, where)
+        budget.check_estimate(item.estimate, f"{where}.estimate")
         first = batch.setdefault(item.id, item)
         _check_same(item, first.kind, dict(first.payload))
     return batch
@@ -101,12 +101,16 @@ def _row(chain: str, item: WorkItem, position: int, completed: set[str], now: fl
         "payload": item.payload,
         "priority": item.priority,
         "estimate": dict(item.estimate),
+        "bound": dict(item.bound),
+        "complexity": item.complexity,
         "max_attempts": item.max_attempts,
         "status": ItemStatus.BLOCKED if blockers else ItemStatus.AVAILABLE,
         "blockers": blockers,
         "attempts": 0,
         "failures": 0,
         "interruptions": 0,
+        "cut_offs": 0,
+        "passed_over": 0,
         "units": 0,
         "updated_at": now,
     }

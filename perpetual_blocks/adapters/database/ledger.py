@@ -1,24 +1,24 @@
 """The ledger: every promise that is a transaction is a method here.
 
-Each writing method takes the database's write lock first and then looks, so what it decides on cannot change before it
-commits. A session's own commits begin with the fence: one UPDATE of the chain's row that matches only while the epoch
-and holder are the session's own, and that moves the lease on. Where it matches nothing, another session owns the chain,
-and the transaction is rolled back.
+Each writing method takes a lock first and then looks, so what it decides on cannot change before it commits: SQLite's
+write lock, or the lock of the chain's row, which every writer of that chain takes. A session's own commits begin with
+the fence: one UPDATE of the chain's row that matches only while the epoch and holder are the session's own, and that
+moves the lease on. Where it matches nothing, another session owns the chain, and the transaction is rolled back.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, insert, literal, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.adapters.database.engine import connect, parse_address
+from perpetual_blocks.adapters.database.engine import connect, insert_if_new, reading, shown, writing
 from perpetual_blocks.adapters.database.items import add_items, item_of
+from perpetual_blocks.budget import Expectation, Spend
 from perpetual_blocks.clock import Clock, SystemClock
 from perpetual_blocks.errors import Fenced, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.faults import reached
@@ -30,25 +30,29 @@ from perpetual_blocks.session.chain import (
     SessionState,
     refusal,
 )
-from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Opened
+from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, UnitCost
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem, sources
 
 DEFAULT_LEASE_SECONDS = 60.0
 PAGE = 64
+PASSED_OVER_SHOWN = 10
+PATIENCE = 3
+MOST_CUT_OFFS = 2
+LEARNED_ROWS = 2048
 
 
 class SqlLedger:
-    """The ledger in a SQLite file (or in memory, `sqlite://`).
+    """The ledger in an SQLite file (or in memory, `sqlite://`), or in a PostgreSQL database.
 
     Args:
-        address: A path, or a database URL.
+        address: A path, or a database URL: `sqlite:///path`, `postgresql://user@host/database`.
         clock: Tells the time of leases and records.
         lease_seconds: How long a session owns its chain without a heartbeat.
         durability: `normal`: commits survive the death of the process, and closing a session is synced to disk.
-            `full`: every commit is synced, for machines that lose power.
+            `full`: every commit is synced, for machines that lose power. PostgreSQL syncs every commit as it is.
 
     Raises:
-        InvalidInput: not an address.
+        InvalidInput: not an address, or of a database whose driver is not installed.
         LedgerError: the database cannot be used.
     """
 
@@ -60,8 +64,8 @@ class SqlLedger:
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
         durability: Literal["normal", "full"] = "normal",
     ) -> None:
-        self.shown = parse_address(address).render_as_string(hide_password=True)
         self._engine = connect(address)
+        self.shown = shown(self._engine.url)
         self._clock = clock or SystemClock()
         self._lease_seconds = lease_seconds
         self._synced = durability == "full"
@@ -75,38 +79,18 @@ class SqlLedger:
 
     # Transactions ---------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _writing(self, *, synced: bool = False) -> Iterator[Connection]:
-        """One transaction with the write lock. `synced`: it is on the disk when this returns."""
-        try:
-            with self._engine.connect() as connection:
-                # The pragma is the connection's, which the pool keeps, and works only outside a transaction.
-                level = "FULL" if synced or self._synced else "NORMAL"
-                if connection.info.get("synchronous") != level:
-                    connection.connection.cursor().execute(f"PRAGMA synchronous={level}")
-                    connection.info["synchronous"] = level
-                with connection.begin():
-                    yield connection
-        except SQLAlchemyError as error:
-            raise LedgerError(f"ledger: {self.shown}: {getattr(error, 'orig', None) or error}") from error
+    def _writing(self, *, synced: bool = False) -> AbstractContextManager[Connection]:
+        return writing(self._engine, synced=synced or self._synced)
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        try:
-            with (
-                self._engine.connect().execution_options(sqlite_begin="BEGIN") as connection,
-                connection.begin(),
-            ):
-                yield connection
-        except SQLAlchemyError as error:
-            raise LedgerError(f"ledger: {self.shown}: {getattr(error, 'orig', None) or error}") from error
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return reading(self._engine)
 
     def _pass_fence(self, connection: Connection, fence: Fence, **changes: Any) -> float:
         """Moves the lease on and sets more of the chain's row, if it is still ours; returns the time."""
         now = self._clock.now()
-        owned = and_(t.chains.c.name == fence.chain, t.chains.c.epoch == fence.epoch, t.chains.c.holder == fence.holder)
+        ours = {"of_chain": fence.chain, "of_epoch": fence.epoch, "of_holder": fence.holder}
         lease = {"lease_until": now + self._lease_seconds, "updated_at": now}
-        if connection.execute(update(t.chains).where(owned).values({**lease, **changes})).rowcount != 1:
+        if connection.execute(_PASS_FENCE, {**ours, **lease, **changes}).rowcount != 1:
             raise Fenced(f"session {fence.ordinal} of {fence.chain} does not own the chain any more")
         return now
 
@@ -115,7 +99,7 @@ class SqlLedger:
     def open_session(self, request: SessionRequest) -> Opened:
         with self._writing() as connection:
             now = self._clock.now()
-            chain = _find_chain(connection, request.chain) or _new_chain(connection, request, now)
+            chain = _lock_chain(connection, request.chain) or _new_chain(connection, request, now)
             latest = _latest_session(connection, request.chain)
             reason = refusal(chain, latest, request, now, ran_before=_ran_before(connection, request))
             if reason is not None:
@@ -138,6 +122,7 @@ class SqlLedger:
                     # Whoever starts a chain that is over asks for its plan again: there may be new work.
                     planned=chain.planned and chain.status not in (ChainStatus.FINISHED, ChainStatus.STALLED),
                     settings=request.settings,
+                    resume_at=None,
                     updated_at=now,
                 )
             )
@@ -159,6 +144,8 @@ class SqlLedger:
                     usage={},
                     limits=[],
                     steps=[],
+                    passed_over={},
+                    choices=[],
                 )
             )
             opened = _find_chain(connection, request.chain)
@@ -173,27 +160,32 @@ class SqlLedger:
     def resumed(self, fence: Fence, resume_seconds: float, verified: tuple[int, int] | None) -> None:
         with self._writing() as connection:
             self._pass_fence(connection, fence)
-            connection.execute(
-                _update_session(fence, resume_seconds=resume_seconds, verified=list(verified) if verified else None)
-            )
+            resumed = {"resume_seconds": resume_seconds, "verified": list(verified) if verified else None}
+            connection.execute(_UPDATE_SESSION, {**_of_session(fence), **resumed})
 
     def close_session(self, fence: Fence, closing: Closing) -> None:
         reached("session.closing")
         with self._writing(synced=True) as connection:
             status, reason = closing.chain_status, closing.stop.message
-            now = self._pass_fence(connection, fence, status=status, reason=reason, holder=None, lease_until=0.0)
-            connection.execute(
-                _update_session(
-                    fence,
-                    state=closing.state,
-                    ended_at=now,
-                    stop_reason=closing.stop.code,
-                    stop_message=closing.stop.message,
-                    graceful=closing.graceful,
-                    limits=closing.limits,
-                    steps=closing.steps,
+            free = {"holder": None, "lease_until": 0.0, "resume_at": closing.stop.resume_at}
+            now = self._pass_fence(connection, fence, status=status, reason=reason, **free)
+            ended = {
+                "state": closing.state,
+                "ended_at": now,
+                "stop_reason": closing.stop.code,
+                "stop_message": closing.stop.message,
+                "graceful": closing.graceful,
+                "limits": closing.limits,
+                "steps": closing.steps,
+                "passed_over": closing.passed_over,
+                "choices": closing.choices,
+            }
+            connection.execute(_UPDATE_SESSION, {**_of_session(fence), **ended})
+            if closing.forecasts is not None:
+                connection.execute(delete(t.forecasts).where(t.forecasts.c.chain == fence.chain))
+                connection.execute(
+                    insert(t.forecasts).values(chain=fence.chain, session=fence.ordinal, state=closing.forecasts)
                 )
-            )
             _give_back(connection, fence.chain, fence.ordinal, now)
             if closing.follow_on is not None:
                 row = {
@@ -205,6 +197,7 @@ class SqlLedger:
 
     def declare_dead(self, chain: str, host: str, pid: int) -> bool:
         with self._writing() as connection:
+            _lock_chain(connection, chain)
             latest = _latest_session(connection, chain)
             if latest is None or (latest.state, latest.host, latest.pid) != (SessionState.RUNNING, host, pid):
                 return False
@@ -218,7 +211,7 @@ class SqlLedger:
         with self._writing() as connection:
             if planned_by is not None:
                 self._pass_fence(connection, planned_by, planned=True)
-            row = _find_chain(connection, chain)
+            row = _lock_chain(connection, chain)
             if row is None:
                 raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
             added = add_items(connection, row, items, self._clock.now())
@@ -226,36 +219,58 @@ class SqlLedger:
                 _reopen(connection, chain, self._clock.now())
             return added
 
-    def claim(self, fence: Fence, misfit: Callable[[Mapping[str, float]], str | None]) -> Claim:
+    def claim(self, fence: Fence, misfit: Callable[[Item], Misfit | None]) -> Claim:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
             passed_over: dict[str, str] = {}
+            others = 0
             for row in _queue(connection, fence.chain):
                 item = item_of(row)
-                reason = misfit(item.estimate)
+                reason = misfit(item)
                 if reason is None:
-                    _move(connection, fence.chain, [item.id], ItemStatus.CLAIMED, now, claimed_by=fence.ordinal)
-                    return Claim(item, passed_over)
-                passed_over[item.id] = reason
-            return Claim(None, passed_over)
+                    _move(
+                        connection,
+                        fence.chain,
+                        item.id,
+                        ItemStatus.CLAIMED,
+                        now,
+                        claimed_by=fence.ordinal,
+                        passed_over=0,
+                    )
+                    if passed_over:
+                        _count_passed_over(connection, fence, list(passed_over))
+                    return Claim(item, passed_over, others)
+                if len(passed_over) < PASSED_OVER_SHOWN:
+                    passed_over[item.id] = reason.why
+                else:
+                    others += 1
+                if reason.patient and item.passed_over >= PATIENCE:
+                    break
+            return Claim(None, passed_over, others)
 
     def commit_unit(
         self, fence: Fence, item: Item, outcome: Outcome, result_key: str, spent: Mapping[str, float]
     ) -> None:
         reached("unit.committing")
         with self._writing() as connection:
-            changes = {} if outcome.context is None else {"context": outcome.context}
+            changes: dict[str, Any] = {} if outcome.context is None else {"context": outcome.context}
+            if outcome.quotas:
+                quotas = connection.execute(
+                    select(t.chains.c.quotas).where(t.chains.c.name == fence.chain)
+                ).scalar_one()
+                changes["quotas"] = {**quotas, **{name: list(quota) for name, quota in outcome.quotas.items()}}
             now = self._pass_fence(connection, fence, **changes)
             target = ItemStatus.COMPLETED if outcome.done else ItemStatus.AVAILABLE
             _move(
                 connection,
                 fence.chain,
-                [item.id],
+                item.id,
                 target,
                 now,
                 claimed_by=None,
                 units=item.units + 1,
                 attempts=0,
+                cut_offs=0,
                 error=None,
                 progress=list(outcome.progress) if outcome.progress else None,
                 cursor=outcome.cursor,
@@ -263,7 +278,7 @@ class SqlLedger:
                 result_key=result_key,
             )
             _count_usage(connection, fence, item, 0, outcome.usage, now)
-            connection.execute(_update_session(fence, units=t.sessions.c.units + 1, usage=dict(spent)))
+            connection.execute(_COUNT_UNIT, {**_of_session(fence), "usage": dict(spent)})
             if outcome.done:
                 _unblock(connection, fence.chain, item.id, now)
             if outcome.added:
@@ -280,9 +295,24 @@ class SqlLedger:
             attempts, failures = item.attempts + 1, item.failures + 1
             target = ItemStatus.DISCARDED if attempts >= item.max_attempts else ItemStatus.AVAILABLE
             counted = {"attempts": attempts, "failures": failures, "error": error, "claimed_by": None}
-            _move(connection, fence.chain, [item.id], target, now, **counted)
+            _move(connection, fence.chain, item.id, target, now, **counted)
             _count_usage(connection, fence, item, failures, usage, now)
-            connection.execute(_update_session(fence, usage=dict(spent)))
+            connection.execute(_UPDATE_SESSION, {**_of_session(fence), "usage": dict(spent)})
+            return target
+
+    def cut_off(
+        self, fence: Fence, item: Item, why: str, usage: Mapping[str, float], spent: Mapping[str, float], *, fresh: bool
+    ) -> ItemStatus:
+        with self._writing() as connection:
+            now = self._pass_fence(connection, fence)
+            cut_offs, failures = item.cut_offs + fresh, item.failures + 1
+            hopeless = cut_offs >= MOST_CUT_OFFS
+            target = ItemStatus.DISCARDED if hopeless else ItemStatus.AVAILABLE
+            error = f"it had a whole session {cut_offs} times and could not finish: {why}" if hopeless else None
+            counted = {"cut_offs": cut_offs, "failures": failures, "interruptions": item.interruptions + 1}
+            _move(connection, fence.chain, item.id, target, now, error=error, claimed_by=None, **counted)
+            _count_usage(connection, fence, item, failures, usage, now)
+            connection.execute(_UPDATE_SESSION, {**_of_session(fence), "usage": dict(spent)})
             return target
 
     def release(self, fence: Fence, item: Item) -> None:
@@ -321,16 +351,7 @@ class SqlLedger:
         if chain is not None:
             rows = rows.where(t.outbox.c.chain == chain)
         with self._reading() as connection:
-            return [
-                FollowOn(
-                    chain=row["chain"],
-                    ordinal=row["ordinal"],
-                    idempotency_key=row["idempotency_key"],
-                    deployment_id=row["deployment_id"],
-                    **{**{name: row[name] for name in _FOLLOW_ON_COLUMNS}, "tags": tuple(row["tags"])},
-                )
-                for row in connection.execute(rows).mappings()
-            ]
+            return [_follow_on_of(row) for row in connection.execute(rows).mappings()]
 
     def follow_on_created(self, follow_on: FollowOn, flow_run_id: str) -> None:
         with self._writing() as connection:
@@ -339,6 +360,67 @@ class SqlLedger:
                 .where(t.outbox.c.chain == follow_on.chain, t.outbox.c.ordinal == follow_on.ordinal)
                 .values(created_at=self._clock.now(), flow_run_id=flow_run_id)
             )
+
+    def waiting_follow_ons(self) -> list[FollowOn]:
+        waits = and_(t.chains.c.name == t.outbox.c.chain, t.chains.c.status == ChainStatus.WAITING)
+        rows = (
+            select(t.outbox)
+            .join(t.chains, waits)
+            .where(
+                t.outbox.c.created_at.is_not(None),
+                t.outbox.c.not_before > self._clock.now(),
+                t.outbox.c.ordinal == t.chains.c.ordinal + 1,
+            )
+        )
+        with self._reading() as connection:
+            return [_follow_on_of(row) for row in connection.execute(rows).mappings()]
+
+    def follow_on_moved(self, follow_on: FollowOn, not_before: float) -> None:
+        with self._writing() as connection:
+            this = and_(t.outbox.c.chain == follow_on.chain, t.outbox.c.ordinal == follow_on.ordinal)
+            connection.execute(update(t.outbox).where(this).values(not_before=not_before))
+            connection.execute(update(t.chains).where(t.chains.c.name == follow_on.chain).values(resume_at=not_before))
+
+    # What was spent, and what was learned from it ------------------------------------------------------------------
+
+    def spends(self, chain: str, resource: str, since: float) -> list[Spend]:
+        mine = and_(t.usage.c.chain == chain, t.usage.c.resource == resource, t.usage.c.at >= since)
+        rows = select(t.usage.c.at, t.usage.c.amount).where(mine).order_by(t.usage.c.at)
+        with self._reading() as connection:
+            return [Spend(at, amount) for at, amount in connection.execute(rows)]
+
+    def forecasts(self, chain: str) -> tuple[dict[str, Any], int]:
+        own = select(t.forecasts).where(t.forecasts.c.chain == chain)
+        kin = (
+            select(t.forecasts)
+            .join(t.chains, t.chains.c.name == t.forecasts.c.chain)
+            .where(t.chains.c.agent == select(t.chains.c.agent).where(t.chains.c.name == chain).scalar_subquery())
+            .order_by(t.chains.c.updated_at.desc())
+            .limit(1)
+        )
+        with self._reading() as connection:
+            if row := connection.execute(own).mappings().first():
+                return row["state"], row["session"]
+            row = connection.execute(kin).mappings().first()
+            return (row["state"], 0) if row else ({}, 0)
+
+    def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
+        of_item = and_(t.items.c.chain == t.usage.c.chain, t.items.c.id == t.usage.c.item)
+        rows = (
+            select(t.usage, t.items.c.kind, t.items.c.estimate, t.items.c.bound, t.items.c.complexity)
+            .join(t.items, of_item)
+            .where(t.usage.c.chain == chain, t.usage.c.session > after)
+            .order_by(t.usage.c.at.desc(), t.usage.c.item, t.usage.c.unit, t.usage.c.failure)
+            .limit(LEARNED_ROWS)
+        )
+        units: dict[tuple[str, int, int], UnitCost] = {}
+        with self._reading() as connection:
+            for row in connection.execute(rows).mappings():
+                said = Expectation(row["kind"], row["estimate"], row["bound"], row["complexity"])
+                key = (row["item"], row["unit"], row["failure"])
+                unit = units.setdefault(key, UnitCost(said, {}, finished=row["failure"] == 0))
+                unit.usage[row["resource"]] = row["amount"]
+        return list(reversed(units.values()))
 
     # Looking --------------------------------------------------------------------------------------------------------
 
@@ -390,6 +472,7 @@ class SqlLedger:
 
     def retry_items(self, chain: str, ids: Sequence[str]) -> int:
         with self._writing() as connection:
+            _lock_chain(connection, chain)
             now = self._clock.now()
             rows = connection.execute(
                 select(t.items.c.id, t.items.c.blockers).where(
@@ -398,13 +481,14 @@ class SqlLedger:
             ).all()
             for item, blockers in rows:
                 target = ItemStatus.BLOCKED if blockers else ItemStatus.AVAILABLE
-                _move(connection, chain, [item], target, now, attempts=0)
+                _move(connection, chain, item, target, now, attempts=0)
             if rows:
                 _reopen(connection, chain, now)
             return len(rows)
 
     def discard_items(self, chain: str, ids: Sequence[str], reason: str) -> int:
         with self._writing() as connection:
+            _lock_chain(connection, chain)
             open_items = [ItemStatus.AVAILABLE, ItemStatus.BLOCKED]
             found = connection.execute(
                 select(t.items.c.id).where(
@@ -412,17 +496,69 @@ class SqlLedger:
                 )
             ).scalars()
             wanted = list(found)
-            if wanted:
-                _move(connection, chain, wanted, ItemStatus.DISCARDED, self._clock.now(), error=reason)
+            for item in wanted:
+                _move(connection, chain, item, ItemStatus.DISCARDED, self._clock.now(), error=reason)
             return len(wanted)
 
 
-_FOLLOW_ON_COLUMNS = ("parameters", "run_name", "tags", "job_variables", "work_queue")
+_FOLLOW_ON_COLUMNS = ("parameters", "run_name", "tags", "job_variables", "work_queue", "not_before")
 _CLAIM_ORDER = (t.items.c.priority.desc(), t.items.c.attempts, t.items.c.position)
+
+# The statements of each claim and commit, built once: building them again would cost more than the database does.
+# What an UPDATE sets are the other names that it is executed with.
+_PASS_FENCE = update(t.chains).where(
+    t.chains.c.name == bindparam("of_chain"),
+    t.chains.c.epoch == bindparam("of_epoch"),
+    t.chains.c.holder == bindparam("of_holder"),
+)
+_UPDATE_SESSION = update(t.sessions).where(
+    t.sessions.c.chain == bindparam("of_chain"), t.sessions.c.ordinal == bindparam("of_ordinal")
+)
+_COUNT_UNIT = _UPDATE_SESSION.values(units=t.sessions.c.units + 1, usage=bindparam("usage"))
+_MOVE = {
+    target: update(t.items).where(
+        t.items.c.chain == bindparam("of_chain"),
+        t.items.c.id == bindparam("of_item"),
+        t.items.c.status.in_(sources(target)),
+    )
+    for target in ItemStatus
+}
+_QUEUE = (
+    select(t.items)
+    .where(t.items.c.chain == bindparam("of_chain"), t.items.c.status == ItemStatus.AVAILABLE)
+    .order_by(*_CLAIM_ORDER)
+    .limit(bindparam("many"))
+    .offset(bindparam("after"))
+)
+_COUNT_USAGE = insert(t.usage)
+_DEPENDENTS = select(t.dependencies.c.item).where(
+    t.dependencies.c.chain == bindparam("of_chain"), t.dependencies.c.depends_on == bindparam("of_item")
+)
 
 
 def _chain_of(row: RowMapping) -> Chain:
     return Chain(**{**row, "status": ChainStatus(row["status"])})
+
+
+def _follow_on_of(row: RowMapping) -> FollowOn:
+    return FollowOn(
+        chain=row["chain"],
+        ordinal=row["ordinal"],
+        idempotency_key=row["idempotency_key"],
+        deployment_id=row["deployment_id"],
+        flow_run_id=row["flow_run_id"],
+        **{**{name: row[name] for name in _FOLLOW_ON_COLUMNS}, "tags": tuple(row["tags"])},
+    )
+
+
+def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str]) -> None:
+    """Counts once a session that something was taken in place of these."""
+    not_yet = func.coalesce(t.items.c.passed_over_in, 0) != fence.ordinal
+    connection.execute(
+        update(t.items)
+        .where(t.items.c.chain == fence.chain, t.items.c.id.in_(ids), not_yet)
+        .values(passed_over=t.items.c.passed_over + 1, passed_over_in=fence.ordinal)
+    )
 
 
 def _find_chain(connection: Connection, name: str) -> Chain | None:
@@ -430,8 +566,16 @@ def _find_chain(connection: Connection, name: str) -> Chain | None:
     return _chain_of(row) if row else None
 
 
+def _lock_chain(connection: Connection, name: str) -> Chain | None:
+    """The chain, which nobody else changes until this transaction ends."""
+    row = connection.execute(select(t.chains).where(t.chains.c.name == name).with_for_update()).mappings().first()
+    return _chain_of(row) if row else None
+
+
 def _new_chain(connection: Connection, request: SessionRequest, now: float) -> Chain:
-    chain = Chain(
+    insert_if_new(
+        connection,
+        t.chains,
         name=request.chain,
         uid=secrets.token_hex(8),
         agent=request.agent,
@@ -447,8 +591,9 @@ def _new_chain(connection: Connection, request: SessionRequest, now: float) -> C
         created_at=now,
         updated_at=now,
     )
-    values = {column.name: getattr(chain, column.name) for column in t.chains.columns}
-    connection.execute(insert(t.chains).values(**values))
+    # Another process may have made it at the same moment; it is then that one's chain that is looked at.
+    chain = _lock_chain(connection, request.chain)
+    assert chain is not None
     return chain
 
 
@@ -478,9 +623,8 @@ def _ran_before(connection: Connection, request: SessionRequest) -> bool:
     return connection.execute(rows.limit(1)).first() is not None
 
 
-def _update_session(fence: Fence, **values: Any) -> Any:
-    owned = and_(t.sessions.c.chain == fence.chain, t.sessions.c.ordinal == fence.ordinal)
-    return update(t.sessions).where(owned).values(**values)
+def _of_session(fence: Fence) -> dict[str, Any]:
+    return {"of_chain": fence.chain, "of_ordinal": fence.ordinal}
 
 
 def _bury(connection: Connection, chain: str, ordinal: int, now: float) -> None:
@@ -499,14 +643,11 @@ def _bury(connection: Connection, chain: str, ordinal: int, now: float) -> None:
     _give_back(connection, chain, ordinal, now)
 
 
-def _move(
-    connection: Connection, chain: str, ids: Sequence[str], target: ItemStatus, now: float, **values: Any
-) -> None:
-    """Moves items along an edge of the transition table; anything else is a mistake of this program."""
-    rows = and_(t.items.c.chain == chain, t.items.c.id.in_(ids), t.items.c.status.in_(sources(target)))
-    moved = connection.execute(update(t.items).where(rows).values(status=target, updated_at=now, **values)).rowcount
-    if moved != len(ids):
-        raise LedgerError(f"items: {len(ids) - moved} of {len(ids)} cannot become {target}: {', '.join(ids[:5])}")
+def _move(connection: Connection, chain: str, item: str, target: ItemStatus, now: float, **values: Any) -> None:
+    """Moves an item along an edge of the transition table; anything else is a mistake of this program."""
+    changes = {"of_chain": chain, "of_item": item, "status": target, "updated_at": now, **values}
+    if connection.execute(_MOVE[target], changes).rowcount != 1:
+        raise LedgerError(f"item {item} of {chain} cannot become {target}")
 
 
 def _give_back(connection: Connection, chain: str, ordinal: int, now: float, only: str | None = None) -> None:
@@ -527,9 +668,7 @@ def _give_back(connection: Connection, chain: str, ordinal: int, now: float, onl
 
 
 def _unblock(connection: Connection, chain: str, completed: str, now: float) -> None:
-    dependents = connection.execute(
-        select(t.dependencies.c.item).where(t.dependencies.c.chain == chain, t.dependencies.c.depends_on == completed)
-    ).scalars()
+    dependents = connection.execute(_DEPENDENTS, {"of_chain": chain, "of_item": completed}).scalars()
     waiting = list(dependents)
     if not waiting:
         return
@@ -568,15 +707,17 @@ def _count_usage(
         for resource, amount in usage.items()
     ]
     if rows:
-        connection.execute(insert(t.usage), rows)
+        connection.execute(_COUNT_USAGE, rows)
 
 
 def _queue(connection: Connection, chain: str) -> Iterator[RowMapping]:
     """Available items in the order of claiming, page by page: usually the first row is the one."""
-    rows = select(t.items).where(t.items.c.chain == chain, t.items.c.status == ItemStatus.AVAILABLE)
     offset, limit = 0, 1
-    while page := connection.execute(rows.order_by(*_CLAIM_ORDER).limit(limit).offset(offset)).mappings().all():
+    while True:
+        page = connection.execute(_QUEUE, {"of_chain": chain, "many": limit, "after": offset}).mappings().all()
         yield from page
+        if len(page) < limit:
+            return
         offset, limit = offset + limit, PAGE
 
 

@@ -1,7 +1,7 @@
 """The ledger's tables.
 
-Times are seconds since the Unix epoch, JSON columns hold what pydantic or our own codec has checked, and every row but
-the chain's own belongs to a chain. `migrations/` makes these tables; a test compares the two.
+Times are seconds since the Unix epoch, JSON columns hold what pydantic or our own codec has checked, and every row
+belongs to a chain or to a pool. `migrations/` makes these tables; a test compares the two.
 """
 
 from sqlalchemy import (
@@ -32,6 +32,9 @@ metadata = MetaData(
 
 _CHAIN = 64
 _ITEM = 512
+_POOL = 64
+_RESOURCE = 64
+_HOLDER = 128
 
 chains = Table(
     "chains",
@@ -188,4 +191,55 @@ forecasts = Table(
     # The session that saved it; what later ones had committed when they died is learned from their usage.
     Column("session", Integer, nullable=False),
     Column("state", JSON, nullable=False),
+)
+
+# A pool's row is what its writers lock. `since` is from when on its members' `used` counts their spending.
+pools = Table(
+    "pools",
+    metadata,
+    Column("name", String(_POOL), primary_key=True),
+    Column("resource", String(_RESOURCE), primary_key=True),
+    Column("since", Float, nullable=False),
+)
+
+pool_members = Table(
+    "pool_members",
+    metadata,
+    Column("pool", String(_POOL), primary_key=True),
+    Column("resource", String(_RESOURCE), primary_key=True),
+    Column("holder", String(_HOLDER), primary_key=True),
+    Column("share", Float, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("used", Float, nullable=False),
+    ForeignKeyConstraint(["pool", "resource"], ["pools.name", "pools.resource"], ondelete="CASCADE"),
+)
+
+pool_reservations = Table(
+    "pool_reservations",
+    metadata,
+    Column("pool", String(_POOL), primary_key=True),
+    Column("resource", String(_RESOURCE), primary_key=True),
+    Column("holder", String(_HOLDER), primary_key=True),
+    Column("item", String(_ITEM), primary_key=True),
+    Column("unit", Integer, primary_key=True),
+    Column("amount", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    ForeignKeyConstraint(["pool", "resource"], ["pools.name", "pools.resource"], ondelete="CASCADE"),
+    Index(None, "holder"),
+)
+
+pool_spending = Table(
+    "pool_spending",
+    metadata,
+    Column("pool", String(_POOL), primary_key=True),
+    Column("resource", String(_RESOURCE), primary_key=True),
+    Column("holder", String(_HOLDER), primary_key=True),
+    Column("item", String(_ITEM), primary_key=True),
+    Column("unit", Integer, primary_key=True),
+    # As in `usage`: 0 for the attempt that finished the unit, failed attempts from 1.
+    Column("failure", Integer, primary_key=True),
+    Column("amount", Float, nullable=False),
+    Column("at", Float, nullable=False),
+    ForeignKeyConstraint(["pool", "resource"], ["pools.name", "pools.resource"], ondelete="CASCADE"),
+    Index(None, "pool", "resource", "at"),
 )

@@ -1,0 +1,38 @@
+"""PostgreSQL, as the ledger uses it.
+
+There is no write lock of the whole database: a transaction that decides on a chain's rows locks the chain's own row
+first. Every statement sees what others had committed before it (READ COMMITTED), so what is read after that lock cannot
+change before the commit. Commits are synced to disk, unless the server's administrator has set
+`synchronous_commit = off`; those that must be synced say so.
+"""
+
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.engine import URL
+
+from perpetual_blocks.errors import InvalidInput
+
+_MIGRATIONS = 0x7065727065747561  # any number that no other program locks: "perpetua"
+
+
+def make_engine(url: URL) -> Engine:
+    """An engine on a PostgreSQL database.
+
+    Raises:
+        InvalidInput: its driver is not installed.
+    """
+    try:
+        return create_engine(url, pool_pre_ping=True)
+    except ImportError:
+        raise InvalidInput.of(
+            "ledger", "postgresql://…", "psycopg, PostgreSQL's driver: pip install perpetual-blocks[postgres]"
+        ) from None
+
+
+def lock_migrations(connection: Connection) -> None:
+    """Waits until no other transaction migrates this database; lasts until this one ends."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATIONS})
+
+
+def set_synced(connection: Connection) -> None:
+    """Says that this transaction is on the disk when it has been committed, whatever the server's setting."""
+    connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
