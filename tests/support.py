@@ -168,7 +168,11 @@ class MemoryRuns:
 
     def __init__(self) -> None:
         self.created: dict[str, FollowOn] = {}
+        self.moved: dict[str, float] = {}
         self.calls = 0
+
+    def move(self, flow_run_id: str, at: float) -> None:
+        self.moved[flow_run_id] = at
 
     def create(self, follow_on: FollowOn) -> str:
         self.calls += 1

@@ -1,7 +1,7 @@
 """The monitor: how much of each limit is used, and whether the next unit fits."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import Any, Protocol
@@ -120,18 +120,23 @@ class BudgetMonitor:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Watches the gauges while a unit runs, so that its peak counts and not what it left behind."""
-        gauges = [name for name in self._gauges() if name in self._meters]
-        if not gauges:
+        meters = {limit.resource: self._meters[limit.resource] for limit in self._budget if _is_gauge(limit)}
+        if not meters:
             yield
             return
-        before = {name: self._meters[name].level() for name in gauges}
+        before = {name: meter.level() for name, meter in meters.items()}
         highest = dict(before)
         over = Event()
 
+        def look() -> None:
+            for name, meter in meters.items():
+                highest[name] = max(highest[name], meter.level())
+
         def sample() -> None:
-            while not over.wait(SAMPLE_SECONDS):
-                for name in gauges:
-                    highest[name] = max(highest[name], self._meters[name].level())
+            # A meter that breaks is noticed by the session before its next unit; this one is not to be lost by it.
+            with suppress(Exception):
+                while not over.wait(SAMPLE_SECONDS):
+                    look()
 
         sampler = Thread(target=sample, name="gauges", daemon=True)
         sampler.start()
@@ -140,15 +145,15 @@ class BudgetMonitor:
         finally:
             over.set()
             sampler.join()
-            for name in gauges:
-                highest[name] = max(highest[name], self._meters[name].level())
-            self._peaks = {name: max(0.0, highest[name] - before[name]) for name in gauges}
+            with suppress(Exception):
+                look()
+            self._peaks = {name: max(0.0, highest[name] - before[name]) for name in meters}
 
     def shut_down(self, usage: Mapping[str, float], seconds: float) -> None:
         """The session has ended in order; learns what that cost."""
         for reading in self.readings():
             resource = reading.limit.resource
-            if reading.limit.scope != "session" or RESOURCES[resource].kind == "gauge":
+            if reading.limit.scope != "session" or _is_gauge(reading.limit):
                 continue
             cost = seconds if resource == "seconds" else usage.get(resource, 0.0)
             self.forecasts[resource].close(cost, graceful=reading.used <= reading.amount)
@@ -213,7 +218,7 @@ class BudgetMonitor:
 
     def _read(self, limit: Limit) -> Reading:
         resource = limit.resource
-        if RESOURCES[resource].kind == "gauge":
+        if _is_gauge(limit):
             meter = self._meters[resource]
             return self._reading(limit, meter.level(), min(limit.amount, meter.capacity() or limit.amount))
         if limit.name == "seconds":
@@ -229,7 +234,7 @@ class BudgetMonitor:
         forecast = self.forecasts[limit.resource]
         # Nobody but the agent's own hooks can spend what is reported; until one does, a shutdown costs none of it.
         spends = limit.resource == "seconds" or forecast.shutdown_cost(0.01) > 0
-        if limit.scope != "session" or RESOURCES[limit.resource].kind == "gauge" or not spends:
+        if limit.scope != "session" or _is_gauge(limit) or not spends:
             return (Node(0.0, 1.0),)
         return forecast.shutdown_law(limit.amount, COLD_SHUTDOWN_SHARE)
 
@@ -237,9 +242,6 @@ class BudgetMonitor:
         if limit.scope == "total":
             return [Spend(0.0, record.totals.get(limit.resource, 0.0))]
         return list(record.spends.get(limit.resource, [])) if limit.scope == "window" else []
-
-    def _gauges(self) -> list[str]:
-        return [limit.resource for limit in self._budget if RESOURCES[limit.resource].kind == "gauge"]
 
     def _costs(self, usage: Mapping[str, float]) -> dict[str, float]:
         """What a unit cost of everything that was measured: what it did not report, it did not use."""
@@ -249,3 +251,7 @@ class BudgetMonitor:
     def state(self) -> dict[str, Any]:
         """The forecasts as JSON, by resource."""
         return {name: forecast.to_json() for name, forecast in self.forecasts.items()}
+
+
+def _is_gauge(limit: Limit) -> bool:
+    return RESOURCES[limit.resource].kind == "gauge"

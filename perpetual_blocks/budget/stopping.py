@@ -127,7 +127,8 @@ def refuse(readings: Iterable[Reading], unit: Expectation, *, risk: float, first
         limit, hint = reading.limit, unit.hint(reading.limit.resource)
         declared = max(hint.bound or 0.0, hint.estimate or 0.0)
         fresh = first if limit.scope == "session" else reading.used <= 0
-        if declared > (reading.amount - reading.used if fresh else reading.remaining):
+        room = reading.amount if first and limit.scope == "session" else reading.amount - reading.used
+        if declared > (room if fresh else reading.remaining) and declared > 0:
             return Refusal((reading,), _needs(reading, declared))
         if fresh:
             continue

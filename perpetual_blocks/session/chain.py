@@ -65,8 +65,8 @@ class StopReason:
     """Why a session ends.
 
     Attributes:
-        code: For programs: `queue-empty`, `blocked`, `nothing-fits`, `budget:<resource>`, `exhausted:<resource>`,
-            `session-length`, `signal`, `cancelled`, `fenced`, `asked`, `error` or `crashed`.
+        code: For programs: `queue-empty`, `blocked`, `nothing-fits`, `too-large`, `budget:<resource>`,
+            `exhausted:<resource>`, `session-length`, `signal`, `cancelled`, `fenced`, `asked`, `error` or `crashed`.
         message: For people, one sentence.
         resume_at: When there will be room for the next unit, in seconds since the Unix epoch; None for at once.
     """

@@ -21,6 +21,16 @@ class Ending:
     goes_on: bool
 
 
+_ENDS_ANYWAY = {
+    "error": (SessionState.FAILED, ChainStatus.STALLED),
+    "cancelled": (SessionState.CANCELLED, ChainStatus.CANCELLED),
+}
+_ENDS_WITH_WORK_LEFT = {
+    "exhausted": (SessionState.EXHAUSTED, ChainStatus.EXHAUSTED),
+    "too-large": (SessionState.STALLED, ChainStatus.STALLED),
+}
+
+
 def ending(reason: StopReason, counts: Mapping[ItemStatus, int]) -> Ending:
     """How a session ends that stopped for this reason, with these items left.
 
@@ -29,12 +39,10 @@ def ending(reason: StopReason, counts: Mapping[ItemStatus, int]) -> Ending:
     """
     open_now = counts.get(ItemStatus.AVAILABLE, 0) + counts.get(ItemStatus.CLAIMED, 0)
     blocked, discarded = counts.get(ItemStatus.BLOCKED, 0), counts.get(ItemStatus.DISCARDED, 0)
-    if reason.code == "error":
-        return Ending(SessionState.FAILED, ChainStatus.STALLED, reason, goes_on=False)
-    if reason.code == "cancelled":
-        return Ending(SessionState.CANCELLED, ChainStatus.CANCELLED, reason, goes_on=False)
-    if open_now and reason.code.startswith("exhausted:"):
-        return Ending(SessionState.EXHAUSTED, ChainStatus.EXHAUSTED, reason, goes_on=False)
+    code = reason.code.partition(":")[0]
+    if code in _ENDS_ANYWAY or (open_now and code in _ENDS_WITH_WORK_LEFT):
+        session, chain = {**_ENDS_ANYWAY, **_ENDS_WITH_WORK_LEFT}[code]
+        return Ending(session, chain, reason, goes_on=False)
     if open_now:
         return Ending(SessionState.WRAPPED, ChainStatus.WAITING, reason, goes_on=True)
     if blocked:

@@ -252,6 +252,8 @@ class Session:
         if ready is None:
             return StopReason(f"exhausted:{reading.limit.resource}", why)
         resume_at = ready if ready > self._world.clock.now() else None
+        if resume_at is None and self._monitor.units == 0:
+            return StopReason("too-large", f"{item} does not fit into a fresh session ({why})")
         if self._monitor.verdict().status is Status.WRAP_NOW:
             return StopReason(f"budget:{reading.limit.resource}", why, resume_at)
         more = f", nor do {others} others" if others else ""

@@ -32,9 +32,10 @@ from support import (
 )
 
 from perpetual_blocks.adapters.database import SqlLedger, schema
+from perpetual_blocks.budget import Expectation, Quota, Spend
 from perpetual_blocks.errors import Fenced, InvalidInput, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason, invitation
-from perpetual_blocks.session.ports import Document, Fence, FollowOn
+from perpetual_blocks.session.ports import Claim, Document, Fence, FollowOn, Misfit, UnitCost
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
 
 DATABASES = ("sqlite-file", "sqlite-memory", "postgres")
@@ -420,7 +421,7 @@ WRONG_ITEMS: dict[str, tuple[list[WorkItem], tuple[str, ...]]] = {
     ),
     "over the budget": (
         items("wrong", estimate={"tokens": 1001}),
-        ("WorkItem('wrong').estimate.tokens", "1001", "1000"),
+        ("WorkItem('wrong').estimate.tokens", "1001", "1,000"),
     ),
 }
 
@@ -541,22 +542,117 @@ def test_claimed_item_is_not_claimed_again(ledger: SqlLedger) -> None:
 
 
 def test_claim_passes_over_what_does_not_fit(ledger: SqlLedger) -> None:
-    """The first item that fits is claimed, however far down the queue; each one before it is named with its reason."""
+    """The first item that fits is claimed, however far down the queue; those before it are named, the first with
+    their reasons."""
     fence = open_session(ledger).fence
     big = items(*(f"big-{n}" for n in range(150)), estimate={"tokens": 500}, priority=1)
     ledger.add_items("mine", [*big, *items("small", estimate={"tokens": 5})])
 
-    def misfit(estimate: Any) -> str | None:
-        return f"needs {estimate['tokens']:g}" if estimate["tokens"] > 10 else None
+    def misfit(item: Item) -> Misfit | None:
+        return Misfit(f"needs {item.estimate['tokens']:g}") if item.estimate["tokens"] > 10 else None
 
     claimed = ledger.claim(fence, misfit)
 
     assert claimed.item is not None
     assert claimed.item.id == "small"
-    assert claimed.passed_over == {f"big-{n}": "needs 500" for n in range(150)}
+    assert (claimed.passed_over, claimed.others) == ({f"big-{n}": "needs 500" for n in range(10)}, 140)
     nothing = ledger.claim(fence, misfit)
-    assert (nothing.item, len(nothing.passed_over)) == (None, 150)
+    assert (nothing.item, len(nothing.passed_over), nothing.others) == (None, 10, 140)
     assert ledger.counts("mine")[ItemStatus.CLAIMED] == 1
+
+
+def test_what_is_passed_over_too_often_is_waited_for(ledger: SqlLedger) -> None:
+    """After three sessions in which something was taken in its place, nothing behind an item that will fit is taken;
+    what will never fit is in nobody's way."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("big", priority=1), *items(*"abcdef")])
+
+    def later(item: Item) -> Misfit | None:
+        return Misfit("too big today") if item.id == "big" else None
+
+    def never(item: Item) -> Misfit | None:
+        return Misfit("the money is gone", patient=False) if item.id == "big" else None
+
+    for session in range(3):
+        for _ in range(2):  # counts once a session
+            claimed = ledger.claim(fence, later)
+            assert claimed.item is not None
+            ledger.release(fence, claimed.item)
+        close(ledger, fence)
+        fence = open_session(ledger, flow_run_id=f"run-{session}").fence
+
+    assert ledger.claim(fence, later) == Claim(None, {"big": "too big today"})
+    assert ledger.claim(fence, never).item is not None
+    taken = ledger.claim(fence, lambda item: None).item
+    assert (taken.id, ledger.items("mine", ItemStatus.CLAIMED)[0].passed_over) == ("big", 0)
+
+
+def test_a_unit_that_was_cut_off(ledger: SqlLedger) -> None:
+    """It is given back with what it spent counted and no attempt; the second time it had a whole session, it is given
+    up, and the item says what it would need."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("long"))
+    statuses = []
+    for fresh in (True, False, True):
+        item = ledger.claim(fence, lambda item: None).item
+        statuses.append(ledger.cut_off(fence, item, "needs 9 tokens", {"tokens": 5.0}, {"tokens": 5.0}, fresh=fresh))
+
+    assert statuses == [ItemStatus.AVAILABLE, ItemStatus.AVAILABLE, ItemStatus.DISCARDED]
+    (item,) = ledger.items("mine")
+    assert (item.attempts, item.interruptions, item.failures, item.cut_offs) == (0, 3, 3, 2)
+    assert item.error == "it had a whole session 2 times and could not finish: needs 9 tokens"
+    assert [amount for *_, amount in usage_rows(ledger)] == [5, 5, 5]
+
+
+def test_forecasts_are_kept_with_the_end_of_their_session(ledger: SqlLedger, clock: FakeClock) -> None:
+    """A chain has what its last session in order had learned; a new chain of the same agent begins with that; units
+    that were committed later are there to be learned from."""
+    fence = open_session(ledger).fence
+    assert ledger.forecasts("mine") == ({}, 0)
+    close(ledger, fence, forecasts={"tokens": {"caution": 0.9}})
+    fence = open_session(ledger, flow_run_id="another").fence
+    ledger.add_items("mine", items("a", estimate={"tokens": 7}, bound={"tokens": 9}, complexity="complex"))
+    item = ledger.claim(fence, lambda item: None).item
+    clock.advance(5)
+    ledger.commit_unit(fence, item, Outcome(done=True, usage={"tokens": 8.0}), "key", {"tokens": 8.0})
+
+    assert ledger.forecasts("mine") == ({"tokens": {"caution": 0.9}}, 1)
+    said = Expectation("default", {"tokens": 7.0}, {"tokens": 9.0}, "complex")
+    assert ledger.unit_costs("mine", 1) == [UnitCost(said, {"tokens": 8.0}, finished=True)]
+    assert ledger.unit_costs("mine", 2) == []
+    assert ledger.spends("mine", "tokens", 0.0) == [Spend(clock.now(), 8.0)]
+    assert ledger.spends("mine", "tokens", clock.now() + 1) == []
+    open_session(ledger, chain="other")
+    assert ledger.forecasts("other") == ({"tokens": {"caution": 0.9}}, 0)
+
+
+def test_what_a_provider_says_of_its_quota(ledger: SqlLedger) -> None:
+    """It is kept with the unit that reported it."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b"))
+    for name in ("calls/day", "calls/1h"):
+        item = ledger.claim(fence, lambda item: None).item
+        ledger.commit_unit(fence, item, Outcome(done=True, quotas={name: Quota(None, 20.0, 10.0)}), "key-" + name, {})
+
+    assert ledger.chain("mine").quotas == {"calls/day": [None, 20.0, 10.0], "calls/1h": [None, 20.0, 10.0]}
+
+
+def test_follow_ons_that_wait(ledger: SqlLedger, clock: FakeClock) -> None:
+    """A follow-on that was created to start later can be found until then, and moved."""
+    opened = open_session(ledger)
+    later = clock.now() + 100
+    follow_on = follow_on_of(opened.fence, opened.chain.uid, not_before=later)
+    stop = StopReason("budget:calls", "wait", later)
+    close(ledger, opened.fence, follow_on=follow_on, stop=stop, chain_status=ChainStatus.WAITING)
+    assert ledger.waiting_follow_ons() == []
+    ledger.follow_on_created(follow_on, "flow-run")
+
+    assert ledger.waiting_follow_ons() == [replace(follow_on, flow_run_id="flow-run")]
+    assert ledger.chain("mine").resume_at == later
+    ledger.follow_on_moved(follow_on, later - 50)
+    assert (ledger.waiting_follow_ons()[0].not_before, ledger.chain("mine").resume_at) == (later - 50, later - 50)
+    clock.advance(60)
+    assert ledger.waiting_follow_ons() == []
 
 
 # Finishing units ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def handoff(**changes: Any) -> Handoff:
         "units_total": 1201,
         "usage": {"tokens": 900.0, "seconds": 75.0},
         "usage_total": {"tokens": 1_900_000.0, "cost": 4.2, "seconds": 3700.0},
-        "limits": [LimitLine(resource="tokens", used=900, amount=1000, threshold=0.85)],
+        "limits": [LimitLine(name="tokens", resource="tokens", used=900, amount=1000, reserve=80)],
     }
     return Handoff(**{**fields, **changes})
 
@@ -87,9 +87,9 @@ def test_links_are_relative() -> None:
 )
 def test_budget_bars(used: float, bar: str, share: str) -> None:
     """Each limit has a bar of twenty that is full at the amount and never longer."""
-    text = to_markdown(handoff(limits=[LimitLine(resource="tokens", used=used, amount=1000, threshold=0.85)]))
+    text = to_markdown(handoff(limits=[LimitLine(name="tokens", resource="tokens", used=used, amount=1000)]))
 
-    row = section(text, "Budget of this session").splitlines()[-1]
+    row = section(text, "Budget").splitlines()[-1]
     assert row == f"| tokens | `{bar}` {share} | {used:,} tokens | 1,000 tokens |"
 
 

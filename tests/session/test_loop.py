@@ -144,7 +144,7 @@ class Rig:
             ends.append(self.run(budget, invited=list(self.runs.created)[-1]))
         return ends
 
-    def follow_on(self, uid: str, fence: Fence) -> FollowOn:
+    def follow_on(self, uid: str, fence: Fence, not_before: float | None = None) -> FollowOn:
         ordinal = fence.ordinal + 1
         return FollowOn(
             chain=fence.chain,
@@ -154,6 +154,7 @@ class Rig:
             parameters={"chain": fence.chain},
             run_name=f"{fence.chain} · {ordinal}",
             tags=("perpetual",),
+            not_before=not_before,
         )
 
     def told(self, kind: type[Any]) -> list[Any]:
@@ -220,7 +221,7 @@ def test_the_handoff_tells_the_next_session(make_rig: MakeRig) -> None:
     handoff = rig.document("handoff", 1)
     assert "# mine · session 1 · Wrapped" in handoff
     assert "**0 of 2 items done.** Session 2 goes on from here." in handoff
-    assert "*Why it stopped:* 200 tokens of 220 tokens (91%) reached the 85% threshold." in handoff
+    assert "*Why it stopped:* 200 tokens of 220 tokens a session (91%) reached the 85% threshold." in handoff
     assert "- `doc-0` (2 of 3): read page 3" in handoff
     assert rig.saved_work.published[1] == handoff
     (backup,) = rig.saved_work.backups.values()
@@ -238,7 +239,7 @@ def test_moments_are_told_in_order(make_rig: MakeRig) -> None:
         SessionStarted("mine", 1, took_over=False, notes=()),
         ItemsAdded("mine", 2),
         UnitCompleted("mine", "doc-0", 1, True, None, {"tokens": 100.0, "seconds": 1.0}),
-        BudgetWarned("mine", "tokens", "100 tokens of 130 tokens (77%) is near the 80% threshold"),
+        BudgetWarned("mine", "tokens", "100 tokens of 130 tokens a session (77%); the end is near"),
         UnitCompleted("mine", "doc-1", 1, True, None, {"tokens": 100.0, "seconds": 1.0}),
         SessionEnded("mine", 1, "Finished", "every item is done"),
     ]
@@ -318,7 +319,7 @@ def test_nothing_fits(make_rig: MakeRig) -> None:
 
     assert (first.state, first.reason.code) == (SessionState.WRAPPED, "nothing-fits")
     assert first.reason.message == (
-        "large does not fit into what is left (needs 60 tokens, 8 tokens left), nor do 1 others"
+        "large does not fit into what is left (needs 60 tokens, 10 tokens left a session), nor do 1 others"
     )
     assert (second.reason.code, third.state) == ("nothing-fits", SessionState.FINISHED)
     ran = [re.sub(r".*/units/", "", key) for key in rig.runner.ran]
@@ -372,11 +373,11 @@ def test_a_gauge_stops_the_session(make_rig: MakeRig) -> None:
 
     rig = make_rig(Hungry(documents=9))
 
-    end = rig.run(Budget(memory=100), meters={"memory": meter})
+    end = rig.run(Budget(memory=Limit("memory", 100, threshold=0.85)), meters={"memory": meter})
 
     assert (end.reason.code, rig.ledger.sessions("mine")[0].units) == ("budget:memory", 3)
     assert rig.ledger.sessions("mine")[0].limits == [
-        {"resource": "memory", "used": 100, "amount": 100.0, "threshold": 0.85}
+        {"name": "memory", "resource": "memory", "used": 100, "amount": 100.0, "reserve": 0.0}
     ]
 
 

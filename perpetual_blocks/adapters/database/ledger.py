@@ -244,7 +244,8 @@ class SqlLedger:
                     passed_over[item.id] = reason.why
                 else:
                     others += 1
-                if reason.patient and item.passed_over >= PATIENCE:
+                waited_long = item.passed_over >= PATIENCE and row["passed_over_in"] != fence.ordinal
+                if reason.patient and waited_long:
                     break
             return Claim(None, passed_over, others)
 
@@ -588,6 +589,7 @@ def _new_chain(connection: Connection, request: SessionRequest, now: float) -> C
         planned=False,
         context={},
         settings=request.settings,
+        quotas={},
         created_at=now,
         updated_at=now,
     )

@@ -51,7 +51,8 @@ chains = Table(
     Column("planned", Boolean, nullable=False),
     Column("context", JSON, nullable=False),
     Column("settings", JSON, nullable=False),
-    Column("quotas", JSON, nullable=False),
+    # JSON columns that came later: never null, but SQLite cannot be told so of a table that has rows.
+    Column("quotas", JSON),
     Column("resume_at", Float),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
@@ -81,8 +82,8 @@ sessions = Table(
     Column("resume_seconds", Float),
     Column("verified", JSON),
     Column("steps", JSON, nullable=False),
-    Column("passed_over", JSON, nullable=False),
-    Column("choices", JSON, nullable=False),
+    Column("passed_over", JSON),
+    Column("choices", JSON),
     Index(None, "chain", "flow_run_id"),
 )
 
@@ -96,8 +97,8 @@ items = Table(
     Column("payload", JSON, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("estimate", JSON, nullable=False),
-    Column("bound", JSON, nullable=False),
-    Column("complexity", String(16), nullable=False),
+    Column("bound", JSON),
+    Column("complexity", String(16), nullable=False, server_default="normal"),
     Column("max_attempts", Integer, nullable=False),
     Column("status", String(16), nullable=False),
     Column("blockers", Integer, nullable=False),
@@ -105,9 +106,9 @@ items = Table(
     Column("failures", Integer, nullable=False),
     Column("interruptions", Integer, nullable=False),
     # Sessions with a whole budget that its next unit has used up in vain, one after the other.
-    Column("cut_offs", Integer, nullable=False),
+    Column("cut_offs", Integer, nullable=False, server_default="0"),
     # Sessions in which something behind it was taken, and the latest of them.
-    Column("passed_over", Integer, nullable=False),
+    Column("passed_over", Integer, nullable=False, server_default="0"),
     Column("passed_over_in", Integer),
     Column("units", Integer, nullable=False),
     Column("progress", JSON),

@@ -1,7 +1,5 @@
 """Budgets with windows and totals: forecasts, quotas, bounds, cut-offs, what was passed over, follow-ons that wait."""
 
-from typing import Any
-
 import sqlalchemy as sa
 from alembic import op
 
@@ -20,18 +18,18 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["chain"], ["chains.name"], name=op.f("fk_forecasts_chain"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("chain", name=op.f("pk_forecasts")),
     )
-    _add("chains", sa.Column("quotas", sa.JSON(), nullable=False, server_default="{}"))
-    _add("chains", sa.Column("resume_at", sa.Float(), nullable=True))
-    _add("sessions", sa.Column("passed_over", sa.JSON(), nullable=False, server_default="{}"))
-    _add("sessions", sa.Column("choices", sa.JSON(), nullable=False, server_default="[]"))
-    _add("items", sa.Column("bound", sa.JSON(), nullable=False, server_default="{}"))
-    _add("items", sa.Column("complexity", sa.String(length=16), nullable=False, server_default="normal"))
-    _add("items", sa.Column("cut_offs", sa.Integer(), nullable=False, server_default="0"))
-    _add("items", sa.Column("passed_over", sa.Integer(), nullable=False, server_default="0"))
-    _add("items", sa.Column("passed_over_in", sa.Integer(), nullable=True))
-    _add("outbox", sa.Column("not_before", sa.Float(), nullable=True))
+    _add_json("chains", "quotas", "{}")
+    op.add_column("chains", sa.Column("resume_at", sa.Float(), nullable=True))
+    _add_json("sessions", "passed_over", "{}")
+    _add_json("sessions", "choices", "[]")
+    _add_json("items", "bound", "{}")
+    op.add_column("items", sa.Column("complexity", sa.String(length=16), nullable=False, server_default="normal"))
+    op.add_column("items", sa.Column("cut_offs", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("items", sa.Column("passed_over", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("items", sa.Column("passed_over_in", sa.Integer(), nullable=True))
+    op.add_column("outbox", sa.Column("not_before", sa.Float(), nullable=True))
 
 
-def _add(table: str, column: "sa.Column[Any]") -> None:
-    """Adds a column; what is there gets the default, and new rows say the value themselves."""
-    op.add_column(table, column)
+def _add_json(table: str, name: str, value: str) -> None:
+    op.add_column(table, sa.Column(name, sa.JSON(), nullable=True))
+    op.execute(f"UPDATE {table} SET {name} = '{value}'")
