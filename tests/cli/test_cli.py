@@ -229,7 +229,7 @@ def test_the_queue_in_a_persons_hands(shell: Shell, ledger: SqlLedger) -> None:
     added = shell("items", "add", "mine", "--file", "-", "--json", stdin="\n".join(map(json.dumps, lines)) + "\n\n")
     listed = shell("items", "list", "mine", "--json")
     table = shell.here("items", "list", "mine")
-    discarded = shell.here("items", "discard", "mine", "one", "ghost", "--reason", "not [wanted]")
+    discarded = shell.here("items", "discard", "mine", "one", "--reason", "not [wanted]")
     dead = item_in(ledger, "one")
     retried = shell.here("items", "retry", "mine", "--json")
 
@@ -237,7 +237,7 @@ def test_the_queue_in_a_persons_hands(shell: Shell, ledger: SqlLedger) -> None:
     assert [(row["id"], row["status"]) for row in listed.json()] == [("a:x:b", "blocked"), ("one", "available")]
     assert listed.json()[1]["payload"] == {"path": "a.txt"}
     assert "a:x:b" in table.out, "an id is shown as it is"
-    assert (discarded.code, discarded.out.strip()) == (OK, "1 of 2 discarded in mine")
+    assert (discarded.code, discarded.out.strip()) == (OK, "1 of 1 discarded in mine")
     assert (dead.status, dead.error) == (ItemStatus.DISCARDED, "not [wanted]")
     assert retried.json() == {"chain": "mine", "retried": 1}
     assert item_in(ledger, "one").status == ItemStatus.AVAILABLE
@@ -271,11 +271,13 @@ def test_what_belongs_to_an_item_is_added_with_it(shell: Shell, ledger: SqlLedge
 
 
 @pytest.mark.parametrize(("command", "verb"), [("retry", "retried"), ("discard", "discarded")])
-def test_ids_that_there_are_not_count_for_nothing(shell: Shell, ledger: SqlLedger, command: str, verb: str) -> None:
-    """A retry and a discard say how many items they found."""
-    open_session(ledger)
+def test_items_that_are_past_it_count_for_nothing(shell: Shell, ledger: SqlLedger, command: str, verb: str) -> None:
+    """A retry and a discard say how many items they changed."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [WorkItem(id="one")])
+    ledger.claim(fence, lambda estimate: None)
 
-    assert shell.here("items", command, "mine", "ghost", "--json").json() == {"chain": "mine", verb: 0}
+    assert shell.here("items", command, "mine", "one", "--json").json() == {"chain": "mine", verb: 0}
 
 
 # Wrong input --------------------------------------------------------------------------------------------------------
@@ -317,6 +319,8 @@ REFUSALS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "add-no-json": ([*ADD, "--file", "no-json.jsonl"], ("--file line 2", "nonsense")),
     "add-no-file": ([*ADD, "--file", "ghost.jsonl"], ("--file", "ghost.jsonl")),
     "add-bytes": ([*ADD, "--file", "bytes.jsonl"], ("--file", "bytes.jsonl")),
+    "retry-unknown": (["items", "retry", "mine", "there", "ghost"], ("item", "ghost", "mine")),
+    "discard-unknown": (["items", "discard", "mine", "there", "ghost"], ("item", "ghost", "mine")),
     "discard-nothing": (["items", "discard", "mine"], ("items discard", "id")),
     "start-name": (["session", "start", "Bad Name"], ("chain", "Bad Name", "a-z")),
     "start-zero": (["session", "start", "new", "--tokens", "0"], ("tokens", "0", "above 0")),
