@@ -337,6 +337,7 @@ REFUSALS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "save-cursor": ([*SAVE, "--cursor", "{bad"], ("--cursor", "{bad", "JSON")),
     "save-cursor-nan": ([*SAVE, "--cursor", "[NaN]"], ("--cursor", "nan")),
     "save-context": ([*SAVE, "--context", "[1]"], ("--context", "JSON object")),
+    "wrap-missing": (["session", "wrap", "--commit", "agents.py", "--commit", "ghost/"], ("--commit", "ghost")),
     "run-plain": (["run", "agents.py:plain"], ("entrypoint", "agents.py:plain", "as_flow()")),
     "run-number": (["run", "agents.py:number"], ("entrypoint", "agents.py:number")),
     "run-no-name": (["run", "agents.py:nothing"], ("entrypoint", "agents.py:nothing")),
@@ -541,6 +542,28 @@ def test_done_finishes_the_chain(story: dict[str, Said]) -> None:
 def test_a_task_that_is_done_is_not_started_again(story: dict[str, Said]) -> None:
     """Nobody could do anything in such a session, and its lease would keep the chain for an hour."""
     story["start a finished one"].is_refusal("research", "done")
+
+
+def test_what_was_deleted_is_committed_too(shell: Shell) -> None:
+    """A path that git knows need not be there any more; the session ends and its commit has the deletion."""
+    (shell.folder / "notes").mkdir()
+    (shell.folder / "notes" / "a.txt").write_text("a")
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=shell.folder, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    git("init", "--quiet")
+    git("add", "notes")
+    git("-c", "user.name=Ada", "-c", "user.email=ada@example.org", "commit", "--quiet", "--message=first")
+    (shell.folder / "notes" / "a.txt").unlink()
+    (shell.folder / "notes").rmdir()
+    word = shell.here("session", "start", "research").out.strip()
+
+    said = shell.here("session", "wrap", "--commit", "notes/", "--session", word)
+
+    assert said.code == OK, said
+    assert "notes/a.txt" in git("show", "--format=", "--name-status", "HEAD")
 
 
 def test_sessions_by_hand_need_no_server(story: dict[str, Said]) -> None:
