@@ -33,6 +33,7 @@ from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline
 from perpetual_blocks.adapters.log_lines import log_moments
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns, chain_tag, run_name
+from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
 from perpetual_blocks.adapters.saved_work import PrefectSavedWork
 from perpetual_blocks.agent import PerpetualAgent
@@ -43,7 +44,7 @@ from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import SessionRequest, StopReason, check_chain_name, invitation
-from perpetual_blocks.session.follow_on import create_follow_ons
+from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.ports import Fence, FollowOn, UnitRaised
 from perpetual_blocks.session.stop import StopRequest
@@ -222,6 +223,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         meters={"memory": process.MemoryMeter()},
         runs=runs,
         keep_checkpoints=store.keep_checkpoints,
+        price=price,
         observers=(log_moments(get_run_logger()), _label_run(runs, own)),
     )
     session = Session(
@@ -247,6 +249,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
     # A follow-on that could not be created when its session ended is created by whoever comes by next.
     with suppress(Exception):
         create_follow_ons(ledger, runs)
+        move_follow_ons(ledger, runs, world.clock)
     try:
         end, signal = in_background(session.run, asked_to_stop)
     except (Superseded, Fenced) as reason:

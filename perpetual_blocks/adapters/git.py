@@ -62,6 +62,18 @@ def current_commit(repository: Path) -> str | None:
     return head.stdout.decode().strip() or None
 
 
+def was_deleted(path: Path) -> bool:
+    """Whether what was at `path` in the last commit is gone, so that there is a deletion to commit.
+
+    Raises:
+        GitError: git does not open the repository.
+    """
+    root = find_repository(path)
+    if root is None or path.exists() or path.is_symlink():
+        return False
+    return bool(_git(root, "status", "--porcelain=v1", "--no-renames", "--", _inside(root, path.absolute())).stdout)
+
+
 def commit_paths(repository: Path, paths: Iterable[Path], message: str, *, timeout_seconds: float = 30) -> str | None:
     """Commits what is new, changed or deleted at `paths`, and nothing else.
 

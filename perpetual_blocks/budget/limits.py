@@ -37,12 +37,13 @@ class Limit:
         pool: A name. All chains of the ledger whose limits name the same pool use one amount together; for windows and
             totals.
         share: With a pool: the share of the amount, 0 to 1, that is kept for this chain.
+        priority: With a pool: what is kept for chains of a lower priority may be borrowed.
 
     Raises:
         InvalidInput: one of these is not what it should be, or does not go with another.
     """
 
-    __slots__ = ("amount", "pool", "resource", "rule", "scope", "share", "threshold", "window")
+    __slots__ = ("amount", "pool", "priority", "resource", "rule", "scope", "share", "threshold", "window")
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Limit:
         rule: Rule | None = None,
         pool: str | None = None,
         share: float = 0.0,
+        priority: int = 0,
     ) -> None:
         if resource not in RESOURCES:
             raise InvalidInput.of("Limit.resource", resource, f"one of {', '.join(RESOURCES)}")
@@ -66,6 +68,7 @@ class Limit:
         self.threshold = float(DEFAULT_THRESHOLD if threshold is None else threshold)
         self.pool = pool
         self.share = share
+        self.priority = priority
         self._check_pool()
 
     def _window(self, window: str | Window | None) -> Window | None:
@@ -107,6 +110,8 @@ class Limit:
                 )
         if not _is_number(self.share) or not 0 <= self.share <= 1 or (self.share and self.pool is None):
             raise InvalidInput.of(f"{where}.share", self.share, "a number from 0 to 1, with a pool")
+        if type(self.priority) is not int or (self.priority and self.pool is None):
+            raise InvalidInput.of(f"{where}.priority", self.priority, "a whole number, with a pool")
 
     @property
     def name(self) -> str:
@@ -126,7 +131,7 @@ class Limit:
         if self.rule == "fixed":
             fields["threshold"] = self.threshold
         if self.pool is not None:
-            fields |= {"pool": self.pool, "share": self.share}
+            fields |= {"pool": self.pool, "share": self.share, "priority": self.priority}
         return fields
 
     @classmethod
@@ -159,7 +164,7 @@ class Limit:
         return f" in {text}" if text[0].isdigit() else f" a {text}"
 
 
-_DEFAULTS = {"scope": "session", "rule": "predictive"}
+_DEFAULTS = {"scope": "session", "rule": "predictive", "share": 0.0, "priority": 0}
 
 
 def _is_number(value: object) -> bool:

@@ -1,6 +1,6 @@
 """The monitor: how much of each limit is used, and whether the next unit fits."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
@@ -9,7 +9,16 @@ from typing import Any, Protocol
 from perpetual_blocks.budget.account import Account, Quota
 from perpetual_blocks.budget.forecast import COLD_SHUTDOWN_SHARE, Forecast, Node
 from perpetual_blocks.budget.limits import Budget, Limit
-from perpetual_blocks.budget.stopping import Expectation, Reading, Refusal, Verdict, describe, judge, refuse
+from perpetual_blocks.budget.stopping import (
+    Expectation,
+    Reading,
+    Refusal,
+    Verdict,
+    describe,
+    judge,
+    refuse,
+    reservation,
+)
 from perpetual_blocks.budget.windows import Spend
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.usage import RESOURCES, add
@@ -35,12 +44,14 @@ class Record:
     Attributes:
         spends: What was spent before and may still count in a window, by resource, in order.
         totals: What was spent before altogether, by resource.
+        pooled: What everybody has spent of a limit with a pool, by the limit's name, in order.
         forecasts: By resource.
         quotas: What providers said of their windows, by the limit's name.
     """
 
     spends: Mapping[str, list[Spend]] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
+    pooled: Mapping[str, list[Spend]] = field(default_factory=dict)
     forecasts: dict[str, Forecast] = field(default_factory=dict)
     quotas: Mapping[str, Quota] = field(default_factory=dict)
 
@@ -116,6 +127,10 @@ class BudgetMonitor:
         """Takes in what a provider says of the window with that limit's name."""
         if name in self._accounts:
             self._accounts[name].quota = quota
+
+    def refresh(self, limit: Limit, spends: Iterable[Spend]) -> None:
+        """Takes in what everybody has spent of a limit with a pool."""
+        self._accounts[limit.name] = Account(limit, spends)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -197,6 +212,10 @@ class BudgetMonitor:
                 low = middle + 1
         return moments[low] if low < len(moments) else None
 
+    def reservations(self, unit: Expectation) -> dict[str, float]:
+        """What this unit reserves of each limit with a pool, by the limit's name."""
+        return {r.limit.name: reservation(r, unit) for r in self.readings() if r.limit.pool is not None}
+
     def room(self) -> dict[str, float]:
         """What a unit may use of each limited resource from now on, without what is kept for the shutdown."""
         room: dict[str, float] = {}
@@ -239,6 +258,8 @@ class BudgetMonitor:
         return forecast.shutdown_law(limit.amount, COLD_SHUTDOWN_SHARE)
 
     def _before(self, limit: Limit, record: Record) -> list[Spend]:
+        if limit.pool is not None:
+            return list(record.pooled.get(limit.name, []))
         if limit.scope == "total":
             return [Spend(0.0, record.totals.get(limit.resource, 0.0))]
         return list(record.spends.get(limit.resource, [])) if limit.scope == "window" else []

@@ -13,6 +13,8 @@ class Room:
         stopping: Whether the session has been asked to stop.
         rung: Where the session stands on the agent's ladder.
         quotas: The budget's windows, by the limit's name, whose provider may say when they reset.
+        reserved: What is reserved for the unit of resources that are shared in a pool; it has no more than that.
+        extend: Reserves more of a resource, up to an amount; answers why not, or None.
     """
 
     def __init__(
@@ -22,8 +24,12 @@ class Room:
         stopping: Callable[[], bool] = lambda: False,
         rung: str | None = None,
         quotas: tuple[str, ...] = (),
+        reserved: Mapping[str, float] | None = None,
+        extend: Callable[[str, float], str | None] = lambda resource, amount: "it is not shared",
     ) -> None:
-        self._amounts = dict(amounts or {})
+        self._reserved = set(reserved or {})
+        self._amounts = {**(amounts or {}), **(reserved or {})}
+        self._extend = extend
         self._clock = clock or SystemClock()
         self._started = self._clock.monotonic()
         self.stopping = stopping
@@ -31,7 +37,20 @@ class Room:
         self.quotas = quotas
         self.now = self._clock.now
 
+    def limits(self, resource: str) -> bool:
+        """Whether this resource is limited."""
+        return resource in self._amounts
+
     def left(self, spent: Mapping[str, float]) -> dict[str, float]:
         """What is left of it after this was spent, at least 0; seconds run by themselves."""
         used = {**spent, "seconds": self._clock.monotonic() - self._started}
         return {name: max(0.0, amount - used.get(name, 0.0)) for name, amount in self._amounts.items()}
+
+    def extend(self, resource: str, amount: float) -> str | None:
+        """Brings what is reserved of a shared resource to this amount; why not, or None."""
+        if resource not in self._reserved:
+            return "it is not shared"
+        refused = self._extend(resource, amount)
+        if refused is None:
+            self._amounts[resource] = amount
+        return refused

@@ -14,6 +14,9 @@ COMFORTABLE_UNITS = 3
 MINIMAL_SAVE = 0.02
 """The share of a session's time that no unit may use: in it the ledger's transaction closes the session."""
 
+RESERVED_ABOVE = 0.05
+UNKNOWN_SHARE = 0.1
+
 ADAPTIVE = {"simple": 0.90, "normal": 0.85, "complex": 0.80}
 
 
@@ -126,6 +129,11 @@ def refuse(readings: Iterable[Reading], unit: Expectation, *, risk: float, first
     for reading in readings:
         limit, hint = reading.limit, unit.hint(reading.limit.resource)
         declared = max(hint.bound or 0.0, hint.estimate or 0.0)
+        if limit.pool is not None:
+            wanted = reservation(reading, unit)
+            if wanted > reading.amount - reading.used:
+                return Refusal((reading,), _needs(reading, wanted))
+            continue
         fresh = first if limit.scope == "session" else reading.used <= 0
         room = reading.amount if first and limit.scope == "session" else reading.amount - reading.used
         if declared > (room if fresh else reading.remaining) and declared > 0:
@@ -147,6 +155,16 @@ def refuse(readings: Iterable[Reading], unit: Expectation, *, risk: float, first
     worst = sorted(risks, key=lambda pair: -pair[0])
     deciding = tuple(reading for value, reading in worst if value > risk / len(risks)) or (worst[0][1],)
     return Refusal(deciding, _forecast(deciding[0], unit.hint(deciding[0].limit.resource)))
+
+
+def reservation(reading: Reading, unit: Expectation) -> float:
+    """What a unit reserves of a pool: what it cannot exceed, or what 19 of 20 such units do not; a tenth of the limit
+    when nothing is known. More can be reserved while it runs."""
+    hint = unit.hint(reading.limit.resource)
+    bound, law = reading.forecast.bound(hint), reading.forecast.law(hint)
+    if bound is None:
+        bound = law.quantile(RESERVED_ABOVE) if law is not None else hint.estimate or UNKNOWN_SHARE * reading.amount
+    return min(bound, reading.amount)
 
 
 def judge(readings: Sequence[Reading], *, risk: float) -> Verdict:

@@ -9,12 +9,15 @@ from cyclopts import App, Parameter
 
 from perpetual_blocks.cli.output import Json, Where, out, print_json
 from perpetual_blocks.cli.render import items_table
-from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.errors import InvalidInput, UnknownChain
+from perpetual_blocks.session.ports import Ledger
 from perpetual_blocks.work import Item, ItemStatus, WorkItem
 
 app = App(name="items", help="List, add, retry and discard work items.")
 
 HERE = Where()
+
+ALL = 1_000_000
 
 
 @app.command(name="list")
@@ -103,8 +106,8 @@ def retry(chain: str, *ids: str, json: Json = False, where: Where = HERE) -> Non
         json: Print a JSON object.
     """
     ledger = where.open_ledger()
-    ledger.chain(chain)
-    wanted = list(ids) or [item.id for item in ledger.items(chain, ItemStatus.DISCARDED, 1_000_000)]
+    _check_ids(ledger, chain, ids)
+    wanted = list(ids) or [item.id for item in ledger.items(chain, ItemStatus.DISCARDED, ALL)]
     _report(chain, "retried", ledger.retry_items(chain, wanted), len(wanted), json=json)
 
 
@@ -123,10 +126,21 @@ def discard(
         json: Print a JSON object.
     """
     ledger = where.open_ledger()
-    ledger.chain(chain)
+    _check_ids(ledger, chain, ids)
     if not ids:
         raise InvalidInput.of("items discard", "no ids", "at least one item's id")
     _report(chain, "discarded", ledger.discard_items(chain, ids, reason), len(ids), json=json)
+
+
+def _check_ids(ledger: Ledger, chain: str, ids: tuple[str, ...]) -> None:
+    """Refuses all of the ids if the chain does not have one of them: it is a slip of the fingers."""
+    ledger.chain(chain)
+    known = {item.id for item in ledger.items(chain, limit=ALL)} if ids else set()
+    for id in ids:
+        if id not in known:
+            raise UnknownChain(
+                f"item: got {id!r}; expected an item of {chain}; `perpetual items list {chain}` has them"
+            )
 
 
 def _report(chain: str, verb: str, count: int, wanted: int, *, json: bool) -> None:

@@ -4,6 +4,7 @@ import json as jsonlib
 import math
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.checkpoint import to_json
 from perpetual_blocks.cli.items import parse_json
 from perpetual_blocks.cli.output import OK, WRAP_NOW, Json, Where, err, out, print_json
-from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.errors import GitError, InvalidInput
 from perpetual_blocks.session.chain import SessionRequest, check_chain_name
 from perpetual_blocks.session.manual import ManualSession, NoUnits, Progress, decode_token, encode_token
 from perpetual_blocks.session.ports import Fence
@@ -146,8 +147,9 @@ def wrap(
         commit: A file or folder whose changes are to be committed; may be given several times.
         json: Print a JSON object.
     """
+    paths = _to_commit(commit)
     manual = ManualSession(_world(where), _fence(session))
-    end = manual.wrap(manual.task(), commit)
+    end = manual.wrap(manual.task(), paths)
     if json:
         print_json({"chain": manual.fence.chain, "state": end.session.value, "reason": end.reason.message})
     else:
@@ -171,6 +173,22 @@ def _world(where: Where) -> World:
         meters={"memory": MemoryMeter()},
         keep_checkpoints=store.keep_checkpoints,
     )
+
+
+def _to_commit(paths: Iterable[Path]) -> list[Path]:
+    """The paths, each of them there or deleted since the last commit: with another one, nothing would be committed."""
+    from perpetual_blocks.adapters.git import was_deleted
+
+    wanted = list(paths)
+    for path in wanted:
+        deleted = False
+        with suppress(GitError):  # what git has against the repository is for the handoff; this path is not there
+            deleted = was_deleted(path)
+        if not (deleted or path.exists() or path.is_symlink()):
+            raise InvalidInput.of(
+                "--commit", str(path), "a file or folder that is there, or whose deletion git can see"
+            )
+    return wanted
 
 
 def _fence(token: str | None) -> Fence:

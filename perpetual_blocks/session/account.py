@@ -1,6 +1,6 @@
 """The account that a session begins with: what its chain has spent, and what it has learned."""
 
-from perpetual_blocks.budget import Budget, Forecast, Quota, Record
+from perpetual_blocks.budget import Budget, Forecast, Limit, Quota, Record, Spend
 from perpetual_blocks.session.chain import Chain
 from perpetual_blocks.session.documents import chain_usage
 from perpetual_blocks.session.ports import Ledger
@@ -22,9 +22,15 @@ def budget_record(ledger: Ledger, chain: Chain, budget: Budget, now: float, *, b
     return Record(
         spends={name: [spend for spend in ledger.spends(chain.name, name, begin)] for name, begin in since.items()},
         totals=chain_usage(sessions),
+        pooled={limit.name: pool_spends(ledger, limit, now) for limit in budget if limit.pool},
         forecasts=learned(ledger, chain),
         quotas={name: Quota(*quota) for name, quota in chain.quotas.items()},  # type: ignore[arg-type]
     )
+
+
+def pool_spends(ledger: Ledger, limit: Limit, now: float) -> list[Spend]:
+    """What everybody has spent of a limit's pool and still counts."""
+    return ledger.pool_spends(limit, limit.window.since(now) if limit.window else 0.0)
 
 
 def learned(ledger: Ledger, chain: Chain) -> dict[str, Forecast]:

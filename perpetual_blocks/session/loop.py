@@ -1,19 +1,20 @@
 """The session: owns the chain, works through the queue until something says stop, and ends in order."""
 
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from perpetual_blocks.budget import Budget, BudgetMonitor, Expectation, Refusal, Status
+from perpetual_blocks.budget import Budget, BudgetMonitor, Status
 from perpetual_blocks.budget.room import Room
 from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
+from perpetual_blocks.session.choosing import Chooser
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
 from perpetual_blocks.session.heartbeat import Heartbeat
-from perpetual_blocks.session.ports import Claim, Closing, Fence, Misfit, Opened, UnitRaised
+from perpetual_blocks.session.ports import Closing, Fence, Opened, UnitRaised
 from perpetual_blocks.session.restore import Restored, restore
 from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
 from perpetual_blocks.session.stop import StopRequest
@@ -145,50 +146,35 @@ class Session:
 
     def _work(self, opened: Opened) -> StopReason:
         context = opened.chain.context
+        chooser = Chooser(self._ledger, opened.fence, self._monitor, self._world.clock, self._stop)
+        self._passed_over = chooser.passed_over
         while (reason := self._reason_to_stop()) is None:
-            refusals: dict[Any, tuple[Expectation, Refusal | None]] = {}
-            claim = self._ledger.claim(opened.fence, self._misfits(refusals))
-            self._passed_over |= claim.passed_over
-            if claim.item is None:
-                return self._nothing_claimed(claim, [(unit, no) for unit, no in refusals.values() if no is not None])
+            chosen = chooser.claim()
+            if isinstance(chosen, StopReason):
+                return chosen
             reached("unit.claimed")
-            outcome = self._run_unit(opened, claim.item, self._unit(claim.item, context))
+            outcome = self._run_unit(opened, chosen, self._unit(chooser, chosen, context), chooser)
             if isinstance(outcome, StopReason):
                 return outcome
             if outcome is not None and outcome.context is not None:
                 context = outcome.context
         return reason
 
-    def _misfits(self, refusals: dict[Any, tuple[Expectation, Refusal | None]]) -> Callable[[Item], Misfit | None]:
-        """Says of items why they do not fit what is left now; items of which the same is said are asked about once."""
-        readings = self._monitor.readings()
-
-        def misfit(item: Item) -> Misfit | None:
-            unit = item.expectation
-            key = (unit.kind, unit.complexity, *sorted(unit.estimate.items()), None, *sorted(unit.bound.items()))
-            if key not in refusals:
-                refusals[key] = (unit, self._monitor.refuse(unit, readings))
-            refusal = refusals[key][1]
-            if refusal is None:
-                return None
-            gone = any(reading.limit.scope == "total" for reading in refusal.readings)
-            return Misfit(refusal.why, patient=not gone)
-
-        return misfit
-
-    def _unit(self, item: Item, context: dict[str, Any]) -> Unit:
-        reached_rung = self._monitor.rung(self._agent.ladder)
-        if reached_rung is not None and reached_rung[0] != self._rung:
-            self._rung = reached_rung[0]
-            self._choices.append(f"rung {reached_rung[0]!r}: {reached_rung[1]}")
+    def _unit(self, chooser: Chooser, item: Item, context: dict[str, Any]) -> Unit:
+        rung = self._monitor.rung(self._agent.ladder)
+        if rung is not None and rung[0] != self._rung:
+            self._rung = rung[0]
+            self._choices.append(f"rung {rung[0]!r}: {rung[1]}")
         room = Room(
             self._monitor.room(),
             self._world.clock,
             stopping=lambda: self._stop.reason is not None,
             rung=self._rung,
             quotas=self._quotas,
+            reserved={reserve.limit.resource: reserve.amount for reserve in chooser.reserves(item)},
+            extend=partial(chooser.extend, item),
         )
-        return Unit(item, context, room)
+        return Unit(item, context, room, price=self._world.price)
 
     def _reason_to_stop(self) -> StopReason | None:
         """Asks every stop source; the first reason wins. Whether the budget allows a unit is asked as it is claimed."""
@@ -202,7 +188,7 @@ class Session:
                 self._world.tell(BudgetWarned(self._request.chain, verdict.reading.limit.resource, verdict.reason))
         return None
 
-    def _run_unit(self, opened: Opened, item: Item, unit: Unit) -> Outcome | StopReason | None:
+    def _run_unit(self, opened: Opened, item: Item, unit: Unit, chooser: Chooser) -> Outcome | StopReason | None:
         """Runs one unit and commits what came of it; None when it failed, and a reason when it had no room."""
         fence = opened.fence
         key = unit_key(fence.chain, opened.chain.uid, item)
@@ -212,7 +198,10 @@ class Session:
                 outcome = self._world.runner.run(key, unit)
         except UnitRaised as raised:
             if isinstance(raised.__cause__, CutOff):
-                return self._cut_off(fence, item, unit.usage, raised.__cause__, fresh=fresh)
+                reason = self._cut_off(fence, item, unit.usage, raised.__cause__, fresh=fresh)
+                ready = chooser.ready_at([item.expectation])
+                later = ready if ready is not None and ready > self._world.clock.now() else None
+                return replace(reason, resume_at=later)
             self._monitor.record(unit.usage)
             self._count_failure(fence, item, unit.usage, raised.__cause__ or raised)
             return None
@@ -239,30 +228,7 @@ class Session:
         self._monitor.record(usage, item.expectation, finished=False)
         status = self._ledger.cut_off(fence, item, str(error), usage, self._monitor.spent, fresh=fresh)
         self._world.tell(UnitCutOff(fence.chain, item.id, str(error), discarded=status is ItemStatus.DISCARDED))
-        return StopReason(f"budget:{error.resource}", f"{error}; it was given back", self._ready([item.expectation]))
-
-    def _nothing_claimed(self, claim: Claim, refused: list[tuple[Expectation, Refusal]]) -> StopReason:
-        if not refused:
-            return StopReason("queue-empty", "nothing is left that can be claimed")
-        first = refused[0][1]
-        reading = first.readings[0]
-        item, why = next(iter(claim.passed_over.items()))
-        others = len(claim.passed_over) - 1 + claim.others
-        ready = self._ready([unit for unit, _ in refused])
-        if ready is None:
-            return StopReason(f"exhausted:{reading.limit.resource}", why)
-        resume_at = ready if ready > self._world.clock.now() else None
-        if resume_at is None and self._monitor.units == 0:
-            return StopReason("too-large", f"{item} does not fit into a fresh session ({why})")
-        if self._monitor.verdict().status is Status.WRAP_NOW:
-            return StopReason(f"budget:{reading.limit.resource}", why, resume_at)
-        more = f", nor do {others} others" if others else ""
-        return StopReason("nothing-fits", f"{item} does not fit into what is left ({why}){more}", resume_at)
-
-    def _ready(self, units: list[Expectation]) -> float | None:
-        """When the first of these fits into a fresh session; None for never."""
-        moments = [moment for unit in units if (moment := self._monitor.ready_at(unit)) is not None]
-        return min(moments, default=None)
+        return StopReason(f"budget:{error.resource}", f"{error}; it was given back")
 
     def _count_failure(self, fence: Fence, item: Item, usage: dict[str, float], error: BaseException) -> None:
         text = described(error)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from perpetual_blocks.budget import Expectation, Spend
+from perpetual_blocks.budget import Expectation, Limit, Spend
 from perpetual_blocks.session.chain import (
     Chain,
     ChainStatus,
@@ -120,11 +120,30 @@ class Claim:
         item: The item; None if there is none that fits.
         passed_over: Why others were not taken, by id; the first of them.
         others: How many more were not taken.
+        contended: Whether one was not taken only because others have reserved what they may give back.
     """
 
     item: Item | None
     passed_over: dict[str, str] = field(default_factory=dict)
     others: int = 0
+    contended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """What a unit reserves of a pool before it spends.
+
+    Attributes:
+        limit: One with a pool.
+        amount: In the resource's unit, all that the unit may spend.
+    """
+
+    limit: Limit
+    amount: float
+
+
+def _reserves_nothing(_item: Item) -> list[Reserve]:
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +183,12 @@ class Ledger(Protocol):
             UnknownChain: there is no such chain.
         """
 
-    def claim(self, fence: Fence, misfit: Callable[[Item], Misfit | None]) -> Claim:
+    def claim(
+        self,
+        fence: Fence,
+        misfit: Callable[[Item], Misfit | None],
+        reserves: Callable[[Item], list[Reserve]] = _reserves_nothing,
+    ) -> Claim:
         """Claims the first available item that fits: by priority, then fewest failures, then oldest.
 
         An item that would fit later is passed over in three sessions; then nothing behind it is taken any more, so that
@@ -172,7 +196,14 @@ class Ledger(Protocol):
 
         Args:
             misfit: Says of an item why it does not fit, or None.
+            reserves: Says what its unit reserves of pools; an item whose reservation is refused is not taken.
         """
+
+    def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
+        """Brings what a running unit has reserved to these amounts, all or none; why not, or None."""
+
+    def pool_spends(self, limit: Limit, since: float) -> list[Spend]:
+        """What everybody has spent of a limit's pool after a moment, in order."""
 
     def commit_unit(
         self, fence: Fence, item: Item, outcome: Outcome, result_key: str, spent: Mapping[str, float]

@@ -12,7 +12,7 @@ where they fail, the session fails and the last good state stands.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from perpetual_blocks.budget import BudgetMonitor
@@ -23,7 +23,7 @@ from perpetual_blocks.handoff import Handoff, to_markdown
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.continuation import Ending, ending
 from perpetual_blocks.session.documents import chain_folder, checkpoint_now, handoff_now, limits_now
-from perpetual_blocks.session.follow_on import create_follow_ons
+from perpetual_blocks.session.follow_on import create_follow_ons, jitter
 from perpetual_blocks.session.ports import Closing, Document, Fence, FollowOn
 from perpetual_blocks.session.steps import Steps
 from perpetual_blocks.session.world import Agent, World
@@ -64,6 +64,9 @@ class Shutdown:
         world, fence = self.world, self.fence
         steps = Steps(world.clock, lambda step, error: world.tell(StepFailed(fence.chain, step, error)))
         steps.best_effort("finish_unit", self.agent.finish_unit)
+        if reason.resume_at is not None:
+            wait = max(0.0, reason.resume_at - world.clock.now())
+            reason = replace(reason, resume_at=reason.resume_at + jitter(self.uid, wait))
         end = ending(reason, world.ledger.counts(fence.chain))
         checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text()
         key = steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))

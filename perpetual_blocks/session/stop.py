@@ -1,6 +1,6 @@
 """Stopping: the one place where a request to stop from outside is kept until the loop asks for it."""
 
-from threading import Lock
+from threading import Event, Lock
 
 from perpetual_blocks.session.chain import StopReason
 
@@ -10,12 +10,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._lock = Lock()
+        self._asked = Event()
         self._reason: StopReason | None = None
 
     def ask(self, reason: StopReason) -> None:
         """Asks the session to stop before its next unit."""
         with self._lock:
             self._reason = self._reason or reason
+        self._asked.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until somebody asks, for at most so long; whether somebody has."""
+        return self._asked.wait(seconds)
 
     @property
     def reason(self) -> StopReason | None:

@@ -1,6 +1,6 @@
 """What a session works with: the agent, and everything outside."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ from perpetual_blocks.clock import Clock
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session.ports import Documents, Ledger, Runs, SavedWork, UnitRunner
 from perpetual_blocks.telemetry import Moment, Observer
-from perpetual_blocks.work import WorkItem
+from perpetual_blocks.work import LlmUsage, WorkItem
 
 
 class Agent(Protocol):
@@ -37,6 +37,7 @@ class World:
     Attributes:
         keep_checkpoints: How many checkpoints of a chain are kept; the one before the last is there for when the last
             is damaged.
+        price: What a model's usage costs in US dollars; None where that is not known.
     """
 
     ledger: Ledger
@@ -48,6 +49,7 @@ class World:
     runs: Runs | None = None
     observers: Sequence[Observer] = ()
     keep_checkpoints: int = 50
+    price: Callable[[LlmUsage], float | None] | None = None
 
     def tell(self, moment: Moment) -> None:
         """Tells every observer."""

@@ -1,6 +1,7 @@
 """Work: items, the units that they take, and what comes of a unit."""
 
 from perpetual_blocks.work.item import TRANSITIONS, Item, ItemStatus, WorkItem, check_dependencies, sources
+from perpetual_blocks.work.llm_usage import LlmUsage, read_llm_usage
 from perpetual_blocks.work.outcome import Outcome
 from perpetual_blocks.work.unit import Advanced, CutOff, Unit
 
@@ -10,9 +11,11 @@ __all__ = [
     "CutOff",
     "Item",
     "ItemStatus",
+    "LlmUsage",
     "Outcome",
     "Unit",
     "WorkItem",
     "check_dependencies",
+    "read_llm_usage",
     "sources",
 ]

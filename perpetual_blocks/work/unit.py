@@ -1,8 +1,9 @@
 """The unit in the agent's hands: what there is to do, and where to say what it cost and how far it came."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from perpetual_blocks.budget import Quota
@@ -11,10 +12,17 @@ from perpetual_blocks.checkpoint.codec import copy_json, is_plain_text, to_json
 from perpetual_blocks.errors import InvalidInput, PerpetualError
 from perpetual_blocks.usage import REPORTED, RESOURCES, add, show, validated_usage
 from perpetual_blocks.work.item import Item, WorkItem
+from perpetual_blocks.work.llm_usage import LlmUsage, is_llm_usage, read_llm_usage
 from perpetual_blocks.work.outcome import Outcome
 
 MAX_CONTEXT_BYTES = 2**20
 """A context is written with each unit that changes it; what is larger belongs into a file of the agent's own."""
+
+Price = Callable[[LlmUsage], float | None]
+"""What a usage costs in US dollars; None where that is not known."""
+
+# None is not it: a response that came without its usage has None there, and must not pass for one that was free.
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Unit:
@@ -31,9 +39,15 @@ class Unit:
         attempt: 1 unless this very unit has failed before.
         context: The agent's memory across units and sessions, a JSON object. What it holds when the unit ends is kept.
         rung: The rung of the agent's `ladder` that the budget has come to: a hint to use less.
+
+    Args:
+        room: What the unit may use.
+        price: What a model's usage costs, where neither the agent nor the usage itself says it.
     """
 
-    def __init__(self, item: Item, context: Mapping[str, Any], room: Room | None = None) -> None:
+    def __init__(
+        self, item: Item, context: Mapping[str, Any], room: Room | None = None, *, price: Price | None = None
+    ) -> None:
         self.id = item.id
         self.kind = item.kind
         self.payload: dict[str, Any] = copy_json(item.payload)
@@ -48,6 +62,8 @@ class Unit:
         self.rung = self._room.rung
         self._quotas: dict[str, Quota] = {}
         self._usage: dict[str, float] = {}
+        self._price = price
+        self._needs_cost = self._room.limits("cost")
         self._added: list[WorkItem] = []
         self._advanced: Advanced | None = None
 
@@ -56,13 +72,51 @@ class Unit:
         """What has been spent so far, by resource."""
         return dict(self._usage)
 
-    def spend(self, usage: Mapping[str, float] | None = None, /, **amounts: float) -> None:
-        """Records what the unit has spent: `unit.spend(tokens=1200, cost=0.004)`; calls add up.
+    def spend(
+        self, usage: Mapping[str, float] | object = _NOTHING, /, *, model: str | None = None, **amounts: float
+    ) -> None:
+        """Records what the unit has spent: `unit.spend(response)`, `unit.spend(tokens=1200, cost=0.004)`; calls add up.
+
+        Args:
+            usage: Amounts by resource; or the usage, or the whole response, of OpenAI, Anthropic, Pydantic AI,
+                LangChain or litellm, of which tokens, calls and cost are counted.
+            model: The model whose usage it is, where only the usage is given; its price depends on it.
+            amounts: Tokens, cost (US dollars) and calls; what is named here goes before what the usage says.
 
         Raises:
-            InvalidInput: a resource other than tokens, cost (US dollars) and calls, or an amount below 0.
+            InvalidInput: a resource other than tokens, cost and calls, an amount below 0, or an object that is no
+                usage; or dollars are limited and those of this usage are not known: its tokens and calls are recorded
+                all the same.
         """
-        self._usage = add(self._usage, validated_usage({**(usage or {}), **amounts}, "unit.spend", REPORTED))
+        if not isinstance(usage, Mapping) or is_llm_usage(usage):
+            # The call was made: what is known of it is counted, whichever part of it is refused.
+            try:
+                self._count(amounts)
+            finally:
+                self._spend_on_llm(read_llm_usage(usage, model), named=set(amounts))
+            return
+        self._count({**usage, **amounts})
+        if model is not None:
+            raise InvalidInput.of("unit.spend(model)", model, "the usage of that model beside it, or cost=… instead")
+
+    def _spend_on_llm(self, used: LlmUsage, named: set[str]) -> None:
+        read = {"tokens": used.total_tokens, "calls": used.requests}
+        self._count({name: amount for name, amount in read.items() if name not in named})
+        if "cost" in named:
+            return
+        cost = self._price(used) if used.cost is None and self._price else used.cost
+        if cost is not None:
+            self._count({"cost": cost})
+        elif self._needs_cost:
+            raise InvalidInput.of(
+                "unit.spend(model)",
+                used.model,
+                "a model whose price is known, as the budget limits dollars: install perpetual-blocks[prices] and "
+                "name the model, or pass cost=…",
+            )
+
+    def _count(self, amounts: Mapping[str, float]) -> None:
+        self._usage = add(self._usage, validated_usage(amounts, "unit.spend", REPORTED))
 
     @property
     def remaining(self) -> dict[str, float]:
@@ -83,6 +137,11 @@ class Unit:
         """
         wanted = validated_usage(amounts, "unit.reserve", tuple(RESOURCES))
         for name, left in self.remaining.items():
+            if (
+                wanted.get(name, 0.0) > left
+                and self._room.extend(name, self._usage.get(name, 0.0) + wanted[name]) is None
+            ):
+                continue
             if left <= 0 or wanted.get(name, 0.0) > left:
                 needs = f"needs {show(name, wanted[name])}" if name in wanted else f"works on without any {name} left"
                 raise CutOff(f"{self.id}: unit {self.number} {needs}; {show(name, left)} left", name)

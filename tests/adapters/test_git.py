@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from perpetual_blocks.adapters.git import commit_paths, current_commit, find_repository
+from perpetual_blocks.adapters.git import commit_paths, current_commit, find_repository, was_deleted
 from perpetual_blocks.errors import GitError
 
 
@@ -105,6 +105,36 @@ class TestFindRepository:
         (repository / ".git/config").write_text("not a configuration")
         with pytest.raises(GitError, match="config"):
             find_repository(repository)
+
+
+class TestWasDeleted:
+    """Tells a deletion that is to be committed from a name that never was."""
+
+    def test_what_git_knows_and_the_disk_does_not(self, repository: Path) -> None:
+        (repository / "gone.txt").unlink()
+
+        assert was_deleted(repository / "gone.txt")
+
+    def test_a_deletion_that_is_staged(self, repository: Path) -> None:
+        git(repository, "rm", "--quiet", "gone.txt")
+
+        assert was_deleted(repository / "gone.txt")
+
+    def test_a_folder(self, repository: Path) -> None:
+        (repository / "notes").mkdir()
+        (repository / "notes" / "a.txt").write_text("a")
+        git(repository, "add", "--all")
+        git(repository, "commit", "--quiet", "--message=second")
+        shutil.rmtree(repository / "notes")
+
+        assert was_deleted(repository / "notes")
+
+    def test_what_is_there_or_never_was(self, repository: Path, tmp_path: Path) -> None:
+        (repository / "kept.txt").write_text("second\n")
+
+        assert not was_deleted(repository / "kept.txt")
+        assert not was_deleted(repository / "ghost.txt")
+        assert not was_deleted(tmp_path / "ghost.txt")
 
 
 class TestCurrentCommit:

@@ -169,13 +169,13 @@ def test_the_first_unit_runs(one: Reading) -> None:
 
 
 def test_the_first_unit_must_fit_the_whole_limit() -> None:
-    """What is declared larger than the limit never fits; what is as large as all that is left does, once."""
-    fresh = [reading(0, 100, "seconds")]
+    """What is declared larger than the limit never runs; what is as large does, though starting took some of it."""
+    for one in (reading(3, 100, "seconds"), foreseen(3, 100, "seconds")):
+        whole, larger = (Expectation(estimate={"seconds": seconds}) for seconds in (100.0, 101.0))
 
-    assert why(fresh, Expectation(estimate={"seconds": 100.0}), first=True) is None
-    assert why(fresh, Expectation(estimate={"seconds": 100.0})) is None, "nothing is used yet"
-    assert why([foreseen(1, 100, "seconds")], Expectation(estimate={"seconds": 99.0})) is not None
-    assert (why(fresh, Expectation(estimate={"seconds": 101.0}), first=True) or "").startswith("needs 1 min 41 s")
+        assert why([one], whole, first=True) is None
+        assert (why([one], whole) or "").startswith("needs 1 min 40 s")
+        assert (why([one], larger, first=True) or "").startswith("needs 1 min 41 s")
 
 
 @pytest.mark.parametrize("settings", [{"scope": "window", "window": "day"}, {"scope": "total"}])

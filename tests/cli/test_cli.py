@@ -229,7 +229,7 @@ def test_the_queue_in_a_persons_hands(shell: Shell, ledger: SqlLedger) -> None:
     added = shell("items", "add", "mine", "--file", "-", "--json", stdin="\n".join(map(json.dumps, lines)) + "\n\n")
     listed = shell("items", "list", "mine", "--json")
     table = shell.here("items", "list", "mine")
-    discarded = shell.here("items", "discard", "mine", "one", "ghost", "--reason", "not [wanted]")
+    discarded = shell.here("items", "discard", "mine", "one", "--reason", "not [wanted]")
     dead = item_in(ledger, "one")
     retried = shell.here("items", "retry", "mine", "--json")
 
@@ -237,7 +237,7 @@ def test_the_queue_in_a_persons_hands(shell: Shell, ledger: SqlLedger) -> None:
     assert [(row["id"], row["status"]) for row in listed.json()] == [("a:x:b", "blocked"), ("one", "available")]
     assert listed.json()[1]["payload"] == {"path": "a.txt"}
     assert "a:x:b" in table.out, "an id is shown as it is"
-    assert (discarded.code, discarded.out.strip()) == (OK, "1 of 2 discarded in mine")
+    assert (discarded.code, discarded.out.strip()) == (OK, "1 of 1 discarded in mine")
     assert (dead.status, dead.error) == (ItemStatus.DISCARDED, "not [wanted]")
     assert retried.json() == {"chain": "mine", "retried": 1}
     assert item_in(ledger, "one").status == ItemStatus.AVAILABLE
@@ -271,11 +271,13 @@ def test_what_belongs_to_an_item_is_added_with_it(shell: Shell, ledger: SqlLedge
 
 
 @pytest.mark.parametrize(("command", "verb"), [("retry", "retried"), ("discard", "discarded")])
-def test_ids_that_there_are_not_count_for_nothing(shell: Shell, ledger: SqlLedger, command: str, verb: str) -> None:
-    """A retry and a discard say how many items they found."""
-    open_session(ledger)
+def test_items_that_are_past_it_count_for_nothing(shell: Shell, ledger: SqlLedger, command: str, verb: str) -> None:
+    """A retry and a discard say how many items they changed."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [WorkItem(id="one")])
+    ledger.claim(fence, lambda estimate: None)
 
-    assert shell.here("items", command, "mine", "ghost", "--json").json() == {"chain": "mine", verb: 0}
+    assert shell.here("items", command, "mine", "one", "--json").json() == {"chain": "mine", verb: 0}
 
 
 # Wrong input --------------------------------------------------------------------------------------------------------
@@ -317,6 +319,8 @@ REFUSALS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "add-no-json": ([*ADD, "--file", "no-json.jsonl"], ("--file line 2", "nonsense")),
     "add-no-file": ([*ADD, "--file", "ghost.jsonl"], ("--file", "ghost.jsonl")),
     "add-bytes": ([*ADD, "--file", "bytes.jsonl"], ("--file", "bytes.jsonl")),
+    "retry-unknown": (["items", "retry", "mine", "there", "ghost"], ("item", "ghost", "mine")),
+    "discard-unknown": (["items", "discard", "mine", "there", "ghost"], ("item", "ghost", "mine")),
     "discard-nothing": (["items", "discard", "mine"], ("items discard", "id")),
     "start-name": (["session", "start", "Bad Name"], ("chain", "Bad Name", "a-z")),
     "start-zero": (["session", "start", "new", "--tokens", "0"], ("tokens", "0", "above 0")),
@@ -333,6 +337,7 @@ REFUSALS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "save-cursor": ([*SAVE, "--cursor", "{bad"], ("--cursor", "{bad", "JSON")),
     "save-cursor-nan": ([*SAVE, "--cursor", "[NaN]"], ("--cursor", "nan")),
     "save-context": ([*SAVE, "--context", "[1]"], ("--context", "JSON object")),
+    "wrap-missing": (["session", "wrap", "--commit", "agents.py", "--commit", "ghost/"], ("--commit", "ghost")),
     "run-plain": (["run", "agents.py:plain"], ("entrypoint", "agents.py:plain", "as_flow()")),
     "run-number": (["run", "agents.py:number"], ("entrypoint", "agents.py:number")),
     "run-no-name": (["run", "agents.py:nothing"], ("entrypoint", "agents.py:nothing")),
@@ -537,6 +542,28 @@ def test_done_finishes_the_chain(story: dict[str, Said]) -> None:
 def test_a_task_that_is_done_is_not_started_again(story: dict[str, Said]) -> None:
     """Nobody could do anything in such a session, and its lease would keep the chain for an hour."""
     story["start a finished one"].is_refusal("research", "done")
+
+
+def test_what_was_deleted_is_committed_too(shell: Shell) -> None:
+    """A path that git knows need not be there any more; the session ends and its commit has the deletion."""
+    (shell.folder / "notes").mkdir()
+    (shell.folder / "notes" / "a.txt").write_text("a")
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=shell.folder, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    git("init", "--quiet")
+    git("add", "notes")
+    git("-c", "user.name=Ada", "-c", "user.email=ada@example.org", "commit", "--quiet", "--message=first")
+    (shell.folder / "notes" / "a.txt").unlink()
+    (shell.folder / "notes").rmdir()
+    word = shell.here("session", "start", "research").out.strip()
+
+    said = shell.here("session", "wrap", "--commit", "notes/", "--session", word)
+
+    assert said.code == OK, said
+    assert "notes/a.txt" in git("show", "--format=", "--name-status", "HEAD")
 
 
 def test_sessions_by_hand_need_no_server(story: dict[str, Said]) -> None:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, insert, literal, select, update
 
+from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.engine import connect, insert_if_new, reading, shown, writing
 from perpetual_blocks.adapters.database.items import add_items, item_of
-from perpetual_blocks.budget import Expectation, Spend
+from perpetual_blocks.budget import Budget, Expectation, Limit, Spend
 from perpetual_blocks.clock import Clock, SystemClock
 from perpetual_blocks.errors import Fenced, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.faults import reached
@@ -30,7 +32,7 @@ from perpetual_blocks.session.chain import (
     SessionState,
     refusal,
 )
-from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, UnitCost
+from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, Reserve, UnitCost
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem, sources
 
 DEFAULT_LEASE_SECONDS = 60.0
@@ -69,6 +71,7 @@ class SqlLedger:
         self._clock = clock or SystemClock()
         self._lease_seconds = lease_seconds
         self._synced = durability == "full"
+        self._shared_limits: tuple[tuple[str, int], _Shared] | None = None
 
     def lease_seconds(self) -> float:
         return self._lease_seconds
@@ -148,6 +151,10 @@ class SqlLedger:
                     choices=[],
                 )
             )
+            for limit in self._shared(connection, fence).limits:
+                pools.release_all(connection, chain.uid)
+                pool, share, priority = pool_key(limit), limit.share, limit.priority
+                pools.join(connection, pool, limit.resource, chain.uid, share=share, priority=priority)
             opened = _find_chain(connection, request.chain)
             previous = _session(connection, request.chain, latest.ordinal) if latest else None
         assert opened is not None
@@ -155,7 +162,9 @@ class SqlLedger:
 
     def heartbeat(self, fence: Fence) -> None:
         with self._writing() as connection:
-            self._pass_fence(connection, fence)
+            now = self._pass_fence(connection, fence)
+            if (shared := self._shared(connection, fence)).limits:
+                pools.renew(connection, shared.uid, now + self._lease_seconds, now)
 
     def resumed(self, fence: Fence, resume_seconds: float, verified: tuple[int, int] | None) -> None:
         with self._writing() as connection:
@@ -219,14 +228,24 @@ class SqlLedger:
                 _reopen(connection, chain, self._clock.now())
             return added
 
-    def claim(self, fence: Fence, misfit: Callable[[Item], Misfit | None]) -> Claim:
+    def claim(
+        self,
+        fence: Fence,
+        misfit: Callable[[Item], Misfit | None],
+        reserves: Callable[[Item], list[Reserve]] = lambda item: [],
+    ) -> Claim:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
             passed_over: dict[str, str] = {}
             others = 0
+            contended = False
             for row in _queue(connection, fence.chain):
                 item = item_of(row)
                 reason = misfit(item)
+                wanted = reserves(item) if reason is None else []
+                if wanted and (refused := self._reserve(connection, fence, item, wanted, now)) is not None:
+                    reason = Misfit(refused.reason)
+                    contended = contended or refused.contended
                 if reason is None:
                     _move(
                         connection,
@@ -247,7 +266,17 @@ class SqlLedger:
                 waited_long = item.passed_over >= PATIENCE and row["passed_over_in"] != fence.ordinal
                 if reason.patient and waited_long:
                     break
-            return Claim(None, passed_over, others)
+            return Claim(None, passed_over, others, contended)
+
+    def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
+        with self._writing() as connection:
+            now = self._pass_fence(connection, fence)
+            refused = self._reserve(connection, fence, item, reserves, now)
+            return None if refused is None else refused.reason
+
+    def pool_spends(self, limit: Limit, since: float) -> list[Spend]:
+        with self._reading() as connection:
+            return pools.spends(connection, pool_key(limit), limit.resource, since)
 
     def commit_unit(
         self, fence: Fence, item: Item, outcome: Outcome, result_key: str, spent: Mapping[str, float]
@@ -279,6 +308,7 @@ class SqlLedger:
                 result_key=result_key,
             )
             _count_usage(connection, fence, item, 0, outcome.usage, now)
+            self._settle(connection, fence, item, 0, outcome.usage, now)
             connection.execute(_COUNT_UNIT, {**_of_session(fence), "usage": dict(spent)})
             if outcome.done:
                 _unblock(connection, fence.chain, item.id, now)
@@ -298,6 +328,7 @@ class SqlLedger:
             counted = {"attempts": attempts, "failures": failures, "error": error, "claimed_by": None}
             _move(connection, fence.chain, item.id, target, now, **counted)
             _count_usage(connection, fence, item, failures, usage, now)
+            self._settle(connection, fence, item, failures, usage, now)
             connection.execute(_UPDATE_SESSION, {**_of_session(fence), "usage": dict(spent)})
             return target
 
@@ -313,6 +344,7 @@ class SqlLedger:
             counted = {"cut_offs": cut_offs, "failures": failures, "interruptions": item.interruptions + 1}
             _move(connection, fence.chain, item.id, target, now, error=error, claimed_by=None, **counted)
             _count_usage(connection, fence, item, failures, usage, now)
+            self._settle(connection, fence, item, failures, usage, now)
             connection.execute(_UPDATE_SESSION, {**_of_session(fence), "usage": dict(spent)})
             return target
 
@@ -320,6 +352,51 @@ class SqlLedger:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
             _give_back(connection, fence.chain, fence.ordinal, now, only=item.id)
+            self._give_back_reserved(connection, fence)
+
+    # Pools ----------------------------------------------------------------------------------------------------------
+
+    def _shared(self, connection: Connection, fence: Fence) -> _Shared:
+        """The limits of a session that are shared with other chains."""
+        key = (fence.chain, fence.epoch)
+        if self._shared_limits is None or self._shared_limits[0] != key:
+            chain = _find_chain(connection, fence.chain)
+            assert chain is not None
+            budget = Budget.from_json(chain.settings.get("budget") or [])
+            # Everybody locks several pools in the same order, so that no two wait for each other.
+            limits = sorted((limit for limit in budget if limit.pool), key=lambda x: (pool_key(x), x.resource))
+            self._shared_limits = (key, _Shared(chain.uid, tuple(limits)))
+        return self._shared_limits[1]
+
+    def _reserve(
+        self, connection: Connection, fence: Fence, item: Item, wanted: Sequence[Reserve], now: float
+    ) -> pools.Refused | None:
+        uid = self._shared(connection, fence).uid
+        for one in sorted(wanted, key=lambda reserve: (pool_key(reserve.limit), reserve.limit.resource)):
+            limit = one.limit
+            request = pools.PoolRequest(
+                unit=_pool_unit(limit, uid, item),
+                wanted=one.amount,
+                amount=limit.amount,
+                since=limit.window.since(now) if limit.window else None,
+                expires_at=now + self._lease_seconds,
+            )
+            answer = pools.reserve(connection, request, now)
+            if isinstance(answer, pools.Refused):
+                return answer
+        return None
+
+    def _settle(
+        self, connection: Connection, fence: Fence, item: Item, failure: int, usage: Mapping[str, float], now: float
+    ) -> None:
+        shared = self._shared(connection, fence)
+        for limit in shared.limits:
+            unit = _pool_unit(limit, shared.uid, item)
+            pools.settle(connection, unit, usage.get(limit.resource, 0.0), now, failure)
+
+    def _give_back_reserved(self, connection: Connection, fence: Fence) -> None:
+        if (shared := self._shared(connection, fence)).limits:
+            pools.release_all(connection, shared.uid)
 
     # Documents and follow-ons ---------------------------------------------------------------------------------------
 
@@ -500,6 +577,23 @@ class SqlLedger:
             for item in wanted:
                 _move(connection, chain, item, ItemStatus.DISCARDED, self._clock.now(), error=reason)
             return len(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """The chain's uid, by which pools know it, and its limits that have one."""
+
+    uid: str
+    limits: tuple[Limit, ...]
+
+
+def pool_key(limit: Limit) -> str:
+    """The pool of a limit by its full name: those of one name with different windows are different accounts."""
+    return f"{limit.pool}/{limit.window or limit.scope}"
+
+
+def _pool_unit(limit: Limit, uid: str, item: Item) -> pools.PoolUnit:
+    return pools.PoolUnit(pool=pool_key(limit), resource=limit.resource, holder=uid, item=item.id, unit=item.units + 1)
 
 
 _FOLLOW_ON_COLUMNS = ("parameters", "run_name", "tags", "job_variables", "work_queue", "not_before")

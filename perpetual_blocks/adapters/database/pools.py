@@ -15,8 +15,25 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.engine import insert_if_new
-from perpetual_blocks.budget.pool import Member, Refusal, refusal
+from perpetual_blocks.budget import Spend
+from perpetual_blocks.budget.pool import Member, refusal
+from perpetual_blocks.budget.pool import Refusal as Refused
 from perpetual_blocks.errors import InvalidInput
+
+__all__ = [
+    "Grant",
+    "PoolRequest",
+    "PoolUnit",
+    "Refused",
+    "join",
+    "level",
+    "release",
+    "release_all",
+    "renew",
+    "reserve",
+    "settle",
+    "spends",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +137,7 @@ def join(
     connection.execute(_SET_MEMBER, {**key, "of_holder": holder, "share": share, "priority": priority})
 
 
-def reserve(connection: Connection, request: PoolRequest, now: float) -> Grant | Refusal:
+def reserve(connection: Connection, request: PoolRequest, now: float) -> Grant | Refused:
     """Reserves for a unit before it spends, or extends what is reserved for it; refused, all stays as it was."""
     unit = request.unit
     _show_window(connection, unit.pool, unit.resource, request.since)
@@ -180,6 +197,16 @@ def level(connection: Connection, pool: str, resource: str, since: float | None,
     _, members = _standing(connection, PoolUnit(pool=pool, resource=resource, holder="", item=""), now)
     used = sum(member.used for member in members)
     return round(used, 9), round(sum(member.reserved for member in members), 9)
+
+
+def spends(connection: Connection, pool: str, resource: str, since: float) -> list[Spend]:
+    """What everybody has spent of a pool from that instant on, in order."""
+    rows = (
+        select(t.pool_spending.c.at, t.pool_spending.c.amount)
+        .where(t.pool_spending.c.pool == pool, t.pool_spending.c.resource == resource, t.pool_spending.c.at >= since)
+        .order_by(t.pool_spending.c.at)
+    )
+    return [Spend(at, amount) for at, amount in connection.execute(rows)]
 
 
 def _lock(connection: Connection, pool: str, resource: str) -> float:
