@@ -77,8 +77,7 @@ class DocMiner(PerpetualAgent):
 
 mine_docs = DocMiner.as_flow(
     name="mine-docs",
-    # A forecast decides whether the next module still fits, so the threshold may be high.
-    budget=Budget(tokens=Limit("tokens", 800_000, threshold=0.98)),
+    budget=Budget(tokens=800_000),
 )
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, model_validator
 
 from perpetual_blocks.budget import Budget, Limit
+from perpetual_blocks.budget.limits import DEFAULT_THRESHOLD, Rule, Scope
 
 
 class LimitSettings(BaseModel):
@@ -18,13 +19,37 @@ class LimitSettings(BaseModel):
         title="Resource",
         description="What is limited; cost is in US dollars, memory in MiB of the process and its children.",
     )
-    amount: float = Field(default=200_000, ge=0.000001, title="Amount", description="How much a session may use.")
+    amount: float = Field(default=200_000, ge=0.000001, title="Amount", description="How much may be used.")
     threshold: float = Field(
-        default=0.85,
+        default=DEFAULT_THRESHOLD,
         ge=0.01,
         le=1,
         title="Threshold",
-        description="The share of it at which the session wraps.",
+        description="With the rule fixed: the share of it from which on nothing is started.",
+    )
+    # Prefect's checksum of a block's form depends on the order: new fields come last.
+    scope: Scope = Field(
+        default="session", title="Scope", description="What it is for: each session, each window, or all in total."
+    )
+    window: str = Field(
+        default="",
+        pattern=r"^$|^(minute|hour|day|week|month)( \S+)?$|^[1-9][0-9]{0,8}[smhd]$",
+        title="Window",
+        description='With the scope window: "day", "month America/Los_Angeles", or the last "5h" or "7d".',
+    )
+    rule: Rule = Field(
+        default="predictive",
+        title="Rule",
+        description="predictive: when the next unit would probably not fit; adaptive: 90, 85 or 80 % by complexity.",
+    )
+    pool: str = Field(
+        default="", title="Pool", description="A name: all chains that give the same one share a window or a total."
+    )
+    share: float = Field(
+        default=0, ge=0, le=1, title="Share", description="With a pool: the share of it that is kept for this chain."
+    )
+    priority: int = Field(
+        default=0, title="Priority", description="With a pool: may borrow what is kept for lower ones."
     )
 
     def get_limit(self) -> Limit:
@@ -33,16 +58,25 @@ class LimitSettings(BaseModel):
         Raises:
             InvalidInput: a value that is out of range.
         """
-        if self.resource == "memory_mib":
-            return Limit("memory", self.amount * 2**20, threshold=self.threshold)
-        return Limit(self.resource, self.amount, threshold=self.threshold)
+        in_mib = self.resource == "memory_mib"
+        return Limit(
+            "memory" if in_mib else self.resource,
+            self.amount * 2**20 if in_mib else self.amount,
+            scope=self.scope,
+            window=self.window or None,
+            threshold=self.threshold if self.rule == "fixed" else None,
+            rule=self.rule,
+            pool=self.pool or None,
+            share=self.share,
+            priority=self.priority,
+        )
 
 
 class ResourceBudget(Block):
-    """What each session of a perpetual flow may use before it hands over to the next.
+    """What a perpetual flow may use: in each session before it hands over to the next, in each quota window, in all.
 
     Attributes:
-        limits: One limit for each resource; the session wraps at the first that comes near.
+        limits: The session wraps at the first that comes near; the follow-on waits for windows; a total ends the chain.
     """
 
     _block_type_name = "Resource Budget"
@@ -51,9 +85,11 @@ class ResourceBudget(Block):
         "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos/process.png"
     )
     _documentation_url = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
-    _description = "What each session of a perpetual flow may use: tokens, dollars, calls, seconds, memory."
+    _description = (
+        "What a perpetual flow may use, in a session, a quota window or in total: tokens, dollars, calls, time, memory."
+    )
 
-    limits: list[LimitSettings] = Field(..., title="Limits", description="One row for each resource that is limited.")
+    limits: list[LimitSettings] = Field(..., title="Limits", description="One row for each limit.")
 
     @model_validator(mode="after")
     def _check(self) -> "ResourceBudget":
@@ -64,6 +100,6 @@ class ResourceBudget(Block):
         """The budget.
 
         Raises:
-            InvalidInput: a limit is wrong, or one resource has two.
+            InvalidInput: a limit is wrong, contradicts another one, or is there twice.
         """
         return Budget(*(limit.get_limit() for limit in self.limits))

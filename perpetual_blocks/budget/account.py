@@ -1,6 +1,6 @@
 """Accounts: what has been spent of one limit, and when it will be free again."""
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ class Account:
     def add(self, at: float, amount: float) -> None:
         """Something was spent."""
         if amount > 0:
-            self._spends.append(Spend(at, amount))
+            insort(self._spends, Spend(at, amount), lo=self._first)  # another machine's clock may be ahead
             self._counted += amount
 
     def used(self, now: float) -> float:
@@ -73,9 +73,10 @@ class Account:
         return sorted(moment for moment in moments if moment > now)
 
     def _forgets(self, at: float, window: Window) -> float:
-        if self.quota is not None and at <= self.quota.resets_at:
-            return self.quota.resets_at
-        return window.forgets(at)
+        forgotten = window.forgets(at)
+        quota = self.quota
+        # What had been forgotten when the provider spoke is not what it spoke of.
+        return quota.resets_at if quota is not None and at <= quota.resets_at and forgotten > quota.at else forgotten
 
     def _with_quota(self, counted: float, now: float) -> float:
         quota = self.quota

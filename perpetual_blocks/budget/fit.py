@@ -25,7 +25,7 @@ def overrun_risk(forecast: Forecast, hint: Hint, remaining: float, amount: float
 
     * of this decision: Σ w · P(unit > remaining - c)
     * of all sessions that stop at this level, in part: 0.35 Σ w · ∫ P(unit > x) dx / E[unit], for x from remaining - c
-      to amount - c. By renewal theory that many of the units that start above the level overrun it; many small
+      to the amount. By renewal theory that many of the units that start above the level overrun it; many small
       decisions in a row add up, and where a unit is as large as a session there are few of them.
 
     Args:
@@ -35,17 +35,22 @@ def overrun_risk(forecast: Forecast, hint: Hint, remaining: float, amount: float
     law, bound = forecast.law(hint), forecast.bound(hint)
     if law is None and bound is None:
         return 0.0 if remaining > COLD_START * amount else 1.0
+    scale, scores = (forecast.caution * law.scale, law.scores) if law is not None else (1.0, None)
+    mean = scores.mean() if scores is not None else 0.0
+    never = scores.excess(amount / scale) if scores is not None else 0.0
     here = ever = 0.0
     for cost, weight in shutdown:
         room = remaining - cost
         if room <= 0:
             here += weight
             ever += weight
-        elif law is None or (bound is not None and bound <= room):
-            here += 0.0 if bound is not None and bound <= room else weight
+        elif bound is not None and bound <= room:
+            continue
+        elif scores is None:
+            here += weight
         else:
-            here += weight * law.above(room / forecast.caution)
-            ever += weight * law.starts_between(room / forecast.caution, (amount - cost) / forecast.caution)
+            here += weight * scores.above(room / scale)
+            ever += weight * (scores.excess(room / scale) - never) / mean if mean else 0.0
     return max(here, SESSIONS_WEIGHT * ever)
 
 

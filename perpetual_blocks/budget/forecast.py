@@ -22,6 +22,7 @@ CONSTANT_ADVANTAGE = 0.9
 TRIALS = 15  # a predictor that scales is not trusted before it was judged this often
 CENSORED = 1.5  # a unit that was cut off at x counts as this times x
 BOUND_MARGIN = 1.05
+NEVER_TRUSTED = 0.0
 COLD_SHUTDOWNS, COLD_SHUTDOWN_SHARE = 8, 0.08
 CAUTION_STEP, CAUTION = 0.2, (0.7, 4.0)
 FIRST_CAUTION = 0.9  # a mean over the laws of the stopping benchmark: there, sessions that begin at 1 waste 1 % more
@@ -57,11 +58,6 @@ class Law(NamedTuple):
     def above(self, cost: float) -> float:
         """P(unit > cost)."""
         return self.scores.above(cost / self.scale)
-
-    def starts_between(self, low: float, high: float) -> float:
-        """∫ P(unit > x) dx / E[unit] from low to high: of the units that start there, how many use up all of it."""
-        mean = self.scores.mean()
-        return (self.scores.excess(low / self.scale) - self.scores.excess(high / self.scale)) / mean if mean else 0.0
 
     def within(self, cost: float) -> float:
         """E[unit; unit ≤ cost]: the work that an attempt brings on average, which is lost when it is cut off there."""
@@ -129,8 +125,9 @@ class Forecast:
     def learn(self, cost: float, hint: Hint = Hint(), *, finished: bool = True) -> None:  # noqa: B008 - immutable
         """A unit ended at this cost; one that was cut off would have cost more."""
         cost = cost if finished else CENSORED * cost
-        if hint.bound and cost > hint.bound * self.exceeded.get(hint.kind, 1.0):
-            self.exceeded[hint.kind] = BOUND_MARGIN * cost / hint.bound
+        bound = self.bound(hint)
+        if bound is not None and hint.bound is not None and cost > bound:
+            self.exceeded[hint.kind] = BOUND_MARGIN * cost / hint.bound if hint.bound else NEVER_TRUSTED
         for predictor, law in self._candidates(hint):
             if len(law.scores):
                 predictor.judge(cost, law.quantile(RISK))
@@ -143,11 +140,11 @@ class Forecast:
                 level + speed * (now - level) for level, speed in zip(levels, SPEEDS, strict=True)
             ]
 
-    def close(self, shutdown: float | None, *, graceful: bool) -> None:
+    def close(self, shutdown: float | None, *, graceful: bool, risk: float = RISK) -> None:
         """A session ended; `shutdown` is what its shutdown cost, None where it had none."""
         if shutdown is not None:
             self.shutdowns.add(shutdown)
-        step = -CAUTION_STEP * RISK / (1 - RISK) if graceful else CAUTION_STEP
+        step = -CAUTION_STEP * risk / (1 - risk) if graceful else CAUTION_STEP
         lowest, highest = CAUTION
         self.caution = min(highest, max(lowest, self.caution * exp(step)))
 
@@ -174,7 +171,8 @@ class Forecast:
 
     def bound(self, hint: Hint) -> float | None:
         """What the unit cannot exceed, as far as what was said of its kind was ever true."""
-        return None if hint.bound is None else hint.bound * self.exceeded.get(hint.kind, 1.0)
+        factor = self.exceeded.get(hint.kind, 1.0)
+        return None if hint.bound is None or factor == NEVER_TRUSTED else hint.bound * factor
 
     def shutdown_cost(self, above: float) -> float:
         """What a shutdown exceeds with this probability; 0 when none was seen."""
@@ -214,8 +212,8 @@ class Forecast:
             "following": [predictor.to_json() for predictor in self.following],
             "declared": self.declared.to_json(),
             "by_kind": {kind: scores.samples() for kind, scores in self.by_kind.items()},
-            "levels": self.levels,
-            "exceeded": self.exceeded,
+            "levels": dict(self.levels),
+            "exceeded": dict(self.exceeded),
             "shutdowns": self.shutdowns.samples(),
             "caution": self.caution,
         }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from itertools import permutations
 from typing import Any, Literal, get_args
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -58,7 +58,7 @@ class Limit:
         share: float = 0.0,
         priority: int = 0,
     ) -> None:
-        if resource not in RESOURCES:
+        if not isinstance(resource, str) or resource not in RESOURCES:
             raise InvalidInput.of("Limit.resource", resource, f"one of {', '.join(RESOURCES)}")
         self.resource = resource
         self.amount = _amount(resource, amount)
@@ -148,7 +148,7 @@ class Limit:
     def __repr__(self) -> str:
         _, amount, *others = self.to_json().items()
         extra = "".join(f", {name}={value!r}" for name, value in others if value != _DEFAULTS.get(name))
-        return f"Limit({self.resource!r}, {amount[1]:g}{extra})"
+        return f"Limit({self.resource!r}, {amount[1]:.15g}{extra})"
 
     def __str__(self) -> str:
         return f"{show(self.resource, self.amount)}{self.per}"
@@ -168,7 +168,12 @@ _DEFAULTS = {"scope": "session", "rule": "predictive", "share": 0.0, "priority":
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def _amount(resource: str, amount: object) -> float:
@@ -229,13 +234,10 @@ class Budget:
 
     def _check_reachable(self) -> None:
         """Refuses a limit that another one of the same resource makes useless: 1,000 an hour, but 500 a day."""
-        for resource in RESOURCES:
-            same = sorted((limit for limit in self if limit.resource == resource), key=_breadth)
-            for narrow, wide in pairwise(same):
-                if narrow.amount > wide.amount and _breadth(narrow) < _breadth(wide):
-                    raise InvalidInput.of(
-                        f"Budget.{narrow.name}", narrow.amount, f"at most the {wide.amount:g} of {wide.name}"
-                    )
+        for narrow, wide in permutations(self, 2):
+            if narrow.resource == wide.resource and narrow.amount > wide.amount and _within(narrow, wide):
+                expected = f"at most the {show(wide.resource, wide.amount)} of {wide.name}"
+                raise InvalidInput.of(f"Budget.{narrow.name}", narrow.amount, expected)
 
     def __iter__(self) -> Iterator[Limit]:
         return iter(self._limits.values())
@@ -250,11 +252,7 @@ class Budget:
         risk = [] if self.risk == RISK else [f"risk={self.risk:g}"]
         return f"Budget({', '.join([*map(repr, self), *risk])})"
 
-    def limits_on(self, resource: str) -> list[Limit]:
-        """The limits of one resource."""
-        return [limit for limit in self if limit.resource == resource]
-
-    def check_estimate(self, amounts: Mapping[str, float], where: str) -> None:
+    def check_amounts(self, amounts: Mapping[str, float], where: str) -> None:
         """Refuses work that could never be done.
 
         Raises:
@@ -277,11 +275,17 @@ class Budget:
         return cls(*map(Limit.from_json, budget["limits"]), risk=budget["risk"])
 
 
-def _breadth(limit: Limit) -> float:
-    """Roughly how many seconds a limit spans: a session is the narrowest, the total the widest."""
-    if limit.window is None:
-        return 0.0 if limit.scope == "session" else math.inf
-    return limit.window.seconds
+def _within(narrow: Limit, wide: Limit) -> bool:
+    """Whether all that counts against the narrow limit always counts against the wide one too.
+
+    A session may go on from one day into the next, and five hours may too: they are not within a day of the calendar.
+    """
+    if narrow.scope == "total" or wide.scope == "session":
+        return False
+    if narrow.window is None or wide.window is None:
+        return wide.scope == "total"
+    narrow_rolls, wide_rolls = (window.resets_at(0.0) is None for window in (narrow.window, wide.window))
+    return narrow.window.seconds < wide.window.seconds and (wide_rolls or not narrow_rolls)
 
 
 def _named(name: str, value: float | str | Limit) -> Limit:

@@ -83,6 +83,8 @@ class BudgetMonitor:
         self._cancellable = cancellable
         self._started = clock.monotonic() - elapsed
         self._lifetime = None if until is None else max(1e-3, until - clock.now() + elapsed)
+        if self._lifetime is not None and all(limit.name != "seconds" for limit in budget):
+            self._budget = budget = Budget(*budget, Limit("seconds", self._lifetime), risk=budget.risk)
         record = record or Record()
         self.forecasts = {resource: record.forecasts.get(resource) or Forecast() for resource in RESOURCES}
         self._accounts = {limit.name: Account(limit, self._before(limit, record)) for limit in budget}
@@ -171,7 +173,7 @@ class BudgetMonitor:
             if reading.limit.scope != "session" or _is_gauge(reading.limit):
                 continue
             cost = seconds if resource == "seconds" else usage.get(resource, 0.0)
-            self.forecasts[resource].close(cost, graceful=reading.used <= reading.amount)
+            self.forecasts[resource].close(cost, graceful=reading.used <= reading.amount, risk=self._budget.risk)
 
     # Asking ---------------------------------------------------------------------------------------------------------
 
@@ -181,7 +183,7 @@ class BudgetMonitor:
 
     def verdict(self) -> Verdict:
         """How the budget stands for a typical unit."""
-        return judge(self.readings(), risk=self._budget.risk)
+        return judge(self.readings(), risk=self._budget.risk, first=self.units == 0)
 
     def refuse(self, unit: Expectation, readings: list[Reading] | None = None) -> Refusal | None:
         """Why this unit should not be started now; None when it should."""
@@ -202,6 +204,9 @@ class BudgetMonitor:
             readings = [self._reading(a.limit, a.later(moment), a.limit.amount) for a in lasting]
             return refuse(readings, unit, risk=self._budget.risk) is None
 
+        if any(account.limit.resource in self._cancellable for account in lasting):
+            # Room for a small attempt may be worth it where more room, for one that is cut off late, is not.
+            return next(filter(fits, moments), None)
         # What is used only falls from one moment to the next, so the first that fits can be halved for.
         low, high = 0, len(moments)
         while low < high:

@@ -58,7 +58,9 @@ class Reading:
     @property
     def reserve(self) -> float:
         """What a unit must leave for the shutdown: in time at least the minimal save's."""
-        minimal = self.amount * MINIMAL_SAVE if self.limit.name == "seconds" else 0.0
+        if self.limit.scope != "session":
+            return 0.0
+        minimal = self.amount * MINIMAL_SAVE if self.limit.resource == "seconds" else 0.0
         return reserve(self.forecast, minimal)
 
     @property
@@ -167,12 +169,12 @@ def reservation(reading: Reading, unit: Expectation) -> float:
     return min(bound, reading.amount)
 
 
-def judge(readings: Sequence[Reading], *, risk: float) -> Verdict:
-    """How the budget stands for a typical unit."""
+def judge(readings: Sequence[Reading], *, risk: float, first: bool = False) -> Verdict:
+    """How the budget stands for a typical unit; `first` as for `refuse`."""
     if not readings:
         return Verdict(Status.HEALTHY, "no limits")
     fullest = max(readings, key=_fullness)
-    refusal = refuse(readings, Expectation(), risk=risk)
+    refusal = refuse(readings, Expectation(), risk=risk, first=first)
     if refusal is not None:
         return Verdict(Status.WRAP_NOW, refusal.why, refusal.readings[0])
     near = [reading for reading in readings if _is_near(reading)]

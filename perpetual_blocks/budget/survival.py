@@ -21,7 +21,7 @@ class Survival:
         samples: Those that are known, the oldest first; none is below 0.
     """
 
-    __slots__ = ("_order", "_sorted", "_sums", "tail", "window")
+    __slots__ = ("_mean", "_order", "_sorted", "_sums", "tail", "window")
 
     def __init__(self, window: int, tail: float, samples: Iterable[float] = ()) -> None:
         self.window = window
@@ -29,6 +29,7 @@ class Survival:
         self._order = deque(samples, maxlen=window)
         self._sorted = sorted(self._order)
         self._sums: list[float] | None = None
+        self._mean: float | None = None
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -43,7 +44,7 @@ class Survival:
             del self._sorted[bisect_left(self._sorted, self._order[0])]
         self._order.append(sample)
         insort(self._sorted, sample)
-        self._sums = None
+        self._sums = self._mean = None
 
     def above(self, x: float) -> float:
         """S(x). Without samples a Pareto law from 1 on: scores are costs in units of what was expected."""
@@ -80,7 +81,9 @@ class Survival:
 
     def mean(self) -> float:
         """E[sample]."""
-        return self.excess(0.0)
+        if self._mean is None:
+            self._mean = self.excess(0.0)
+        return self._mean
 
     def quantile(self, above: float) -> float:
         """The x with S(x) = `above`, which is in (0, 1)."""

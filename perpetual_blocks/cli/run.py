@@ -6,11 +6,14 @@ import secrets
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from threading import Event
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -26,11 +29,16 @@ from perpetual_blocks.cli.output import (
     print_json,
 )
 from perpetual_blocks.cli.render import chain_view
+from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import PerpetualError, Superseded, UnknownChain
+from perpetual_blocks.session.follow_on import ready_at
 from perpetual_blocks.session.ports import Ledger
 from perpetual_blocks.session.status import chain_status
 
 HERE = Where()
+
+LOOK_AGAIN_SECONDS = 5.0
+"""How often a chain that waits for its quota looks whether there is room earlier: a pool's others may use less."""
 
 MOST_CRASHES = 3
 """So many sessions in a row may die without finishing a unit; a chain that crashes at once would never end."""
@@ -123,6 +131,8 @@ class _Sessions:
             crashes = crashes + 1 if crashed and self._units()[1] == before[1] else 0
             if interrupted or status["status"] not in GOES_ON or crashes >= MOST_CRASHES:
                 return interrupted
+            if not crashed and self._wait_for_room():
+                return True
 
     def _run_one(self) -> "tuple[subprocess.Popen[bytes], bool]":
         # Where a live view is drawn, or nothing is to be seen, the session's log goes to a file.
@@ -133,23 +143,36 @@ class _Sessions:
             )
         interrupted = False
 
-        def forward(_number: int, _frame: Any) -> None:
+        def forward() -> None:
             # The session wraps at SIGTERM; it has its own process group, so that Ctrl-C reaches it through us alone.
             nonlocal interrupted
             interrupted = True
             child.terminate()
 
-        previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with _signals(forward):
             while True:
                 try:
                     child.wait(timeout=0.25)
                     return child, interrupted
                 except subprocess.TimeoutExpired:
                     self.follower.look()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+
+    def _wait_for_room(self) -> bool:
+        """Waits until a quota window has room for the next unit; whether it was interrupted."""
+        resume_at = self.ledger.chain(self.chain).resume_at
+        if resume_at is None or resume_at <= time.time():
+            return False
+        when = datetime.fromtimestamp(resume_at).astimezone()
+        self.follower.note(f"waits for its quota until {when:%d %b %H:%M:%S %Z}, or for room before that")
+        asked = Event()
+        with _signals(asked.set):
+            while (left := resume_at - time.time()) > 0:
+                if asked.wait(min(left, LOOK_AGAIN_SECONDS)):
+                    return True
+                self.follower.look()
+                sooner = ready_at(self.ledger, self.chain, SystemClock())
+                resume_at = min(resume_at, sooner) if sooner is not None else resume_at
+        return False
 
     def _units(self) -> tuple[int, int]:
         """How many sessions there are, and how many units they have finished."""
@@ -168,6 +191,18 @@ class _Sessions:
         lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         errors = [line for line in lines if "Error: " in line] or lines
         return f"{errors[-1].strip()} (see {log})" if errors else "see above"
+
+
+@contextmanager
+def _signals(asked: Callable[[], None]) -> Iterator[None]:
+    """Calls `asked` at SIGINT and SIGTERM, as long as the `with` block runs."""
+    both = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda *_: asked()) for number in both}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _bury_the_dead(ledger: Ledger, chain: str) -> None:

@@ -9,7 +9,7 @@ from perpetual_blocks.session.account import pool_spends
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.ports import Claim, Fence, Ledger, Misfit, Reserve
 from perpetual_blocks.session.stop import StopRequest
-from perpetual_blocks.work import Item
+from perpetual_blocks.work import CutOff, Item
 
 POLL_SECONDS = 0.25
 MOST_WAITED_SECONDS = 30.0
@@ -60,6 +60,13 @@ class Chooser:
         """Brings what a running unit has reserved of a resource's pools to this amount; why not, or None."""
         wanted = [Reserve(limit, amount) for limit in self._pooled if limit.resource == resource]
         return self._ledger.extend(self._fence, item, wanted)
+
+    def out_of_room(self, item: Item, error: CutOff) -> StopReason:
+        """Why the session ends after a unit was cut off: what is left of its budget is too little for more."""
+        ready = self.ready_at([item.expectation])
+        if ready is None:
+            return StopReason(f"exhausted:{error.resource}", str(error))
+        return StopReason(f"budget:{error.resource}", str(error), ready if ready > self._clock.now() else None)
 
     def ready_at(self, units: list[Expectation]) -> float | None:
         """When the first of these fits into a fresh session, in seconds since the Unix epoch; None for never."""

@@ -1,7 +1,7 @@
 """The session: owns the chain, works through the queue until something says stop, and ends in order."""
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -198,10 +198,8 @@ class Session:
                 outcome = self._world.runner.run(key, unit)
         except UnitRaised as raised:
             if isinstance(raised.__cause__, CutOff):
-                reason = self._cut_off(fence, item, unit.usage, raised.__cause__, fresh=fresh)
-                ready = chooser.ready_at([item.expectation])
-                later = ready if ready is not None and ready > self._world.clock.now() else None
-                return replace(reason, resume_at=later)
+                self._cut_off(fence, item, unit.usage, raised.__cause__, fresh=fresh)
+                return chooser.out_of_room(item, raised.__cause__)
             self._monitor.record(unit.usage)
             self._count_failure(fence, item, unit.usage, raised.__cause__ or raised)
             return None
@@ -223,12 +221,10 @@ class Session:
         )
         return outcome
 
-    def _cut_off(self, fence: Fence, item: Item, usage: dict[str, float], error: CutOff, *, fresh: bool) -> StopReason:
-        """Gives the item back; the session ends, for what is left of its budget is too little for more."""
+    def _cut_off(self, fence: Fence, item: Item, usage: dict[str, float], error: CutOff, *, fresh: bool) -> None:
         self._monitor.record(usage, item.expectation, finished=False)
         status = self._ledger.cut_off(fence, item, str(error), usage, self._monitor.spent, fresh=fresh)
         self._world.tell(UnitCutOff(fence.chain, item.id, str(error), discarded=status is ItemStatus.DISCARDED))
-        return StopReason(f"budget:{error.resource}", f"{error}; it was given back")
 
     def _count_failure(self, fence: Fence, item: Item, usage: dict[str, float], error: BaseException) -> None:
         text = described(error)

@@ -21,6 +21,7 @@ sys.path.insert(1, str(Path(__file__).parents[2]))
 import imports
 import ledger
 import pool
+import stopping
 import unit_overhead
 from harness import Result
 
@@ -29,6 +30,7 @@ BENCHMARKS: dict[tuple[str, ...], Callable[[bool], list[Result]]] = {
     ("ledger_commit_ms", "ledger_vs_raw"): ledger.measure_commit,
     ("claim_ratio_100k_1k",): ledger.measure_claim,
     ("pool_overshoot", "pool_use"): pool.measure,
+    ("stopping_decision_us",): stopping.measure,
     ("unit_overhead_ratio", "unit_overhead_ratio_quiet"): unit_overhead.measure,
 }
 

@@ -86,7 +86,7 @@ def test_the_forms_have_a_required_field_and_say_what_each_field_is_for(block: t
 def test_a_budget_comes_back_as_it_was_saved(on_server: "BlockServer") -> None:
     """The limits that are loaded by name make the same budget, memory in bytes."""
     rows = [
-        LimitSettings(resource="tokens", amount=800_000, threshold=0.98),
+        LimitSettings(resource="tokens", amount=800_000, rule="fixed", threshold=0.98),
         LimitSettings(resource="cost", amount=2.5),
         LimitSettings(resource="memory_mib", amount=512),
     ]

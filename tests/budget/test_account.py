@@ -63,11 +63,13 @@ def test_what_counts_later(text: str, spends: list[Spend], now: float, wait: flo
 
 @given(WINDOWS, SPENDS.filter(bool), MOMENTS)
 def test_the_moments_of_release(text: str, spends: list[Spend], now: float) -> None:
-    """They are in order and in the future, less is used at each of them than just before, and nothing changes between."""
+    """They are in order and in the future; less is used at each than just before, and nothing changes between."""
     made = account(text, spends)
     moments = made.releases(now)
 
-    assert moments == sorted({Window.parse(text).forgets(at) for at, _ in spends if now < Window.parse(text).forgets(at)})
+    assert moments == sorted(
+        {Window.parse(text).forgets(at) for at, _ in spends if now < Window.parse(text).forgets(at)}
+    )
     for moment in moments:
         assert made.later(moment) <= made.later(math.nextafter(moment, 0))
     for before, after in zip([now, *moments], [*moments, now + 10_000], strict=True):
@@ -76,12 +78,24 @@ def test_the_moments_of_release(text: str, spends: list[Spend], now: float) -> N
 
 
 @given(WINDOWS, SPENDS, AMOUNTS, st.integers(1, 100), MOMENTS)
-def test_room_comes_when_the_window_says(text: str, spends: list[Spend], needed: float, amount: int, now: float) -> None:
+def test_room_comes_when_the_window_says(
+    text: str, spends: list[Spend], needed: float, amount: int, now: float
+) -> None:
     """The first release after which something fits is the instant that the window names."""
     made = account(text, spends)
     fitting = [moment for moment in (now, *made.releases(now)) if made.later(moment) + needed <= amount]
 
     assert (fitting or [None])[0] == Window.parse(text).frees_at(needed, amount, spends, now)
+
+
+def test_a_machine_whose_clock_is_ahead() -> None:
+    """What another machine says to have spent a little after now is forgotten after what is spent now, not with it."""
+    made = account("10s", [Spend(105.0, 5.0)])
+    made.add(100.0, 3.0)
+
+    assert made.releases(100.0) == [110.0, 115.0]
+    assert [made.later(moment) for moment in (100.0, 110.0, 115.0)] == [8.0, 5.0, 0.0]
+    assert [made.used(moment) for moment in (100.0, 110.0, 115.0)] == [8.0, 5.0, 0.0]
 
 
 @pytest.mark.parametrize("scope", ["session", "total"])

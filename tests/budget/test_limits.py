@@ -191,13 +191,11 @@ def test_a_budget_without_limits_is_empty() -> None:
 
 
 def test_one_resource_may_have_several_limits() -> None:
-    """One for a session, one for each of several windows, and one in total; they are found by their resource."""
+    """One for a session, one for each of several windows, and one in total."""
     scopes = [Limit("calls", 10), window("calls", 20, "1h"), window("calls", 50, "day"), total("calls", 500)]
     budget = Budget(*scopes, cost=total("cost", 80))
 
     assert [limit.name for limit in budget] == ["calls", "calls/1h", "calls/day", "calls/total", "cost/total"]
-    assert budget.limits_on("calls") == scopes
-    assert budget.limits_on("tokens") == []
 
 
 def test_the_old_list_of_limits_is_read() -> None:
@@ -234,7 +232,8 @@ def test_wrong_budgets_are_refused(limits: tuple[Any, ...], named: dict[str, Any
     ("narrow", "wide"),
     [
         (Limit("calls", 11), total("calls", 10)),
-        (Limit("calls", 11), window("calls", 10, "day")),
+        (window("calls", 11, "1h"), window("calls", 10, "7d")),
+        (window("calls", 11, "day"), window("calls", 10, "7d")),
         (window("calls", 11, "hour"), window("calls", 10, "day")),
         (window("calls", 11, "5h"), window("calls", 10, "7d")),
         (window("calls", 11, "month"), total("calls", 10)),
@@ -253,12 +252,20 @@ def test_limits_that_contradict_each_other_are_refused(narrow: Limit, wide: Limi
 
 def test_contradictions_are_found_behind_a_window_of_the_same_length() -> None:
     """Whichever order the limits come in, each is compared with all that are wider."""
-    rolling, calendar, wide = window("calls", 200, "24h"), window("calls", 10, "day"), window("calls", 100, "week")
+    rolling, calendar, wide = window("calls", 200, "24h"), window("calls", 10, "day"), window("calls", 100, "7d")
 
     for limits in ((calendar, rolling, wide), (rolling, calendar, wide)):
         with pytest.raises(InvalidInput) as refused:
             Budget(*limits)
-        one_line(refused.value, "Budget.calls/1d", "200", "100", "calls/week")
+        one_line(refused.value, "Budget.calls/1d", "200", "100", "calls/7d")
+
+
+@pytest.mark.parametrize("wide", [window("calls", 10, "day"), window("calls", 10, "1m")])
+@pytest.mark.parametrize("narrow", [Limit("calls", 11), window("calls", 11, "30s")])
+def test_what_may_cross_a_border_does_not_contradict(narrow: Limit, wide: Limit) -> None:
+    """A session may go on from one day, or minute, into the next, and so may rolling seconds into the next day."""
+    if narrow.window is None or wide.name == "calls/day":
+        assert list(Budget(narrow, wide)) == [narrow, wide]
 
 
 def test_limits_of_two_resources_do_not_contradict_each_other() -> None:
@@ -269,10 +276,10 @@ def test_limits_of_two_resources_do_not_contradict_each_other() -> None:
 def test_estimates_have_to_fit_a_whole_budget() -> None:
     """Work that no session could ever do is refused; what fits exactly, or is not limited, is fine."""
     budget = Budget(total("cost", 0.5), tokens=100)
-    budget.check_estimate({"tokens": 100, "cost": 0.5, "calls": 10**9}, "WorkItem('a').estimate")
+    budget.check_amounts({"tokens": 100, "cost": 0.5, "calls": 10**9}, "WorkItem('a').estimate")
 
     with pytest.raises(InvalidInput) as refused:
-        budget.check_estimate({"tokens": 50, "cost": 0.51}, "WorkItem('a').estimate")
+        budget.check_amounts({"tokens": 50, "cost": 0.51}, "WorkItem('a').estimate")
 
     one_line(refused.value, "WorkItem('a').estimate.cost", "0.51", "0.5", "in all")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from threading import Event
 
 import pytest
@@ -20,6 +21,8 @@ from perpetual_blocks.budget import (
     Record,
     Spend,
     Status,
+)
+from perpetual_blocks.budget import (
     monitor as monitor_module,
 )
 from perpetual_blocks.budget.forecast import FIRST_CAUTION
@@ -132,9 +135,10 @@ def test_a_deadline_shortens_the_session(clock: FakeClock, ends_in: float, elaps
 
 
 def test_a_deadline_that_has_passed(clock: FakeClock) -> None:
-    """Then no time is left."""
-    monitor = BudgetMonitor(Budget(seconds=100), clock, {}, until=clock.now() - 5)
+    """Then no time is left, whether or not time was limited."""
+    monitor = BudgetMonitor(Budget(), clock, {}, until=clock.now() - 5)
     clock.advance(1)
+    monitor.record({})
 
     assert monitor.room()["seconds"] == 0.0
     assert monitor.verdict().status is Status.WRAP_NOW
@@ -214,7 +218,7 @@ def test_a_level_at_the_end_of_a_short_unit_counts(clock: FakeClock) -> None:
     meter = ScriptedMeter(10)
     monitor = BudgetMonitor(Budget(memory=1000), clock, {"memory": meter})
 
-    with pytest.raises(RuntimeError), monitor.watch():
+    with suppress(RuntimeError), monitor.watch():
         meter.now = 60
         raise RuntimeError
     monitor.record({}, UNIT)
@@ -269,9 +273,10 @@ def test_the_monitor_learns_from_units(clock: FakeClock) -> None:
 def test_the_risk_is_the_budgets(clock: FakeClock) -> None:
     """A budget that takes a larger risk goes on for longer."""
     answers = {}
+    record = Record(forecasts={"calls": taught(2.0, 4.0)})
     for risk in (0.001, 0.4):
-        monitor = BudgetMonitor(Budget(calls=100, risk=risk), clock, {}, Record(forecasts={"calls": taught(2.0, 4.0)}))
-        monitor.record({"calls": 96.5})
+        monitor = BudgetMonitor(Budget(calls=100, risk=risk), clock, {}, record)
+        monitor.record({"calls": 96.0})
         answers[risk] = (monitor.refuse(UNIT) is None, monitor.verdict().status)
 
     assert answers == {0.001: (False, Status.WRAP_NOW), 0.4: (True, Status.WARNING)}
@@ -329,6 +334,19 @@ def test_the_shutdown_is_learned(clock: FakeClock) -> None:
     assert (tokens.shutdowns.samples(), seconds.shutdowns.samples(), calls.shutdowns.samples()) == ([4.0], [2.5], [])
     assert tokens.caution > FIRST_CAUTION > seconds.caution
     assert calls.caution == FIRST_CAUTION
+
+
+@pytest.mark.parametrize("risk", [0.01, 0.05, 0.2, 0.5])
+def test_caution_aims_at_the_budgets_risk(clock: FakeClock, risk: float) -> None:
+    """When as many sessions overrun as the budget allows, the next one is as cautious as the first was."""
+    forecasts: dict[str, Forecast] = {}
+    for number in range(round(1 / risk)):
+        monitor = BudgetMonitor(Budget(tokens=100, risk=risk), clock, {}, Record(forecasts=forecasts))
+        monitor.record({"tokens": 150.0 if number == 0 else 50.0})
+        monitor.shut_down({}, 1.0)
+        forecasts = monitor.forecasts
+
+    assert forecasts["tokens"].caution == pytest.approx(FIRST_CAUTION)
 
 
 def test_what_is_kept_for_the_shutdown(clock: FakeClock) -> None:
@@ -457,7 +475,7 @@ def test_a_provider_says_when_there_is_room(clock: FakeClock) -> None:
 
 
 def test_room_for_a_small_attempt_comes_before_room_for_a_large_one(clock: FakeClock) -> None:
-    """Of units that are either small or hopeless, an attempt is worth a little room and not more: that moment counts."""
+    """Where units are small or hopeless, an attempt is worth a little room and not more: that moment counts."""
     forecast = taught(3.0, 3.0, 3.0, 500.0, 500.0)
     spends = [Spend(clock.now() - 50, 5.0), Spend(clock.now() - 40, 45.0), Spend(clock.now() - 30, 50.0)]
     record = Record(spends={"calls": spends}, forecasts={"calls": forecast})

@@ -16,7 +16,6 @@ ORDER = [Status.HEALTHY, Status.WARNING, Status.WRAP_NOW]
 RISK = 0.01
 ANY = Expectation()
 UNTAUGHT = Forecast()
-ONE = (Node(0.0, 1.0),)
 
 
 def reading(used: float, amount: float = 100, resource: str = "tokens", **settings: Any) -> Reading:
@@ -203,7 +202,9 @@ def test_a_unit_that_would_probably_not_fit_is_refused() -> None:
     reason = why([foreseen(97.5)])
 
     assert reason is not None
-    one_line(Exception(reason), "2 tokens left of 100 tokens a session", "a unit takes about 1 tokens", "one in a hundred")
+    one_line(
+        Exception(reason), "2 tokens left of 100 tokens a session", "a unit takes about 1 tokens", "one in a hundred"
+    )
 
 
 def test_the_shutdown_is_kept_free() -> None:
@@ -228,7 +229,10 @@ def level(risk: float) -> float:
     low, high = 0.0, 99.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        low, high = (middle, high) if overrun_risk(LEARNED, ANY.hint("tokens"), 100 - middle, 100, ONE) < risk else (low, middle)
+        if overrun_risk(LEARNED, ANY.hint("tokens"), 100 - middle, 100, (Node(0.0, 1.0),)) < risk:
+            low = middle
+        else:
+            high = middle
     return low
 
 
@@ -259,8 +263,9 @@ def test_limits_with_other_rules_take_no_part_in_the_risk() -> None:
     near = foreseen(level(0.009))
 
     assert why([near, reading(84, resource="calls"), reading(79, resource="cost", rule="adaptive")]) is None
-    refusal = refuse([near, reading(86, resource="calls")], ANY, risk=RISK)
-    assert refusal == Refusal((reading(86, resource="calls"),), "86 calls of 100 calls a session (86%) reached the 85% threshold")
+    full = reading(86, resource="calls")
+    reason = "86 calls of 100 calls a session (86%) reached the 85% threshold"
+    assert refuse([near, full], ANY, risk=RISK) == Refusal((full,), reason)
 
 
 def test_a_cold_start() -> None:

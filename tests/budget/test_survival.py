@@ -65,7 +65,8 @@ def test_samples_have_their_ranks(samples: list[float]) -> None:
 def integral(law: Survival, samples: list[float], x: float) -> float:
     """The integral of S from x on: trapezoids, which are exact between samples, and the tail in small steps."""
     knots = sorted({x, *(sample for sample in samples if sample > x)})
-    area = sum((law.above(low) + law.above(math.nextafter(high, 0))) / 2 * (high - low) for low, high in pairwise(knots))
+    pieces = ((low, high, law.above(low) + law.above(math.nextafter(high, 0))) for low, high in pairwise(knots))
+    area = sum((high - low) * both / 2 for low, high, both in pieces)
     step, at = 1.02, max(knots[-1], 1e-9)
     while law.above(at) * at > 1e-12:
         middle = law.above(at * math.sqrt(step))

@@ -299,7 +299,7 @@ REFUSALS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "list-unknown": (["items", "list", "nope"], ("chain", "nope")),
     "list-status": (["items", "list", "mine", "--status", "lost"], ("--status", "lost", "available")),
     "two-places": (["status", "--ledger", "a.db", "--store", "b"], ("--ledger", "--store")),
-    "no-ledger": (["status", "--ledger", "postgresql://me:hunter2@db/x"], ("ledger", "postgresql", "SQLite")),
+    "no-ledger": (["status", "--ledger", "mysql://me:hunter2@db/x"], ("ledger", "postgresql", "SQLite")),
     "add-unknown": (["items", "add", "nope", "x"], ("chain", "nope")),
     "add-payload": ([*ADD, "x", "--payload", "{bad"], ("--payload", "{bad", "JSON object")),
     "add-payload-list": ([*ADD, "x", "--payload", "[1]"], ("--payload", "JSON object")),

@@ -90,7 +90,7 @@ def test_budget_bars(used: float, bar: str, share: str) -> None:
     text = to_markdown(handoff(limits=[LimitLine(name="tokens", resource="tokens", used=used, amount=1000)]))
 
     row = section(text, "Budget").splitlines()[-1]
-    assert row == f"| tokens | `{bar}` {share} | {used:,} tokens | 1,000 tokens |"
+    assert row == f"| tokens | `{bar}` {share} | {used:,} tokens | 1,000 tokens |  |"
 
 
 def test_what_was_done() -> None:

@@ -16,7 +16,7 @@ class Squares(PerpetualAgent):
 
     def plan(self):
         for number in range(self.n):
-            yield WorkItem(id=f"n/{number}", payload={"number": number}, estimate={"tokens": 10})
+            yield WorkItem(id=f"n/{number}", payload={"number": number}, bound={"tokens": 10})
 
     async def work_unit(self, unit):
         await asyncio.sleep(self.nap)
@@ -28,7 +28,7 @@ class Squares(PerpetualAgent):
 
 
 # Four units a session: the fifth would not fit.
-squares = Squares.as_flow(name="squares", budget=Budget(tokens=50))
+squares = Squares.as_flow(name="squares", budget=Budget(tokens=45))
 
 if __name__ == "__main__":
     squares.serve(name="served")

@@ -35,7 +35,7 @@ def test_a_served_deployment_chains_to_the_end(site: Site) -> None:
     assert Counter(line.split()[0] for line in notes.read_text().splitlines()) == {f"n/{i}": 1 for i in range(9)}
     handoff = site.call("GET", "/artifacts/handoff-served/latest")
     assert "# served · session 3 · Finished" in handoff["data"]
-    assert status["metrics"]["resource_efficiency"] == 0.8
+    assert status["metrics"]["resource_efficiency"] == 0.8889
 
 
 def test_two_runs_of_one_chain_at_once_one_works(site: Site) -> None:

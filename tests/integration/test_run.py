@@ -27,7 +27,7 @@ def test_a_chain_goes_through_fresh_processes_until_the_queue_is_empty(site: Sit
     status = run(site, "whole", notes)
     assert status["status"] == "finished"
     assert [s["state"] for s in status["sessions"]] == ["Wrapped", "Wrapped", "Finished"]
-    assert [s["stop_reason"] for s in status["sessions"]] == ["nothing-fits", "nothing-fits", "queue-empty"]
+    assert [s["stop_reason"] for s in status["sessions"]] == ["budget:tokens", "budget:tokens", "queue-empty"]
     assert len({s["pid"] for s in status["sessions"]}) == len({s["flow_run_id"] for s in status["sessions"]}) == 3
     assert all(session["usage"]["tokens"] <= 50 for session in status["sessions"])
     assert ran(notes) == {f"n/{number}": 1 for number in range(12)}

@@ -85,7 +85,9 @@ class Site:
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """A request to Prefect's API."""
-        answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30)
+        # On SQLite the server says 503 while another write goes on; its own client waits and asks again too.
+        while (answer := httpx.request(method, f"{self.api}{path}", json=body, timeout=30)).status_code == 503:
+            time.sleep(float(answer.headers.get("Retry-After", 1)))
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import update
 from support import (
     KINDS,
     LEASE,
@@ -32,15 +33,16 @@ from support import (
 
 import perpetual_blocks
 from perpetual_blocks import faults
-from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.adapters.database import SqlLedger, schema
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session import steps
+from perpetual_blocks.session.account import learned
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason, invitation
 from perpetual_blocks.session.documents import chain_usage
-from perpetual_blocks.session.follow_on import create_follow_ons
+from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.ports import Fence, FollowOn
 from perpetual_blocks.session.stop import StopRequest
@@ -53,6 +55,7 @@ from perpetual_blocks.telemetry import (
     SessionStarted,
     StepFailed,
     UnitCompleted,
+    UnitCutOff,
     UnitFailed,
 )
 from perpetual_blocks.work import ItemStatus, Unit, WorkItem
@@ -311,6 +314,13 @@ class Estimated(Reader):
         unit.spend(tokens=self.costs[unit.id])
 
 
+class Bounded(Estimated):
+    """Reads documents that cannot cost more than was said of them."""
+
+    def plan(self) -> Iterable[WorkItem]:
+        return [WorkItem(id=name, bound={"tokens": cost}) for name, cost in self.costs.items()]
+
+
 def test_nothing_fits(make_rig: MakeRig) -> None:
     """What does not fit into what is left is passed over for what does; when nothing fits the session stops there."""
     rig = make_rig(Estimated(costs={"a": 60, "large": 60, "larger": 70, "small": 30}))
@@ -359,6 +369,192 @@ def test_a_session_that_begins_over_its_budget_makes_progress(make_rig: MakeRig,
     assert second.state is SessionState.FINISHED
     assert [session.units for session in rig.ledger.sessions("mine")] == [1, 2]
     assert [(warned.resource, warned.chain) for warned in rig.told(BudgetWarned)] == [("seconds", "mine")]
+
+
+def test_a_total_that_is_gone_ends_the_chain(make_rig: MakeRig) -> None:
+    """It does not go on by itself; with a larger budget, a person's next run does."""
+    rig = make_rig(Bounded(costs={"a": 60, "b": 60, "c": 60}))
+    total = Limit("tokens", 130, scope="total")
+
+    ends = rig.run_chain(Budget(total, tokens=70))
+
+    assert [(end.state, end.reason.code) for end in ends] == [
+        (SessionState.WRAPPED, "budget:tokens"),
+        (SessionState.EXHAUSTED, "exhausted:tokens"),
+    ]
+    assert rig.ledger.chain("mine").status is ChainStatus.EXHAUSTED
+    assert ends[-1].reason.message == "needs 60 tokens, 10 tokens left in all"
+    assert rig.run(Budget(tokens=70)).state is SessionState.FINISHED
+    assert chain_usage(rig.ledger.sessions("mine"))["tokens"] == 180
+
+
+def test_a_window_is_waited_for(make_rig: MakeRig, clock: FakeClock) -> None:
+    """The follow-on is scheduled for the moment when the next unit fits, plus a little that differs between chains;
+    what earlier sessions spent in the window counts."""
+    rig = make_rig(Bounded(costs={"a": 60, "b": 30, "c": 60}))
+    budget = Budget(Limit("tokens", 100, scope="window", window="1h"))
+    began = clock.now()
+
+    first = rig.run(budget)
+
+    assert (first.state, first.reason.code) == (SessionState.WRAPPED, "budget:tokens")
+    (follow_on,) = rig.runs.created.values()
+    chain = rig.ledger.chain("mine")
+    assert follow_on.not_before == chain.resume_at == first.reason.resume_at
+    assert began + 3600 <= chain.resume_at < began + 3600 + 60 + 5, "when what `a` spent is forgotten"
+    assert "60 tokens, 10 tokens left in 1h" in chain.reason
+    too_early = rig.run(budget, invited=follow_on.idempotency_key)
+    assert (too_early.state, rig.ledger.sessions("mine")[1].units) == (SessionState.WRAPPED, 0)
+    clock.advance(3600)
+    assert rig.run(budget, invited=list(rig.runs.created)[-1]).state is SessionState.FINISHED
+    assert len(rig.runner.ran) == 3
+
+
+def test_a_follow_on_starts_earlier_when_the_budget_is_raised(make_rig: MakeRig, clock: FakeClock) -> None:
+    """A follow-on that waits for a window is moved when there is room before that, and only then."""
+    rig = make_rig(Bounded(costs={"a": 60, "b": 60}))
+    rig.run(Budget(Limit("tokens", 100, scope="window", window="5h")))
+    assert move_follow_ons(rig.ledger, rig.runs, clock) == 0
+
+    with rig.ledger._writing() as connection:  # as a person's next run of the chain would
+        raised = Budget(Limit("tokens", 200, scope="window", window="5h")).to_json()
+        connection.execute(update(schema.chains).values(settings={"kinds": list(KINDS), "budget": raised}))
+
+    assert move_follow_ons(rig.ledger, rig.runs, clock) == 1
+    assert rig.runs.moved == {"run-mine-2": clock.now()}
+    assert rig.ledger.chain("mine").resume_at == clock.now()
+
+
+def test_what_can_never_fit_does_not_loop(make_rig: MakeRig) -> None:
+    """An item that a machine has too little memory for stalls its chain, and says so; it does not start for ever."""
+
+    class Large(Reader):
+        """Declares more memory than the container has."""
+
+        def plan(self) -> Iterable[WorkItem]:
+            return [WorkItem(id="large", bound={"memory": 90})]
+
+    class Small(ScriptedMeter):
+        """A container of 50 bytes."""
+
+        def capacity(self) -> float | None:
+            return 50
+
+    end = make_rig(Large()).run(Budget(memory=100), meters={"memory": Small(10)})
+
+    assert (end.state, end.reason.code) == (SessionState.STALLED, "too-large")
+    assert end.reason.message == "large does not fit into a fresh session (needs 90 B, 40 B left a session)"
+
+
+class Long(Reader):
+    """Has one document that uses up whatever it is given."""
+
+    def work_unit(self, unit: Unit) -> Any:
+        if unit.id == "doc-1":
+            unit.spend(tokens=unit.remaining["tokens"])
+        unit.reserve(tokens=self.tokens)
+        return super().work_unit(unit)
+
+
+def test_a_unit_is_cut_off_before_the_budget_is_overrun(make_rig: MakeRig) -> None:
+    """A unit without room gives its item back, with what it spent counted, and the session ends in order; one that had
+    a whole session twice is given up with the reason, and the chain goes on without it."""
+    rig = make_rig(Long(documents=3))
+
+    ends = rig.run_chain(tokens(450, threshold=1.0))
+
+    assert [end.state for end in ends] == [SessionState.WRAPPED] * 3 + [SessionState.FINISHED]
+    assert all(session.usage["tokens"] <= 450 for session in rig.ledger.sessions("mine"))
+    given_up = next(item for item in rig.ledger.items("mine") if item.id == "doc-1")
+    assert (given_up.status, given_up.attempts) == (ItemStatus.DISCARDED, 0)
+    assert given_up.error == (
+        "it had a whole session 2 times and could not finish: doc-1: unit 1 needs 100 tokens; 0 tokens left"
+    )
+    assert [told.discarded for told in rig.told(UnitCutOff)] == [False, False, True]
+    assert rig.ledger.counts("mine")[ItemStatus.COMPLETED] == 2
+
+
+def test_agents_share_a_pool(make_rig: MakeRig, clock: FakeClock) -> None:
+    """What one chain has spent of a pool is gone for the other; neither goes over it, and both wait for the window."""
+    shared = Limit("tokens", 500, scope="window", window="1h", pool="team")
+    one = make_rig(Bounded(costs=dict.fromkeys("abc", 100.0)), chain="one")
+    other = make_rig(Bounded(costs=dict.fromkeys("defg", 100.0)), chain="other", ledger=one.ledger)
+
+    assert one.run(Budget(shared)).state is SessionState.FINISHED
+    end = other.run(Budget(shared))
+
+    assert (end.state, end.reason.code) == (SessionState.WRAPPED, "budget:tokens")
+    assert end.reason.resume_at is not None
+    assert end.reason.resume_at >= clock.now() + 3600 - 5
+    assert one.ledger.sessions("other")[0].units == 2
+    assert one.ledger.sessions("other")[0].limits[0]["used"] == 500
+    clock.advance(3700)
+    assert other.run(Budget(shared), invited=list(other.runs.created)[-1]).state is SessionState.FINISHED
+
+
+def test_a_unit_reserves_more_of_a_pool_while_it_runs(make_rig: MakeRig) -> None:
+    """What it was granted at first is a guess; it asks for more, and is cut off where the pool has no more."""
+    rooms = []
+
+    class Asks(Reader):
+        """Asks for more and more."""
+
+        def work_unit(self, unit: Unit) -> Any:
+            rooms.append(unit.remaining["tokens"])
+            for _ in range(9):
+                unit.reserve(tokens=100)
+                unit.spend(tokens=100)
+
+    end = make_rig(Asks(documents=1)).run(Budget(Limit("tokens", 500, scope="total", pool="team")))
+
+    assert rooms == [50]
+    assert (end.reason.code, end.state) == ("exhausted:tokens", SessionState.EXHAUSTED)
+    assert "needs 100 tokens; 0 tokens left" in end.reason.message
+
+
+def test_the_rung_of_the_ladder_is_told(make_rig: MakeRig) -> None:
+    """A unit learns how far the budget is used, by names of its agent's; each choice is recorded with its reason."""
+    rungs = []
+
+    class Climbs(Reader):
+        """Notes its rung."""
+
+        ladder: ClassVar = {0.5: "smaller", 0.75: "cheaper"}
+
+        def work_unit(self, unit: Unit) -> Any:
+            rungs.append(unit.rung)
+            return super().work_unit(unit)
+
+    rig = make_rig(Climbs(documents=4))
+    rig.run(tokens(400, threshold=1.0))
+
+    assert rungs == [None, None, "smaller", "cheaper"]
+    assert rig.ledger.sessions("mine")[0].choices == [
+        "rung 'smaller': 200 tokens of 400 tokens a session (50%)",
+        "rung 'cheaper': 300 tokens of 400 tokens a session (75%)",
+    ]
+
+
+def test_a_follow_on_has_learned(make_rig: MakeRig, clock: FakeClock) -> None:
+    """What a session learned is with the next one, also when its process died before it could save that; then from the
+    units that it had committed."""
+    rig = make_rig(Reader(documents=8))
+    rig.run(tokens(200, threshold=1.0))
+    saved = learned(rig.ledger, rig.ledger.chain("mine"))["tokens"]
+    assert saved.constant.scores.samples() == [100.0, 100.0]
+
+    class Dies(DirectRunner):
+        """Dies at the second unit."""
+
+        def run(self, key: str, unit: Unit) -> Any:
+            if len(self.ran) == 1:
+                raise KeyboardInterrupt
+            return super().run(key, unit)
+
+    rig.runner = Dies(rig.agent, rig.clock)
+    with pytest.raises(KeyboardInterrupt):
+        rig.run(tokens(900), invited=list(rig.runs.created)[-1])
+    assert learned(rig.ledger, rig.ledger.chain("mine"))["tokens"].constant.scores.samples() == [100.0] * 3
 
 
 def test_a_gauge_stops_the_session(make_rig: MakeRig) -> None:

@@ -61,7 +61,8 @@ def _distinct(items: Iterable[WorkItem], chain: Chain) -> dict[str, WorkItem]:
         where = f"WorkItem({item.id!r})"
         if item.kind not in kinds:
             raise InvalidInput.of(f"{where}.kind", item.kind, f"one of the agent's kinds: {', '.join(kinds)}")
-        budget.check_estimate(item.estimate, f"{where}.estimate")
+        budget.check_amounts(item.estimate, f"{where}.estimate")
+        budget.check_amounts(item.bound, f"{where}.bound")
         first = batch.setdefault(item.id, item)
         _check_same(item, first.kind, dict(first.payload))
     return batch
