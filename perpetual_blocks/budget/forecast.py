@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import exp, log
 from typing import Any, NamedTuple
 
+from perpetual_blocks.budget.session_length import Course
 from perpetual_blocks.budget.survival import Survival
 
 RISK = 0.01
@@ -119,6 +120,7 @@ class Forecast:
     exceeded: dict[str, float] = field(default_factory=dict)
     shutdowns: Survival = field(default_factory=lambda: Survival(SHUTDOWN_SAMPLES, SHUTDOWN_TAIL))
     caution: float = FIRST_CAUTION
+    course: Course = field(default_factory=Course)
 
     # Learning -------------------------------------------------------------------------------------------------------
 
@@ -216,6 +218,7 @@ class Forecast:
             "exceeded": dict(self.exceeded),
             "shutdowns": self.shutdowns.samples(),
             "caution": self.caution,
+            "course": self.course.to_json(),
         }
 
     @classmethod
@@ -230,4 +233,5 @@ class Forecast:
             exceeded=dict(state["exceeded"]),
             shutdowns=Survival(SHUTDOWN_SAMPLES, SHUTDOWN_TAIL, state["shutdowns"]),
             caution=state["caution"],
+            course=Course(*state["course"]),
         )

@@ -124,6 +124,8 @@ class BudgetMonitor:
         if unit is not None:
             for resource, cost in self._costs(usage).items():
                 self.forecasts[resource].learn(cost, unit.hint(resource), finished=finished)
+                if finished:
+                    self.forecasts[resource].course.learn(self.units, cost)
 
     def report(self, name: str, quota: Quota) -> None:
         """Takes in what a provider says of the window with that limit's name."""
@@ -220,6 +222,19 @@ class BudgetMonitor:
     def reservations(self, unit: Expectation) -> dict[str, float]:
         """What this unit reserves of each limit with a pool, by the limit's name."""
         return {r.limit.name: reservation(r, unit) for r in self.readings() if r.limit.pool is not None}
+
+    def long_enough(self) -> str | None:
+        """Why the session should end though its budget does not say so: its units become dearer than a new start."""
+        for reading in self.readings():
+            name, law = reading.limit.resource, reading.forecast.law()
+            if RESOURCES[name].kind == "gauge" or name == "seconds" or law is None or self.units < 2:
+                continue
+            mean = law.mean()
+            otherwise = self.units + reading.remaining / mean if mean else 0.0
+            best = reading.forecast.course.best_length(otherwise)
+            if best is not None and self.units >= best:
+                return f"{self.units} units: their {name} grow, and a new start costs less from {best:.0f} units on"
+        return None
 
     def room(self) -> dict[str, float]:
         """What a unit may use of each limited resource from now on, without what is kept for the shutdown."""

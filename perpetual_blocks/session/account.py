@@ -1,5 +1,7 @@
 """The account that a session begins with: what its chain has spent, and what it has learned."""
 
+from typing import Any
+
 from perpetual_blocks.budget import Budget, Forecast, Limit, Quota, Record, Spend
 from perpetual_blocks.session.chain import Chain
 from perpetual_blocks.session.documents import chain_usage
@@ -36,9 +38,18 @@ def pool_spends(ledger: Ledger, limit: Limit, now: float) -> list[Spend]:
 def learned(ledger: Ledger, chain: Chain) -> dict[str, Forecast]:
     """The chain's forecasts, by resource."""
     saved, through = ledger.forecasts(chain.name)
-    forecasts = {name: Forecast.from_json(state) for name, state in saved.items() if name in RESOURCES}
+    forecasts = _restored(saved or ledger.forecasts_of(chain.agent))
     for unit in ledger.unit_costs(chain.name, through):
         for name, cost in unit.usage.items():
             forecast = forecasts.setdefault(name, Forecast())
             forecast.learn(cost, unit.expectation.hint(name), finished=unit.finished)
     return forecasts
+
+
+def learned_by(ledger: Ledger, agent: str) -> dict[str, Forecast]:
+    """What the latest chain of an agent has learned, by resource."""
+    return _restored(ledger.forecasts_of(agent))
+
+
+def _restored(saved: dict[str, Any]) -> dict[str, Forecast]:
+    return {name: Forecast.from_json(state) for name, state in saved.items() if name in RESOURCES}

@@ -177,9 +177,12 @@ class Session:
         return Unit(item, context, room, price=self._world.price)
 
     def _reason_to_stop(self) -> StopReason | None:
-        """Asks every stop source; the first reason wins. Whether the budget allows a unit is asked as it is claimed."""
+        """Asks every stop source but the budget, which is asked for each item; the first reason wins."""
         if self._stop.reason is not None:
             return self._stop.reason
+        if (enough := self._monitor.long_enough()) is not None:
+            self._choices.append(f"session length: {enough}")
+            return StopReason("session-length", enough)
         verdict = self._monitor.verdict()
         if verdict.reading is not None and verdict.status is not Status.HEALTHY:
             name = verdict.reading.limit.name

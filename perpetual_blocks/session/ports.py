@@ -247,8 +247,10 @@ class Ledger(Protocol):
         """What a chain has spent of a resource after a moment, in order."""
 
     def forecasts(self, chain: str) -> tuple[dict[str, Any], int]:
-        """The saved forecasts by resource, and the session that saved them; of a chain without any, those of the
-        latest chain of the same agent, and 0."""
+        """The saved forecasts by resource, and the session that saved them; 0 if there are none."""
+
+    def forecasts_of(self, agent: str) -> dict[str, Any]:
+        """The saved forecasts of the latest chain of an agent."""
 
     def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
         """What the latest units of the sessions after that one cost, the oldest first."""

@@ -111,6 +111,11 @@ class WorkItem:
         if self.complexity not in get_args(Complexity):
             raise InvalidInput.of(f"{where}.complexity", self.complexity, f"one of {', '.join(get_args(Complexity))}")
 
+    @property
+    def expectation(self) -> Expectation:
+        """What its units will need, as far as that is declared."""
+        return Expectation(self.kind, self.estimate, self.bound, self.complexity)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:

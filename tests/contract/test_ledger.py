@@ -623,7 +623,9 @@ def test_forecasts_are_kept_with_the_end_of_their_session(ledger: SqlLedger, clo
     assert ledger.spends("mine", "tokens", 0.0) == [Spend(clock.now(), 8.0)]
     assert ledger.spends("mine", "tokens", clock.now() + 1) == []
     open_session(ledger, chain="other")
-    assert ledger.forecasts("other") == ({"tokens": {"caution": 0.9}}, 0)
+    assert ledger.forecasts("other") == ({}, 0)
+    assert ledger.forecasts_of("Tester") == {"tokens": {"caution": 0.9}}
+    assert ledger.forecasts_of("nobody") == {}
 
 
 def test_what_a_provider_says_of_its_quota(ledger: SqlLedger) -> None:

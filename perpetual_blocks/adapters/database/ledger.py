@@ -468,19 +468,20 @@ class SqlLedger:
             return [Spend(at, amount) for at, amount in connection.execute(rows)]
 
     def forecasts(self, chain: str) -> tuple[dict[str, Any], int]:
-        own = select(t.forecasts).where(t.forecasts.c.chain == chain)
-        kin = (
-            select(t.forecasts)
+        with self._reading() as connection:
+            row = connection.execute(select(t.forecasts).where(t.forecasts.c.chain == chain)).mappings().first()
+            return (row["state"], row["session"]) if row else ({}, 0)
+
+    def forecasts_of(self, agent: str) -> dict[str, Any]:
+        rows = (
+            select(t.forecasts.c.state)
             .join(t.chains, t.chains.c.name == t.forecasts.c.chain)
-            .where(t.chains.c.agent == select(t.chains.c.agent).where(t.chains.c.name == chain).scalar_subquery())
+            .where(t.chains.c.agent == agent)
             .order_by(t.chains.c.updated_at.desc())
             .limit(1)
         )
         with self._reading() as connection:
-            if row := connection.execute(own).mappings().first():
-                return row["state"], row["session"]
-            row = connection.execute(kin).mappings().first()
-            return (row["state"], 0) if row else ({}, 0)
+            return connection.execute(rows).scalar() or {}
 
     def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
         of_item = and_(t.items.c.chain == t.usage.c.chain, t.items.c.id == t.usage.c.item)

@@ -1,0 +1,79 @@
+"""The plan of a chain, from what its ledger knows."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from perpetual_blocks.budget import Budget, Spend
+from perpetual_blocks.budget.plan import Pace, Plan, Work, simulate, usual_pace
+from perpetual_blocks.session.account import budget_record, learned_by
+from perpetual_blocks.session.chain import Chain, SessionRecord
+from perpetual_blocks.session.ports import Ledger
+from perpetual_blocks.work import Item, ItemStatus, WorkItem
+
+MOST_ITEMS = 100_000
+
+
+def plan_chain(ledger: Ledger, chain: Chain, budget: Budget, now: float) -> Plan:
+    """What is to come for a chain with this budget, whichever budget it has had so far."""
+    sessions = ledger.sessions(chain.name)
+    record = budget_record(ledger, chain, budget, now, before=chain.ordinal + 1)
+    left = [
+        item
+        for status in (ItemStatus.CLAIMED, ItemStatus.AVAILABLE, ItemStatus.BLOCKED)
+        for item in ledger.items(chain.name, status, MOST_ITEMS)
+    ]
+    spends = {
+        limit.name: [Spend(0.0, record.totals.get(limit.resource, 0.0))]
+        if limit.scope == "total"
+        else record.spends.get(limit.resource, [])
+        for limit in budget
+        if limit.scope != "session"
+    }
+    each = _units_each(ledger, chain, sessions)
+    return simulate(
+        _work(left, each), budget, record.forecasts, now, spends=spends | dict(record.pooled), pace=_pace(sessions)
+    )
+
+
+def plan_items(ledger: Ledger, agent: str, items: Iterable[WorkItem], budget: Budget, now: float) -> Plan:
+    """What is to come for a new chain of an agent; what its latest chain has learned is used."""
+    units: dict[tuple[object, ...], Work] = {}
+    for item in items:
+        said = item.expectation
+        key = (said.kind, said.complexity, *sorted(said.estimate.items()), None, *sorted(said.bound.items()))
+        before = units.get(key)
+        units[key] = Work(said, 1 + (before.units if before else 0))
+    return simulate(list(units.values()), budget, learned_by(ledger, agent), now)
+
+
+def _work(items: Sequence[Item], units_each: float) -> list[Work]:
+    return [Work(item.expectation, max(1, round(units_each) - item.units)) for item in items]
+
+
+def _units_each(ledger: Ledger, chain: Chain, sessions: Sequence[SessionRecord]) -> float:
+    """How many units an item takes, of those that are done."""
+    done = ledger.counts(chain.name).get(ItemStatus.COMPLETED, 0)
+    return max(1.0, sum(session.units for session in sessions) / done) if done else 1.0
+
+
+def _pace(sessions: Sequence[SessionRecord]) -> Pace:
+    ended = [session for session in sessions if session.ended_at is not None]
+    gaps = [
+        after.started_at - (before.ended_at or 0.0)
+        for before, after in pairwise(ended)
+        # A session that waited for its quota, or for a person, says nothing of how long a handoff takes.
+        if before.graceful and after.started_at - (before.ended_at or 0.0) < 60
+    ]
+    by_budget = [
+        session for session in ended if (session.stop_reason or "").startswith("budget:") and session.units > 1
+    ]
+    return usual_pace(
+        [session.resume_seconds for session in sessions if session.resume_seconds is not None],
+        [sum(step["seconds"] for step in session.steps) for session in ended if session.steps],
+        gaps,
+        [
+            max(limit["used"] / limit["amount"] for limit in session.limits if "/" not in limit.get("name", ""))
+            for session in by_budget
+            if any("/" not in limit.get("name", "") for limit in session.limits)
+        ],
+    )
