@@ -19,7 +19,7 @@ from doc_mining import (
 )
 from pydantic import Field
 
-from perpetual_blocks import Budget, Limit, PerpetualAgent, Unit, WorkItem
+from perpetual_blocks import Budget, PerpetualAgent, Unit, WorkItem
 
 
 class DocMiner(PerpetualAgent):

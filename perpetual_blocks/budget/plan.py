@@ -163,7 +163,9 @@ def simulate(
     for number in range(runs):
         future = _Future(limits, now, spends or {}, pace or Pace())
         futures.append(future.go(_steps(work, laws, lump, Random(f"{seed}/{number}"))))
-    return Plan(units, tuple(sorted(futures, key=lambda run: run.seconds)), tuple(sorted((limited | {"seconds"}) & unknown)))
+    return Plan(
+        units, tuple(sorted(futures, key=lambda run: run.seconds)), tuple(sorted((limited | {"seconds"}) & unknown))
+    )
 
 
 class _Draws(NamedTuple):

@@ -209,7 +209,8 @@ def describe(reading: Reading) -> str:
 
 def _needs(reading: Reading, declared: float) -> str:
     name = reading.limit.resource
-    return f"needs {show(name, declared)}, {show(name, reading.remaining)} left{reading.limit.per}"
+    left, whole = show(name, reading.remaining), show(name, reading.amount)
+    return f"needs {show(name, declared)}; {left} left of {whole}{reading.limit.per}"
 
 
 def _forecast(reading: Reading, hint: Hint) -> str:

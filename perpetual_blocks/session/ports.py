@@ -189,7 +189,7 @@ class Ledger(Protocol):
         misfit: Callable[[Item], Misfit | None],
         reserves: Callable[[Item], list[Reserve]] = _reserves_nothing,
     ) -> Claim:
-        """Claims the first available item that fits: by priority, then fewest failures, then oldest.
+        """Claims the first available item that fits, of the first thousand: by priority, fewest failures, then age.
 
         An item that would fit later is passed over in three sessions; then nothing behind it is taken any more, so that
         what it needs can become free.

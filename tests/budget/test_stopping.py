@@ -110,7 +110,7 @@ def test_what_is_declared_must_fit(settings: dict[str, Any], name: str) -> None:
     """Whatever the rule, a unit that is said to need more than is left is not started; both figures are named."""
     larger = Expectation(**{name: {"tokens": 61.0}})
 
-    assert why([reading(40, **settings)], larger) == "needs 61 tokens, 60 tokens left a session"
+    assert why([reading(40, **settings)], larger) == "needs 61 tokens; 60 tokens left of 100 tokens a session"
     assert why([reading(40, threshold=1.0)], Expectation(**{name: {"tokens": 60.0}})) is None
     assert why([reading(40, threshold=1.0)], Expectation(**{name: {"calls": 10**9}})) is None
 
@@ -124,7 +124,7 @@ def test_what_is_declared_leaves_the_reserve() -> None:
 
     assert one.remaining == pytest.approx(60.0 - reserve(forecast, 2.0)) == pytest.approx(53.0, rel=0.01)
     assert why([one], Expectation(estimate={"seconds": 52.5})) is None
-    assert why([one], Expectation(estimate={"seconds": 54.0})) == "needs 54 s, 53 s left a session"
+    assert why([one], Expectation(estimate={"seconds": 54.0})) == "needs 54 s; 53 s left of 1 min 40 s a session"
 
 
 @given(READINGS, st.floats(0, 1000), st.floats(0, 1))

@@ -5,6 +5,8 @@ import re
 
 from workbench import REPOSITORY, Site
 
+from perpetual_blocks import Budget
+
 
 def readme_block(mark: str, language: str) -> str:
     """The code block that follows a mark in the README."""
@@ -36,3 +38,20 @@ def test_ci_runs_the_command_that_the_readme_names() -> None:
     assert "\n" not in command
     assert command.endswith("-m pytest")
     assert "<!-- tests -->" in (REPOSITORY / ".ci" / "run").read_text().replace("/^", "").replace("$/", "")
+
+
+def test_the_budget_of_the_readme_is_one() -> None:
+    """Its limits are those that the text speaks of."""
+    names: dict[str, object] = {}
+    exec(readme_block("budget", "python"), names)
+
+    budget = names["budget"]
+    assert isinstance(budget, Budget)
+    assert [limit.name for limit in budget] == [
+        "tokens",
+        "calls/day America/Los_Angeles",
+        "cost/day",
+        "cost/total",
+        "seconds",
+        "memory",
+    ]

@@ -329,7 +329,8 @@ def test_nothing_fits(make_rig: MakeRig) -> None:
 
     assert (first.state, first.reason.code) == (SessionState.WRAPPED, "nothing-fits")
     assert first.reason.message == (
-        "large does not fit into what is left (needs 60 tokens, 10 tokens left a session), nor do 1 others"
+        "large does not fit into what is left "
+        "(needs 60 tokens; 10 tokens left of 100 tokens a session), nor do 1 others"
     )
     assert (second.reason.code, third.state) == ("nothing-fits", SessionState.FINISHED)
     ran = [re.sub(r".*/units/", "", key) for key in rig.runner.ran]
@@ -383,7 +384,7 @@ def test_a_total_that_is_gone_ends_the_chain(make_rig: MakeRig) -> None:
         (SessionState.EXHAUSTED, "exhausted:tokens"),
     ]
     assert rig.ledger.chain("mine").status is ChainStatus.EXHAUSTED
-    assert ends[-1].reason.message == "needs 60 tokens, 10 tokens left in all"
+    assert ends[-1].reason.message == "needs 60 tokens; 10 tokens left of 130 tokens in all"
     assert rig.run(Budget(tokens=70)).state is SessionState.FINISHED
     assert chain_usage(rig.ledger.sessions("mine"))["tokens"] == 180
 
@@ -402,7 +403,7 @@ def test_a_window_is_waited_for(make_rig: MakeRig, clock: FakeClock) -> None:
     chain = rig.ledger.chain("mine")
     assert follow_on.not_before == chain.resume_at == first.reason.resume_at
     assert began + 3600 <= chain.resume_at < began + 3600 + 60 + 5, "when what `a` spent is forgotten"
-    assert "60 tokens, 10 tokens left in 1h" in chain.reason
+    assert "60 tokens; 10 tokens left of 100 tokens in 1h" in chain.reason
     too_early = rig.run(budget, invited=follow_on.idempotency_key)
     assert (too_early.state, rig.ledger.sessions("mine")[1].units) == (SessionState.WRAPPED, 0)
     clock.advance(3600)
@@ -443,7 +444,7 @@ def test_what_can_never_fit_does_not_loop(make_rig: MakeRig) -> None:
     end = make_rig(Large()).run(Budget(memory=100), meters={"memory": Small(10)})
 
     assert (end.state, end.reason.code) == (SessionState.STALLED, "too-large")
-    assert end.reason.message == "large does not fit into a fresh session (needs 90 B, 40 B left a session)"
+    assert end.reason.message == "large does not fit into a fresh session (needs 90 B; 40 B left of 50 B a session)"
 
 
 class Long(Reader):

@@ -38,6 +38,7 @@ from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem, sources
 DEFAULT_LEASE_SECONDS = 60.0
 PAGE = 64
 PASSED_OVER_SHOWN = 10
+MOST_LOOKED_AT = 1000
 PATIENCE = 3
 MOST_CUT_OFFS = 2
 LEARNED_ROWS = 2048
@@ -264,7 +265,7 @@ class SqlLedger:
                 else:
                     others += 1
                 waited_long = item.passed_over >= PATIENCE and row["passed_over_in"] != fence.ordinal
-                if reason.patient and waited_long:
+                if (reason.patient and waited_long) or len(passed_over) + others >= MOST_LOOKED_AT:
                     break
             return Claim(None, passed_over, others, contended)
 
