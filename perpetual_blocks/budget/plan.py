@@ -265,7 +265,7 @@ class _Future:
         if limit.rule == "fixed":
             return used >= limit.amount * limit.threshold
         kept = self._pace.shutdown if limit.resource == "seconds" else 0.0
-        return used + cost[limit.resource] + kept > limit.amount or used > limit.amount * self._pace.fullness
+        return used + cost[limit.resource] + kept > limit.amount * self._pace.fullness
 
     def _run(self, *, finished: bool) -> Run:
         return Run(

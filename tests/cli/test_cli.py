@@ -39,6 +39,7 @@ PERPETUAL = Path(sys.executable).with_name("perpetual")
 COMMANDS = (
     "demo",
     "run",
+    "plan",
     "status",
     "handoff",
     "check",
@@ -174,6 +175,32 @@ def ledger(shell: Shell) -> Iterator[SqlLedger]:
     opened.close()
 
 
+# Plans --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_of_a_chain_and_of_a_flow(shell: Shell, ledger: SqlLedger) -> None:
+    """What is left of a chain, with another budget too, and a flow that was never run: in JSON, and for people."""
+    (shell.folder / "agents.py").write_text(AGENTS)
+    settings = {"kinds": ["default"], "budget": Budget(tokens=1000).to_json()}
+    work = [WorkItem(id=str(n), estimate={"tokens": 100, "seconds": 2}) for n in range(50)]
+    ledger.add_items("mine", work, planned_by=open_session(ledger, settings=settings).fence)
+
+    plan = shell.here("plan", "mine", "--json").json()
+    assert (plan["units"], plan["sessions"]["p50"], plan["finishes"], plan["unknown"]) == (50, 6, 1.0, [])
+    assert plan["usage"]["tokens"] == {"p50": 5000.0, "p90": 5000.0}
+    assert plan["finish"]["p50"] <= plan["finish"]["p90"]
+    larger = shell.here("plan", "mine", "--what-if", "tokens=100000", "--json").json()
+    assert larger["sessions"]["p90"] == 1
+    waits = shell.here("plan", "mine", "--what-if", "tokens/hour=500", "--json").json()
+    assert waits["waiting_seconds"]["p50"] > 8 * 3600
+    of_flow = shell.here("plan", "agents.py:count", "--param", "upto=7", "--json").json()
+    assert (of_flow["units"], of_flow["unknown"]) == (7, ["seconds"])
+    shown = shell.here("plan", "mine", "--what-if", "cost/total=1").out
+    assert "50 units left" in shown
+    assert "█" in shown
+    assert "Nothing is known of cost yet" in shown
+
+
 # Help ---------------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +321,11 @@ SAVE = ["session", "checkpoint"]
 REFUSALS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     # name: the command, and what its line on standard error must hold
     "status-unknown": (["status", "nope"], ("chain", "nope", "mine")),
+    "plan-unknown": (["plan", "nope"], ("chain", "nope", "mine")),
+    "plan-what-if": (["plan", "mine", "--what-if", "calls/fortnight=5"], ("window", "fortnight", "day")),
+    "plan-amount": (["plan", "mine", "--what-if", "tokens=many"], ("--what-if", "tokens=many", "calls/day=1000")),
+    "plan-param": (["plan", "mine", "--param", "upto=5"], ("--param", "upto=5")),
+    "plan-no-flow": (["plan", "agents.py:plain"], ("entrypoint", "as_flow()")),
     "handoff-unknown": (["handoff", "nope"], ("chain", "nope")),
     "handoff-none": (["handoff", "mine"], ("session", "mine", "none has written one yet")),
     "list-unknown": (["items", "list", "nope"], ("chain", "nope")),

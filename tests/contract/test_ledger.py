@@ -16,6 +16,7 @@ import pytest
 from postgres_server import address_of
 from sqlalchemy import event, select
 from support import (
+    KINDS,
     LEASE,
     FakeClock,
     LedgerFactory,
@@ -32,10 +33,10 @@ from support import (
 )
 
 from perpetual_blocks.adapters.database import SqlLedger, schema
-from perpetual_blocks.budget import Expectation, Quota, Spend
+from perpetual_blocks.budget import Budget, Expectation, Limit, Quota, Spend
 from perpetual_blocks.errors import Fenced, InvalidInput, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason, invitation
-from perpetual_blocks.session.ports import Claim, Document, Fence, FollowOn, Misfit, UnitCost
+from perpetual_blocks.session.ports import Claim, Document, Fence, FollowOn, Misfit, Reserve, UnitCost
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
 
 DATABASES = ("sqlite-file", "sqlite-memory", "postgres")
@@ -1141,3 +1142,105 @@ def test_committed_units_survive_a_kill(
     assert counts[ItemStatus.CLAIMED] == 3 - kept, "an item whose unit was not committed is still claimed"
     assert ledger.sessions("mine")[-1].units == kept
     assert usage_rows(ledger) == [(item, 0, 0, "tokens", 10.0) for item in "abc"[:kept]]
+
+
+# Pools ----------------------------------------------------------------------------------------------------------------
+
+
+SHARED_LIMIT = Limit("cost", 10, scope="window", window="day", pool="team")
+
+
+def pooled(chain: str, limit: Limit = SHARED_LIMIT) -> dict[str, Any]:
+    """What `open_session` is asked for a chain with a shared limit."""
+    settings = {"kinds": list(KINDS), "budget": Budget(limit).to_json()}
+    return {"chain": chain, "holder": chain, "flow_run_id": f"run of {chain}", "settings": settings}
+
+
+def reserving(amount: float, limit: Limit = SHARED_LIMIT) -> Callable[[Item], list[Reserve]]:
+    return lambda item: [Reserve(limit, amount)]
+
+
+def fits(item: Item) -> Misfit | None:
+    return None
+
+
+def test_a_claim_reserves_and_a_commit_settles(ledger: SqlLedger, clock: FakeClock) -> None:
+    """What one chain has reserved another cannot have; what it spent less is free again when its unit is committed."""
+    one, other = open_session(ledger, **pooled("one")).fence, open_session(ledger, **pooled("other")).fence
+    for chain in ("one", "other"):
+        ledger.add_items(chain, items("a", "b"))
+    item = ledger.claim(one, fits, reserving(7)).item
+    assert item is not None
+
+    refused = ledger.claim(other, fits, reserving(4))
+    assert (refused.item, refused.contended) == (None, True)
+    assert refused.passed_over["a"] == (
+        "pool team/day: needs $4.00, $3.00 of $10.00 is free ($0.0000 used, $7.00 reserved)"
+    )
+    assert ledger.counts("other")[ItemStatus.AVAILABLE] == 2
+
+    ledger.commit_unit(one, item, Outcome(done=True, usage={"cost": 5.0}), "key", {"cost": 5.0})
+    assert ledger.pool_spends(SHARED_LIMIT, 0.0) == [Spend(clock.now(), 5.0)]
+    assert ledger.claim(other, fits, reserving(6)).contended is False
+    assert ledger.claim(other, fits, reserving(5)).item is not None
+
+
+def test_a_unit_extends_what_it_has_reserved(ledger: SqlLedger) -> None:
+    """All that it asks for or nothing; and a unit that is given back gives back what it had."""
+    fence = open_session(ledger, **pooled("one")).fence
+    ledger.add_items("one", items("a"))
+    item = ledger.claim(fence, fits, reserving(2)).item
+    assert item is not None
+
+    assert ledger.extend(fence, item, [Reserve(SHARED_LIMIT, 9)]) is None
+    assert "needs $11.00" in (ledger.extend(fence, item, [Reserve(SHARED_LIMIT, 11)]) or "")
+    ledger.release(fence, item)
+    assert ledger.claim(fence, fits, reserving(10)).item is not None
+
+
+@pytest.mark.parametrize("ending", ["fail_unit", "cut_off"])
+def test_what_came_to_nothing_is_settled_too(ledger: SqlLedger, ending: str) -> None:
+    """The money of a unit that failed, or was cut off, is gone for everybody."""
+    fence = open_session(ledger, **pooled("one")).fence
+    ledger.add_items("one", items("a"))
+    item = ledger.claim(fence, fits, reserving(9)).item
+    assert item is not None
+
+    more = {"fresh": False} if ending == "cut_off" else {}
+    getattr(ledger, ending)(fence, item, "why", {"cost": 3.0}, {"cost": 3.0}, **more)
+
+    assert [spend.amount for spend in ledger.pool_spends(SHARED_LIMIT, 0.0)] == [3.0]
+    assert ledger.claim(fence, fits, reserving(7)).item is not None
+
+
+def test_reservations_of_the_dead(ledger: SqlLedger, clock: FakeClock) -> None:
+    """They end with the lease, unless a heartbeat moves both on; whoever takes over has none of them."""
+    one, other = open_session(ledger, **pooled("one")).fence, open_session(ledger, **pooled("other")).fence
+    for chain in ("one", "other"):
+        ledger.add_items(chain, items("a"))
+    assert ledger.claim(one, fits, reserving(9)).item is not None
+    clock.advance(LEASE - 1)
+    ledger.heartbeat(one)
+    clock.advance(LEASE - 1)
+    assert ledger.claim(other, fits, reserving(9)).contended
+    clock.advance(2)
+
+    assert ledger.claim(other, fits, reserving(9)).item is not None
+    taken_over = open_session(ledger, **{**pooled("one"), "holder": "next", "flow_run_id": "next"})
+    assert taken_over.took_over
+    assert ledger.claim(taken_over.fence, fits, reserving(1)).item is not None
+
+
+def test_a_share_is_kept(ledger: SqlLedger) -> None:
+    """A chain's share of a pool is there when it comes; shares that are more than the whole are refused."""
+    small = Limit.from_json({**SHARED_LIMIT.to_json(), "share": 0.4})
+    open_session(ledger, **pooled("small", small))
+    large = open_session(ledger, **pooled("large")).fence
+    ledger.add_items("large", items("a"))
+
+    assert ledger.claim(large, fits, reserving(7)).item is None
+    assert ledger.claim(large, fits, reserving(6)).item is not None
+    greedy = Limit.from_json({**SHARED_LIMIT.to_json(), "share": 0.7})
+    with pytest.raises(InvalidInput) as refused:
+        open_session(ledger, **pooled("greedy", greedy))
+    one_line(refused.value, "share", "0.7", "0.6")

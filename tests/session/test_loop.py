@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 from typing import Any, ClassVar
 
 import pytest
@@ -44,7 +44,7 @@ from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionS
 from perpetual_blocks.session.documents import chain_usage
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.loop import Session, SessionEnd
-from perpetual_blocks.session.ports import Fence, FollowOn
+from perpetual_blocks.session.ports import Fence, FollowOn, Reserve
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import (
@@ -58,7 +58,7 @@ from perpetual_blocks.telemetry import (
     UnitCutOff,
     UnitFailed,
 )
-from perpetual_blocks.work import ItemStatus, Unit, WorkItem
+from perpetual_blocks.work import ItemStatus, Outcome, Unit, WorkItem
 
 NO_BUDGET = Budget()
 
@@ -491,6 +491,25 @@ def test_agents_share_a_pool(make_rig: MakeRig, clock: FakeClock) -> None:
     assert one.ledger.sessions("other")[0].limits[0]["used"] == 500
     clock.advance(3700)
     assert other.run(Budget(shared), invited=list(other.runs.created)[-1]).state is SessionState.FINISHED
+
+
+def test_a_session_waits_for_what_others_may_give_back(make_rig: MakeRig) -> None:
+    """A pool that is all reserved is not used up: the session waits for the others' units, and goes on when they end."""
+    shared = Limit("tokens", 100, scope="total", pool="team")
+    rig = make_rig(Bounded(costs={"a": 60}), chain="waits")
+    settings = {"kinds": list(KINDS), "budget": Budget(shared).to_json()}
+    other = open_session(rig.ledger, "other", "other", flow_run_id="other", settings=settings).fence
+    rig.ledger.add_items("other", [WorkItem(id="x")])
+    item = rig.ledger.claim(other, lambda item: None, lambda item: [Reserve(shared, 90)]).item
+    assert item is not None
+    done = Outcome(done=True, usage={"tokens": 40.0})
+    settle = Timer(0.5, lambda: rig.ledger.commit_unit(other, item, done, "key", {"tokens": 40.0}))
+    settle.start()
+
+    end = rig.run(Budget(shared))
+
+    settle.join()
+    assert (end.state, rig.ledger.sessions("waits")[0].units) == (SessionState.FINISHED, 1)
 
 
 def test_a_unit_reserves_more_of_a_pool_while_it_runs(make_rig: MakeRig) -> None:
