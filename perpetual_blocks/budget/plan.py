@@ -161,7 +161,7 @@ def simulate(
     limits = [limit for limit in budget if limit.resource in limited - unknown]
     futures = []
     for number in range(runs):
-        future = _Future(limits, now, spends or {}, pace or Pace())
+        future = _Future(limits, now, spends or {}, pace or Pace(), lump)
         futures.append(future.go(_steps(work, laws, lump, Random(f"{seed}/{number}"))))
     return Plan(
         units, tuple(sorted(futures, key=lambda run: run.seconds)), tuple(sorted((limited | {"seconds"}) & unknown))
@@ -206,7 +206,10 @@ def _steps(
 class _Future:
     """One run through what is to come."""
 
-    def __init__(self, limits: Sequence[Limit], now: float, spends: Mapping[str, Sequence[Spend]], pace: Pace) -> None:
+    def __init__(
+        self, limits: Sequence[Limit], now: float, spends: Mapping[str, Sequence[Spend]], pace: Pace, lump: int
+    ) -> None:
+        self._lump = lump
         self._session = [limit for limit in limits if limit.scope == "session"]
         self._quotas = [_Quota(one, deque(spends.get(one.name, ()))) for one in limits if one.scope != "session"]
         self._pace = pace
@@ -246,7 +249,23 @@ class _Future:
         self._units = 0
         self._used = {"seconds": self._pace.resume}
 
+    def _skip(self, cost: Mapping[str, float]) -> None:
+        """Goes through the sessions, and the windows, that units which are drawn as one fill by themselves."""
+        for limit in self._session:
+            more = int(cost[limit.resource] / (limit.amount * self._pace.fullness))
+            if more:
+                self._sessions += more
+                self._stopped_by[limit.name] = self._stopped_by.get(limit.name, 0) + more
+                self._now += more * (self._pace.shutdown + self._pace.gap + self._pace.resume)
+        for limit in (quota.limit for quota in self._quotas):
+            if limit.window is not None:
+                wait = int(cost[limit.resource] / limit.amount) * limit.window.seconds
+                self._now += wait
+                self._waiting += wait
+
     def _do(self, cost: Mapping[str, float]) -> None:
+        if self._lump > 1:
+            self._skip(cost)
         self._now += cost["seconds"]
         self._units += 1
         for name, amount in cost.items():
