@@ -6,7 +6,7 @@ from perpetual_blocks.budget import Budget
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.session.advice import advice
 from perpetual_blocks.session.chain import SessionRecord, SessionState
-from perpetual_blocks.session.documents import chain_usage
+from perpetual_blocks.session.documents import chain_usage, checkpoint_sizes
 from perpetual_blocks.session.metrics import resume_cost, success_metrics
 from perpetual_blocks.session.ports import Ledger
 
@@ -18,7 +18,6 @@ def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
         UnknownChain: there is no such chain.
     """
     chain, sessions, counts = ledger.chain(name), ledger.sessions(name), ledger.counts(name)
-    checkpoints = [document.size for document in reversed(ledger.documents(name, "checkpoint"))]
     return {
         "chain": chain.name,
         "status": chain.status.value,
@@ -30,7 +29,7 @@ def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
         "usage": chain_usage(sessions),
         "metrics": success_metrics(sessions, counts),
         "resume": resume_cost(sessions, ledger.first_units(name)),
-        "advice": advice(sessions, checkpoints),
+        "advice": advice(sessions, checkpoint_sizes(ledger, name)),
         "updated_at": isoformat(chain.updated_at),
     }
 
