@@ -1,6 +1,7 @@
 """The template of an agent: subclass it, say what there is to do and how to do one unit of it."""
 
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -85,8 +86,8 @@ class PerpetualAgent(BaseModel):
 
     @classmethod
     def task(cls) -> str:
-        """What the agent is for: its docstring."""
-        return inspect.getdoc(cls) or cls.__name__
+        """What the agent is for: its docstring, each paragraph and each entry of a list in one line."""
+        return _joined(inspect.getdoc(cls) or cls.__name__)
 
     @classmethod
     def as_flow(
@@ -111,3 +112,23 @@ class PerpetualAgent(BaseModel):
         # As namedtuple does: the module that makes the flow is the one that it can be imported from.
         module = sys._getframe(1).f_globals.get("__name__", cls.__module__)
         return make_flow(cls, name, budget, store, module)
+
+
+_WHOLE = re.compile(r"\s{4}|\s*(#|>|\||```)")
+"""A line that is joined with no other: code, a heading, a quotation, a row of a table."""
+
+_ENTRY = re.compile(r"\s*([-*+•]|\d+[.)])\s")
+"""The first line of an entry of a list."""
+
+
+def _joined(text: str) -> str:
+    """The text without the line breaks within its paragraphs: where it is shown, lines are as long as there is room."""
+    lines, fenced = [""], False
+    for line in text.splitlines():
+        apart = fenced or not line.strip() or _WHOLE.match(line) or _ENTRY.match(line)
+        if apart or not lines[-1] or _WHOLE.match(lines[-1]):
+            lines.append(line.rstrip())
+        else:
+            lines[-1] += f" {line.strip()}"
+        fenced ^= line.lstrip().startswith("```")
+    return "\n".join(lines[1:])

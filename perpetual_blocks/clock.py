@@ -1,7 +1,7 @@
 """The time, as a thing that is handed in, so that no test waits for it."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 
@@ -23,6 +23,12 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+def show_time(stamp: str) -> str:
+    """A time stamp of `isoformat` as a person reads it, rounded up to the minute: `2023-11-14 22:14 UTC`."""
+    moment = datetime.fromisoformat(stamp) + timedelta(seconds=59, milliseconds=999)
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def isoformat(seconds: float | None) -> str | None:

@@ -330,3 +330,63 @@ def test_annotations_may_be_text(module_folder: Path) -> None:
     assert flow.parameters.properties["pages"]["minimum"] == 1
     with pytest.raises(ParameterTypeError, match="order"):
         flow.validate_parameters({**given, "order": "any"})
+
+
+class LongWinded(PerpetualAgent):
+    """Read papers, and write
+    down what they say.
+
+    One unit is
+    one page:
+    - a page that is
+      long is read twice
+    - another one
+    1. is not
+
+    # Notes
+    Such as
+    these.
+
+        code
+        code
+
+    ```
+    more
+    code
+
+    fenced
+    ```
+    **Bold** words
+    begin no list.
+    | a | b |
+    | - | - |
+    """
+
+
+def test_a_task_has_one_line_for_each_paragraph() -> None:
+    """Line breaks within a paragraph, which split sentences where they are shown, are gone; lists and code are kept."""
+    assert LongWinded.task().splitlines() == [
+        "Read papers, and write down what they say.",
+        "",
+        "One unit is one page:",
+        "- a page that is long is read twice",
+        "- another one",
+        "1. is not",
+        "",
+        "# Notes",
+        "Such as these.",
+        "",
+        "    code",
+        "    code",
+        "",
+        "```",
+        "more",
+        "code",
+        "",
+        "fenced",
+        "```",
+        "**Bold** words begin no list.",
+        "| a | b |",
+        "| - | - |",
+    ]
+    assert PaperReader.task() == "Read papers.\n\nOne unit is one page."

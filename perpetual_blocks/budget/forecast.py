@@ -3,7 +3,7 @@
 Its state is small and JSON, and a restored copy decides bit for bit as the original would.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import exp, log
 from typing import Any, NamedTuple
@@ -101,6 +101,16 @@ class _Predictor:
 
 
 @dataclass(slots=True)
+class _Tally:
+    """What was foretold of a kind's finished units, and what they used."""
+
+    units: int = 0
+    predicted: float = 0.0
+    used: float = 0.0
+    covered: int = 0
+
+
+@dataclass(slots=True)
 class Forecast:
     """The forecast of one resource.
 
@@ -108,6 +118,7 @@ class Forecast:
     that follows them slowly, or quickly; costs relative to what was declared. The one that foretold best is asked.
 
     Attributes:
+        tallies: What was foretold and used so far, by kind.
         caution: Multiplies what is expected. It goes up after a session that overran and slowly down otherwise, so that
             in the long run as many sessions overrun as the risk allows.
     """
@@ -121,16 +132,20 @@ class Forecast:
     shutdowns: Survival = field(default_factory=lambda: Survival(SHUTDOWN_SAMPLES, SHUTDOWN_TAIL))
     caution: float = FIRST_CAUTION
     course: Course = field(default_factory=Course)
+    tallies: dict[str, _Tally] = field(default_factory=dict)
 
     # Learning -------------------------------------------------------------------------------------------------------
 
     def learn(self, cost: float, hint: Hint = Hint(), *, finished: bool = True) -> None:  # noqa: B008 - immutable
         """A unit ended at this cost; one that was cut off would have cost more."""
+        candidates = list(self._candidates(hint))
+        if finished and (law := self._best(candidates)) is not None:
+            self._compare(cost, hint.kind, law)
         cost = cost if finished else CENSORED * cost
         bound = self.bound(hint)
         if bound is not None and hint.bound is not None and cost > bound:
             self.exceeded[hint.kind] = BOUND_MARGIN * cost / hint.bound if hint.bound else NEVER_TRUSTED
-        for predictor, law in self._candidates(hint):
+        for predictor, law in candidates:
             if len(law.scores):
                 predictor.judge(cost, law.quantile(RISK))
             predictor.scores.add(cost / law.scale)
@@ -150,13 +165,49 @@ class Forecast:
         lowest, highest = CAUTION
         self.caution = min(highest, max(lowest, self.caution * exp(step)))
 
+    def _compare(self, cost: float, kind: str, law: Law) -> None:
+        tally = self.tallies.get(kind)
+        if tally is None:
+            tally = self.tallies[kind] = _Tally()
+        tally.units += 1
+        tally.predicted += law.quantile(0.5)
+        tally.used += cost
+        tally.covered += cost <= law.quantile(0.1)
+
     # Asking ---------------------------------------------------------------------------------------------------------
+
+    def calibration(self) -> dict[str, dict[str, float | None]]:
+        """How well the finished units of each kind were foretold, each by what was known just before it was learned.
+
+        * units: n, of which something was foretold
+        * predicted: Σ median of the law
+        * used: Σ cost
+        * ratio: used / predicted; above 1 where units are dearer than foretold (a little, where costs have a long tail,
+          since a sum of medians is below the sum of means); None where nothing was predicted
+        * p90_coverage: the share of units with cost ≤ the law's 90th percentile; 0.9 is perfect
+
+        Kinds that use nothing of the resource, and of which nothing else was expected, are left out.
+        """
+        return {
+            kind: {
+                "units": tally.units,
+                "predicted": tally.predicted,
+                "used": tally.used,
+                "ratio": tally.used / tally.predicted if tally.predicted else None,
+                "p90_coverage": tally.covered / tally.units,
+            }
+            for kind, tally in self.tallies.items()
+            if tally.predicted or tally.used
+        }
 
     def law(self, hint: Hint = Hint()) -> Law | None:  # noqa: B008 - immutable
         """How the next unit's cost is distributed; None when nothing at all is known of it."""
+        return self._best(self._candidates(hint))
+
+    def _best(self, candidates: Iterable[tuple[_Predictor, Law]]) -> Law | None:
         best: Law | None = None
         least = 0.0
-        for predictor, law in self._candidates(hint):
+        for predictor, law in candidates:
             if predictor is self.constant:
                 if not len(law.scores):
                     continue
@@ -219,6 +270,7 @@ class Forecast:
             "shutdowns": self.shutdowns.samples(),
             "caution": self.caution,
             "course": self.course.to_json(),
+            "tallies": {kind: [t.units, t.predicted, t.used, t.covered] for kind, t in self.tallies.items()},
         }
 
     @classmethod
@@ -234,4 +286,6 @@ class Forecast:
             shutdowns=Survival(SHUTDOWN_SAMPLES, SHUTDOWN_TAIL, state["shutdowns"]),
             caution=state["caution"],
             course=Course(*state["course"]),
+            # A state from before there were any has none.
+            tallies={kind: _Tally(*tally) for kind, tally in state.get("tallies", {}).items()},
         )

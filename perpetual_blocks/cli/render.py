@@ -9,6 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from perpetual_blocks.clock import show_time
 from perpetual_blocks.usage import show
 
 _COLOURS = {
@@ -23,20 +24,28 @@ _COLOURS = {
 
 
 def chain_view(status: Mapping[str, Any]) -> RenderableType:
-    """The whole chain: how far it is, its sessions, its usage and metrics."""
-    return Group(headline(status), sessions_table(status["sessions"]), _totals(status))
+    """The whole chain: how far it is, its sessions, what lasts beyond them, its usage and metrics, and advice."""
+    return Group(
+        headline(status),
+        sessions_table(status["sessions"]),
+        _lasting_limits(status["sessions"]),
+        _totals(status),
+        *(Text(f"advice: {line}", style="yellow") for line in status["advice"]),
+    )
 
 
 def headline(status: Mapping[str, Any]) -> RenderableType:
-    """One line and a bar: name, status, items done."""
+    """A line and a bar: name, status, when it goes on where it waits for that, items done."""
     items = status["items"]
     colour = _COLOURS.get(status["status"], "white")
     line = Text.assemble(
         (status["chain"], "bold"), "  ", (status["status"], f"bold {colour}"), "  ", (status.get("reason", ""), "dim")
     )
+    if status["status"] == "waiting" and status["resume_at"]:
+        line.append(f"\ngoes on at {show_time(status['resume_at'])}, when there is room", style=colour)
     grid = Table.grid(padding=(0, 1))
     grid.add_row(
-        ProgressBar(total=max(1, items["total"]), completed=items["completed"], width=40),
+        ProgressBar(total=max(1, items["total"]), completed=items["completed"], width=20),
         f"{items['completed']:,} of {items['total']:,} items",
         Text(_open_items(items), style="dim"),
     )
@@ -73,8 +82,31 @@ def _fullest(limits: Sequence[Mapping[str, Any]]) -> Text | str:
         return ""
     fullest = max(limits, key=lambda limit: limit["used"] / limit["amount"])
     share = fullest["used"] / fullest["amount"]
-    filled = min(10, round(share * 10))
-    return Text.assemble(("█" * filled, "cyan"), ("░" * (10 - filled), "dim"), f" {share:4.0%} {fullest['resource']}")
+    return _bar(fullest) + Text(f" {share:4.0%} {fullest['resource']}")
+
+
+def _lasting_limits(sessions: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Windows and totals, which outlive a session, as the last session that has ended left them."""
+    for session in reversed(sessions):
+        lasting = [limit for limit in session["limits"] if "/" in limit.get("name", "")]
+        if lasting:
+            break
+    else:
+        return Group()
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column(f"limit, after session {session['ordinal']}", overflow="fold")
+    table.add_column("used", no_wrap=True)
+    table.add_column("of", justify="right", no_wrap=True)
+    for limit in lasting:
+        name = limit["resource"]
+        share = Text(f" {limit['used'] / limit['amount']:4.0%} {show(name, limit['used'])}")
+        table.add_row(escape(limit["name"]), _bar(limit) + share, show(name, limit["amount"]))
+    return Group("", table)
+
+
+def _bar(limit: Mapping[str, Any]) -> Text:
+    filled = min(10, round(10 * limit["used"] / limit["amount"]))
+    return Text.assemble(("█" * filled, "cyan"), ("░" * (10 - filled), "dim"))
 
 
 def _totals(status: Mapping[str, Any]) -> Text:
@@ -82,7 +114,9 @@ def _totals(status: Mapping[str, Any]) -> Text:
     metrics = ", ".join(
         f"{name.replace('_', ' ')} {value:.0%}" for name, value in status["metrics"].items() if value is not None
     )
-    return Text(f"\nused: {usage or 'nothing yet'}\n{metrics}", style="dim")
+    resume = ", ".join(show(name, amount) for name, amount in status["resume"].items())
+    lines = [f"used: {usage or 'nothing yet'}", f"a resume: {resume}" if resume else "", metrics]
+    return Text("\n" + "\n".join(filter(None, lines)), style="dim")
 
 
 def items_table(items: Sequence[Mapping[str, Any]]) -> Table:

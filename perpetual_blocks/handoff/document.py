@@ -37,6 +37,23 @@ class SessionLine(BaseModel):
     fullness: float | None
 
 
+class CalibrationLine(BaseModel):
+    """What was foretold of a kind's finished units in one resource, and what they used.
+
+    Attributes:
+        ratio: used / predicted; None where nothing was predicted.
+        p90_coverage: The share of units within the 90th percentile that was foretold.
+    """
+
+    resource: str
+    kind: str
+    units: int
+    predicted: float
+    used: float
+    ratio: float | None
+    p90_coverage: float
+
+
 class Handoff(BaseModel):
     """What was done, why it stopped, what comes next.
 
@@ -48,6 +65,11 @@ class Handoff(BaseModel):
         discarded: The dead letters, with their errors.
         steps: Steps of the shutdown that failed, `step: error`.
         resumed: What was found when the session started: what was verified, what was lost.
+        passed_over: Items in whose place others were taken, and why (by id).
+        choices: What was decided automatically, and why.
+        calibration: How well units were foretold, as long as the chain, or those that it learned from, ran.
+        advice: What should be changed, with the figures that say so.
+        resume_at: When there will be room for the next unit, where the chain waits for that.
         notes: The agent's own, Markdown; `create_handoff` may add to them.
         commit: The git commit of the session's work.
     """
@@ -75,6 +97,11 @@ class Handoff(BaseModel):
     sessions: list[SessionLine] = Field(default_factory=list)
     resumed: list[str] = Field(default_factory=list)
     steps: list[str] = Field(default_factory=list)
+    passed_over: dict[str, str] = Field(default_factory=dict)
+    choices: list[str] = Field(default_factory=list)
+    calibration: list[CalibrationLine] = Field(default_factory=list)
+    advice: list[str] = Field(default_factory=list)
+    resume_at: str | None = None
     notes: list[str] = Field(default_factory=list)
     context: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float | None] = Field(default_factory=dict)

@@ -3,10 +3,13 @@
 import json
 from collections.abc import Iterable
 
+from perpetual_blocks.clock import show_time
 from perpetual_blocks.handoff.document import Handoff, WorkLine
 from perpetual_blocks.usage import show, show_duration
 
 _BAR = 20
+LISTED = 10
+"""How many of the items that were passed over are listed."""
 
 
 def to_markdown(handoff: Handoff) -> str:
@@ -24,10 +27,14 @@ def to_markdown(handoff: Handoff) -> str:
         + (f"\n- Committed as `{handoff.commit}`" if handoff.commit else ""),
         _section("Next", (_work(line) for line in handoff.next_items)),
         _section("Discarded", (f"{_work(line)}: {_one_line(line.error)}" for line in handoff.discarded)),
+        _passed_over(handoff),
+        _section("Chosen automatically", (f"- {_one_line(line)}" for line in handoff.choices)),
+        _section("Advice", (f"- {_one_line(line)}" for line in handoff.advice)),
         _section("On resuming", (f"- {_one_line(line)}" for line in handoff.resumed)),
         _section("Went wrong at the end", (f"- {_one_line(line)}" for line in handoff.steps)),
         _section("Notes", handoff.notes),
         _sessions(handoff),
+        _calibration(handoff),
         _folded("Metrics", handoff.metrics),
         _folded("Context", handoff.context),
     ]
@@ -36,12 +43,30 @@ def to_markdown(handoff: Handoff) -> str:
 
 def _goes_on(handoff: Handoff) -> str:
     match handoff.state:
+        case "Wrapped" if handoff.resume_at:
+            return f"Session {handoff.ordinal + 1} goes on at {show_time(handoff.resume_at)}, when there is room."
         case "Wrapped":
             return f"Session {handoff.ordinal + 1} goes on from here."
         case "Finished":
             return "The queue is empty."
         case _:
-            return f"It does not go on by itself. `perpetual status {handoff.chain}` says what to do."
+            return f"It does not go on by itself. {_what_to_do(handoff.chain, handoff.stop_reason)}"
+
+
+def _what_to_do(chain: str, stop_reason: str) -> str:
+    code, _, resource = stop_reason.partition(":")
+    again = f"run it again: `perpetual run FILE:FLOW --param chain={chain}`."
+    match code:
+        case "exhausted":
+            return f"Raise the total limit of {resource}, then {again}"
+        case "blocked":
+            return f"Mend what the discarded items died of, `perpetual items retry {chain}`, then {again}"
+        case "too-large":
+            return (
+                f"Raise the session's limits, or give the item up (`perpetual items discard {chain} ID`), then {again}"
+            )
+        case _:
+            return f"`perpetual status {chain}` says what to do."
 
 
 def _links(handoff: Handoff) -> str:
@@ -106,6 +131,28 @@ def _sessions(handoff: Handoff) -> str:
     ]
     header = ["| | ended | units | used | full | why |", "| ---: | --- | ---: | ---: | ---: | --- |"]
     return "\n".join(["## Sessions\n", *header, *rows])
+
+
+def _passed_over(handoff: Handoff) -> str:
+    lines = [f"- `{item}`: {_one_line(why)}" for item, why in handoff.passed_over.items()]
+    more = [f"- and {len(lines) - LISTED:,} more"] if len(lines) > LISTED else []
+    return _section("Passed over", [*lines[:LISTED], *more])
+
+
+def _calibration(handoff: Handoff) -> str:
+    if not handoff.calibration:
+        return ""
+    rows = [
+        f"| {line.resource} | {_cell(line.kind)} | {line.units:,} | {show(line.resource, line.predicted)} | "
+        f"{show(line.resource, line.used)} | {'' if line.ratio is None else f'{line.ratio:.2f}'} | "
+        f"{line.p90_coverage:.0%} |"
+        for line in handoff.calibration
+    ]
+    header = [
+        "| | kind | units | foretold | used | ratio | within p90 |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    return "\n".join(["## Forecasts\n", *header, *rows])
 
 
 def _folded(title: str, value: object) -> str:

@@ -1,13 +1,15 @@
 """The documents of a session, made from what the ledger says."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
-from perpetual_blocks.budget import Reading
+from perpetual_blocks.budget import BudgetMonitor, Reading
 from perpetual_blocks.checkpoint import Checkpoint, digest
 from perpetual_blocks.clock import isoformat
-from perpetual_blocks.handoff import Handoff, LimitLine, SessionLine, WorkLine
+from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, SessionLine, WorkLine
+from perpetual_blocks.session.advice import advice
 from perpetual_blocks.session.chain import SessionRecord
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.metrics import success_metrics
@@ -85,8 +87,10 @@ def handoff_now(
     task: str,
     now: float,
     end: Ending,
-    readings: Sequence[Reading],
+    monitor: BudgetMonitor,
     *,
+    passed_over: Mapping[str, str],
+    choices: Sequence[str],
     resumed: Sequence[str],
     failed_steps: Sequence[str],
     commit: str | None,
@@ -97,7 +101,17 @@ def handoff_now(
         ledger.sessions(fence.chain),
         ledger.counts(fence.chain),
     )
-    this = sessions[-1]
+    limits = limits_now(monitor.readings())
+    # As it will be when it is closed: its own end counts in the metrics, too.
+    this = sessions[-1] = replace(
+        sessions[-1],
+        state=end.session,
+        stop_reason=end.reason.code,
+        stop_message=end.reason.message,
+        ended_at=now,
+        graceful=True,
+        limits=limits,
+    )
     return Handoff(
         chain=fence.chain,
         ordinal=fence.ordinal,
@@ -113,17 +127,35 @@ def handoff_now(
         units_total=sum(session.units for session in sessions),
         usage=this.usage,
         usage_total=chain_usage(sessions),
-        limits=[LimitLine(**limit) for limit in limits_now(readings)],
+        limits=[LimitLine(**limit) for limit in limits],
         next_items=[_line(item) for item in ledger.items(fence.chain, ItemStatus.AVAILABLE, LISTED)],
         discarded=[_line(item) for item in ledger.items(fence.chain, ItemStatus.DISCARDED, LISTED)],
         sessions=[_session_line(session) for session in sessions[-LISTED - 1 : -1]],
         resumed=list(resumed),
         steps=list(failed_steps),
+        passed_over=dict(passed_over),
+        choices=list(choices),
+        calibration=_calibration(monitor),
+        advice=advice(sessions, checkpoint_sizes(ledger, fence.chain)),
+        resume_at=isoformat(end.reason.resume_at),
         context=chain.context,
         metrics=success_metrics(sessions, counts),
         commit=commit,
         flow_run_id=this.flow_run_id,
     )
+
+
+def checkpoint_sizes(ledger: Ledger, chain: str) -> list[int]:
+    """The sizes of a chain's checkpoints in bytes, the oldest first."""
+    return [document.size for document in reversed(ledger.documents(chain, "checkpoint"))]
+
+
+def _calibration(monitor: BudgetMonitor) -> list[CalibrationLine]:
+    return [
+        CalibrationLine(resource=resource, kind=kind, **figures)
+        for resource, forecast in monitor.forecasts.items()
+        for kind, figures in forecast.calibration().items()
+    ]
 
 
 def _line(item: Item) -> WorkLine:

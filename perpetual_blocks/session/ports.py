@@ -255,6 +255,9 @@ class Ledger(Protocol):
     def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
         """What the latest units of the sessions after that one cost, the oldest first."""
 
+    def first_units(self, chain: str) -> dict[int, dict[str, float]]:
+        """What the first unit that each session finished used, by the session's ordinal; only of those with one."""
+
     def waiting_follow_ons(self) -> list[FollowOn]:
         """Follow-ons that were created to start later, of chains that wait for that moment."""
 

@@ -4,14 +4,15 @@ from typing import Any
 
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.clock import isoformat
+from perpetual_blocks.session.advice import advice
 from perpetual_blocks.session.chain import SessionRecord, SessionState
-from perpetual_blocks.session.documents import chain_usage
-from perpetual_blocks.session.metrics import success_metrics
+from perpetual_blocks.session.documents import chain_usage, checkpoint_sizes
+from perpetual_blocks.session.metrics import resume_cost, success_metrics
 from perpetual_blocks.session.ports import Ledger
 
 
 def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
-    """The chain, its items by status, its sessions, its usage and the five success metrics.
+    """The chain, its items by status, its sessions, its usage, the five success metrics and what they advise.
 
     Raises:
         UnknownChain: there is no such chain.
@@ -27,6 +28,8 @@ def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
         "sessions": [_session(session, Budget.from_json(chain.settings.get("budget") or [])) for session in sessions],
         "usage": chain_usage(sessions),
         "metrics": success_metrics(sessions, counts),
+        "resume": resume_cost(sessions, ledger.first_units(name)),
+        "advice": advice(sessions, checkpoint_sizes(ledger, name)),
         "updated_at": isoformat(chain.updated_at),
     }
 

@@ -210,7 +210,67 @@ def test_a_unit_that_was_cut_off_is_not_forgotten(cost: float, hint: Hint) -> No
     cut.learn(cost, hint, finished=False)
     whole.learn(1.5 * cost, hint)
 
-    assert cut.to_json() == whole.to_json()
+    assert {**cut.to_json(), "tallies": {}} == {**whole.to_json(), "tallies": {}}
+
+
+# Calibration ----------------------------------------------------------------------------------------------------------
+
+
+def test_calibration_compares_what_was_foretold_with_what_was_used() -> None:
+    """Each finished unit is compared with what was known just before it was learned, kind by kind."""
+    forecast = Forecast()
+    foretold: dict[str, list[tuple[float, float, float]]] = {"a": [], "b": []}
+    for number in range(40):
+        hint, cost = Hint("ab"[number % 2]), 10.0 + number % 7
+        law = forecast.law(hint)
+        if law is not None:
+            foretold[hint.kind].append((law.quantile(0.5), cost, law.quantile(0.1)))
+        forecast.learn(cost, hint)
+
+    assert [len(units) for units in foretold.values()] == [19, 20]
+    for kind, units in foretold.items():
+        predicted, used = sum(median for median, _, _ in units), sum(cost for _, cost, _ in units)
+        assert forecast.calibration()[kind] == {
+            "units": len(units),
+            "predicted": predicted,
+            "used": used,
+            "ratio": used / predicted,
+            "p90_coverage": sum(cost <= highest for _, cost, highest in units) / len(units),
+        }
+
+
+def test_a_forecast_of_steady_costs_is_well_calibrated() -> None:
+    """Where costs come from one law, nine of ten units are within the 90th percentile, and medians add up."""
+    random = Random(7)
+    calibration = taught(lambda _: random.uniform(50, 150), 500).calibration()["k"]
+
+    assert calibration["ratio"] == pytest.approx(1.0, rel=0.05)
+    assert calibration["p90_coverage"] == pytest.approx(0.9, abs=0.03)
+
+
+def test_what_is_not_compared() -> None:
+    """Neither the first unit of which nothing was known, nor one that was cut off, nor what costs nothing."""
+    forecast = Forecast()
+    forecast.learn(5.0, Hint("k"))
+    forecast.learn(5.0, Hint("k"), finished=False)
+    assert forecast.calibration() == {}
+
+    free = taught(lambda _: 0.0, 10)
+    assert free.calibration() == {}
+    free.learn(3.0, Hint("k"))
+    assert free.calibration()["k"] == {"units": 10, "predicted": 0.0, "used": 3.0, "ratio": None, "p90_coverage": 0.9}
+
+
+def test_a_state_without_a_calibration_is_read() -> None:
+    """What an earlier version saved is a state of which nothing was compared yet."""
+    state = taught(lambda number: number + 1.0, 50).to_json()
+    del state["tallies"]
+
+    forecast = Forecast.from_json(json.loads(json.dumps(state)))
+
+    assert forecast.calibration() == {}
+    forecast.learn(20.0, Hint("k"))
+    assert forecast.calibration()["k"]["units"] == 1
 
 
 # Bounds ---------------------------------------------------------------------------------------------------------------

@@ -629,6 +629,30 @@ def test_forecasts_are_kept_with_the_end_of_their_session(ledger: SqlLedger, clo
     assert ledger.forecasts_of("nobody") == {}
 
 
+def test_the_first_units_of_sessions(ledger: SqlLedger, clock: FakeClock) -> None:
+    """Of each session the first unit that was finished counts: not what failed before it, nor another chain's."""
+    assert ledger.first_units("mine") == {}
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b", "c"))
+    ledger.fail_unit(fence, claim(ledger, fence), "no", {"tokens": 99.0}, {"tokens": 99.0})
+    clock.advance(1)
+    finish_next(ledger, fence, usage={"tokens": 7.0, "calls": 2.0})
+    finish_next(ledger, fence, usage={"tokens": 8.0, "cost": 1.0})
+    close(ledger, fence)
+    clock.advance(1)
+    close(ledger, open_session(ledger, flow_run_id="nothing-done").fence)
+    fence = open_session(ledger, flow_run_id="third").fence
+    ledger.add_items("mine", items("d"))
+    clock.advance(1)
+    finish_next(ledger, fence, usage={"tokens": 5.0})
+    clock.advance(1)
+    finish_next(ledger, fence, usage={"tokens": 6.0})
+    open_session(ledger, chain="other")
+
+    assert ledger.first_units("mine") == {1: {"tokens": 7.0, "calls": 2.0}, 3: {"tokens": 5.0}}
+    assert ledger.first_units("other") == {}
+
+
 def test_what_a_provider_says_of_its_quota(ledger: SqlLedger) -> None:
     """It is kept with the unit that reported it."""
     fence = open_session(ledger).fence

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perpetual_blocks.handoff import Handoff, LimitLine, SessionLine, WorkLine, to_markdown
+from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, SessionLine, WorkLine, to_markdown
 
 
 def handoff(**changes: Any) -> Handoff:
@@ -52,7 +52,6 @@ def test_it_begins_with_what_matters() -> None:
     [
         ("Wrapped", "Session 3 goes on from here."),
         ("Finished", "The queue is empty."),
-        ("Stalled", "It does not go on by itself. `perpetual status mine` says what to do."),
         ("Failed", "It does not go on by itself. `perpetual status mine` says what to do."),
         ("Cancelled", "It does not go on by itself. `perpetual status mine` says what to do."),
     ],
@@ -60,6 +59,32 @@ def test_it_begins_with_what_matters() -> None:
 def test_it_says_whether_the_chain_goes_on(state: str, said: str) -> None:
     """Each way to end is told in a sentence."""
     assert said in to_markdown(handoff(state=state))
+
+
+def test_it_says_when_a_waiting_chain_goes_on() -> None:
+    """A chain that waits for room says until when; never earlier than that."""
+    for resume_at, shown in (
+        ("2023-11-15T08:00:00.000Z", "2023-11-15 08:00"),
+        ("2023-12-31T23:59:00.001Z", "2024-01-01 00:00"),
+    ):
+        text = to_markdown(handoff(resume_at=resume_at))
+        assert f"items done.** Session 3 goes on at {shown} UTC, when there is room.\n" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "stop_reason", "parts"),
+    [
+        ("Exhausted", "exhausted:cost", ["total limit of cost"]),
+        ("Stalled", "blocked", ["discarded items", "`perpetual items retry mine`"]),
+        ("Stalled", "too-large", ["session's limits", "`perpetual items discard mine ID`"]),
+    ],
+)
+def test_it_says_what_a_person_can_do(state: str, stop_reason: str, parts: list[str]) -> None:
+    """A chain that does not go on by itself says, at the top, what would make it go on."""
+    header = to_markdown(handoff(state=state, stop_reason=stop_reason)).split("\n\n")[1]
+
+    for part in ["It does not go on by itself.", *parts, "`perpetual run FILE:FLOW --param chain=mine`"]:
+        assert part in header
 
 
 def test_links_are_relative() -> None:
@@ -134,6 +159,53 @@ def test_what_went_wrong_and_what_was_found() -> None:
     ]
     assert section(text, "On resuming") == "- the checkpoint of session 1 agrees"
     assert section(text, "Notes") == "Look at **b** first.\n\n- then at c"
+
+
+def test_what_was_decided_and_what_is_advised() -> None:
+    """Items that were passed over, automatic choices and advice have their own sections."""
+    text = to_markdown(
+        handoff(
+            passed_over={"big": "needs 900 tokens,\n100 tokens left"},
+            choices=["rung 'careful': 700 of 1,000 tokens (70%)"],
+            advice=["Resuming takes 6.2% of the sessions' time."],
+        )
+    )
+
+    assert section(text, "Passed over") == "- `big`: needs 900 tokens, 100 tokens left"
+    assert section(text, "Chosen automatically") == "- rung 'careful': 700 of 1,000 tokens (70%)"
+    assert section(text, "Advice") == "- Resuming takes 6.2% of the sessions' time."
+
+
+def test_of_many_that_were_passed_over_ten_are_listed() -> None:
+    """However many were passed over, the handoff stays short and says how many there were."""
+    whys = {f"item-{n}": "too large" for n in range(1234)}
+
+    assert section(to_markdown(handoff(passed_over=whys)), "Passed over").splitlines() == [
+        *(f"- `item-{n}`: too large" for n in range(10)),
+        "- and 1,224 more",
+    ]
+    ten = section(to_markdown(handoff(passed_over=dict(list(whys.items())[:10]))), "Passed over")
+    assert len(ten.splitlines()) == 10
+
+
+def test_forecasts_are_compared_with_what_was_used() -> None:
+    """Each kind and resource is a row, each amount in its own unit."""
+    line: dict[str, Any] = {"kind": "a|b", "units": 1200, "predicted": 100.0, "used": 150.0, "p90_coverage": 0.875}
+    text = to_markdown(
+        handoff(
+            calibration=[
+                CalibrationLine(resource="tokens", ratio=1.5, **line),
+                CalibrationLine(resource="seconds", ratio=None, **line),
+            ]
+        )
+    )
+
+    rows = section(text, "Forecasts").splitlines()
+    assert [cells(row) for row in rows[2:]] == [
+        ["tokens", "a\\|b", "1,200", "100 tokens", "150 tokens", "1.50", "88%"],
+        ["seconds", "a\\|b", "1,200", "1 min 40 s", "2 min 30 s", "", "88%"],
+    ]
+    assert len(cells(rows[0])) == len(cells(rows[1])) == 7
 
 
 def test_the_commit_is_named() -> None:

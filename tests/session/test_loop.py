@@ -36,6 +36,7 @@ from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger, schema
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget, Limit
+from perpetual_blocks.clock import isoformat, show_time
 from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session import steps
@@ -45,6 +46,7 @@ from perpetual_blocks.session.documents import chain_usage
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.ports import Fence, FollowOn, Reserve
+from perpetual_blocks.session.status import chain_status
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import (
@@ -385,6 +387,7 @@ def test_a_total_that_is_gone_ends_the_chain(make_rig: MakeRig) -> None:
     ]
     assert rig.ledger.chain("mine").status is ChainStatus.EXHAUSTED
     assert ends[-1].reason.message == "needs 60 tokens; 10 tokens left of 130 tokens in all"
+    assert "Raise the total limit of tokens" in rig.document("handoff", 2)
     assert rig.run(Budget(tokens=70)).state is SessionState.FINISHED
     assert chain_usage(rig.ledger.sessions("mine"))["tokens"] == 180
 
@@ -404,6 +407,7 @@ def test_a_window_is_waited_for(make_rig: MakeRig, clock: FakeClock) -> None:
     assert follow_on.not_before == chain.resume_at == first.reason.resume_at
     assert began + 3600 <= chain.resume_at < began + 3600 + 60 + 5, "when what `a` spent is forgotten"
     assert "60 tokens; 10 tokens left of 100 tokens in 1h" in chain.reason
+    assert f"Session 2 goes on at {show_time(isoformat(chain.resume_at) or '')}" in rig.document("handoff", 1)
     too_early = rig.run(budget, invited=follow_on.idempotency_key)
     assert (too_early.state, rig.ledger.sessions("mine")[1].units) == (SessionState.WRAPPED, 0)
     clock.advance(3600)
@@ -494,7 +498,7 @@ def test_agents_share_a_pool(make_rig: MakeRig, clock: FakeClock) -> None:
 
 
 def test_a_session_waits_for_what_others_may_give_back(make_rig: MakeRig) -> None:
-    """A pool that is all reserved is not used up: the session waits for the others' units, and goes on when they end."""
+    """A pool that is all reserved is not used up: the session waits for the others, and goes on when their units end."""
     shared = Limit("tokens", 100, scope="total", pool="team")
     rig = make_rig(Bounded(costs={"a": 60}), chain="waits")
     settings = {"kinds": list(KINDS), "budget": Budget(shared).to_json()}
@@ -553,6 +557,7 @@ def test_the_rung_of_the_ladder_is_told(make_rig: MakeRig) -> None:
         "rung 'smaller': 200 tokens of 400 tokens a session (50%)",
         "rung 'cheaper': 300 tokens of 400 tokens a session (75%)",
     ]
+    assert "- rung 'smaller': 200 tokens of 400 tokens a session (50%)" in rig.document("handoff", 1)
 
 
 def test_a_follow_on_has_learned(make_rig: MakeRig, clock: FakeClock) -> None:
@@ -575,6 +580,57 @@ def test_a_follow_on_has_learned(make_rig: MakeRig, clock: FakeClock) -> None:
     with pytest.raises(KeyboardInterrupt):
         rig.run(tokens(900), invited=list(rig.runs.created)[-1])
     assert learned(rig.ledger, rig.ledger.chain("mine"))["tokens"].constant.scores.samples() == [100.0] * 3
+
+
+def test_what_was_foretold_is_compared_in_the_handoff(make_rig: MakeRig) -> None:
+    """A handoff compares forecasts with what units used, over all sessions so far; its metrics count its own end."""
+    rig = make_rig(Reader(documents=9))
+    rig.run(tokens(300, threshold=1.0))
+    rig.run(tokens(300, threshold=1.0), invited=list(rig.runs.created)[-1])
+
+    # Nothing was known of the first unit; of the six that were finished, five were foretold.
+    assert "| tokens | default | 5 | 500 tokens | 500 tokens | 1.00 | 100% |" in rig.document("handoff", 2)
+    assert '"graceful_shutdowns": 1.0' in rig.document("handoff", 1)
+    assert '"resource_efficiency": 1.0' in rig.document("handoff", 1)
+
+
+def test_a_context_that_grows_is_told(make_rig: MakeRig) -> None:
+    """The handoff and the status advise against a context that keeps whatever was read."""
+
+    class Hoarder(Reader):
+        """Keeps everything."""
+
+        def work_unit(self, unit: Unit) -> Any:
+            unit.context["kept"] = unit.context.get("kept", "") + 5000 * "x"
+            return super().work_unit(unit)
+
+    rig = make_rig(Hoarder(documents=6))
+    rig.run_chain(tokens(100, threshold=1.0))
+
+    (grown,) = chain_status(rig.ledger, "mine")["advice"]
+    assert grown.startswith("The checkpoint grew from ")
+    assert "## Advice" not in rig.document("handoff", 4)
+    assert f"- {grown}" in rig.document("handoff", 6)
+
+
+def test_a_resume_costs_what_its_first_unit_used_beyond_others(make_rig: MakeRig, clock: FakeClock) -> None:
+    """An agent that reads its notes in again when it starts shows it in what a resume costs."""
+
+    class Rereads(Reader):
+        """Its first unit of each session costs more."""
+
+        def work_unit(self, unit: Unit) -> Any:
+            session, said = len(rig.ledger.sessions("mine")), super().work_unit(unit)
+            if session != unit.context.get("session", 1):
+                unit.context["session"] = session
+                unit.spend(tokens=300)
+            return said
+
+    rig = make_rig(Rereads(documents=6))
+    rig.run(tokens(300, threshold=1.0))
+    rig.run(tokens(600, threshold=1.0), invited=list(rig.runs.created)[-1])
+
+    assert chain_status(rig.ledger, "mine")["resume"] == {"seconds": 0.0, "tokens": 400 - 900 / 6}
 
 
 def test_a_gauge_stops_the_session(make_rig: MakeRig) -> None:

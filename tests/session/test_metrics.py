@@ -1,17 +1,20 @@
-"""The five success metrics, against figures worked out by hand."""
+"""The five success metrics, what a resume costs, and what is advised, against figures worked out by hand."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from perpetual_blocks.session.advice import advice
 from perpetual_blocks.session.chain import SessionRecord, SessionState
 from perpetual_blocks.session.metrics import (
     context_preservation,
     graceful_shutdowns,
     resource_efficiency,
+    resume_cost,
     resume_overhead,
     success_metrics,
+    useful_share,
     work_completion_rate,
 )
 from perpetual_blocks.work import ItemStatus
@@ -121,3 +124,83 @@ def test_metrics_are_rounded() -> None:
     assert metrics["resource_efficiency"] == 0.3333
     assert metrics["work_completion_rate"] == 0.6667
     assert metrics["graceful_shutdowns"] == 1.0
+
+
+def limit(name: str, used: float, amount: float = 100.0) -> dict[str, Any]:
+    return {"name": name, "resource": name.partition("/")[0], "used": used, "amount": amount}
+
+
+def test_useful_share() -> None:
+    """What units used of the limit that ended the session, on average; other ends, windows and gauges say nothing."""
+    sessions = [
+        session(1, stop_reason="budget:seconds", limits=[limit("seconds", 90), limit("tokens", 99)]),
+        session(2, stop_reason="nothing-fits", limits=[limit("tokens", 8), limit("seconds", 3)]),
+        session(3, stop_reason="budget:tokens", limits=[limit("tokens/day", 99), limit("tokens", 5)]),
+        session(4, stop_reason="budget:memory", limits=[limit("memory", 99)]),
+        session(5, stop_reason="queue-empty", limits=[limit("tokens", 1)]),
+        session(6, stop_reason="budget:calls", limits=[]),
+    ]
+    sessions = [replace(one, usage={"seconds": 4.0, "tokens": 8.0}) for one in sessions]
+
+    assert useful_share(sessions) == pytest.approx((0.04 + 0.08) / 2)
+    assert useful_share(sessions[2:]) is None
+
+
+def test_resume_cost() -> None:
+    """What first units used beyond the mean of all, and the seconds before them; the first session resumes nothing."""
+    sessions = [
+        session(1, resume_seconds=9.0, units=5, usage={"tokens": 500.0, "calls": 5.0}),
+        session(2, resume_seconds=1.0, units=3, usage={"tokens": 700.0, "calls": 3.0, "seconds": 8.0}),
+        session(3, resume_seconds=2.0, units=2, usage={"tokens": 800.0, "calls": 2.0, "cost": 0.0}),
+        session(4),
+    ]
+    first_units = {1: {"tokens": 9e9}, 2: {"tokens": 500.0, "calls": 1.0}, 3: {"tokens": 600.0}}
+
+    assert resume_cost(sessions, first_units) == {"seconds": 1.5, "tokens": (500 + 600) / 2 - 2000 / 10, "calls": 0.0}
+    assert resume_cost(sessions[:1], {1: {"tokens": 5.0}}) == {}
+    assert resume_cost([], {}) == {}
+
+
+def test_little_work_in_a_session_is_advised_against() -> None:
+    """Sessions whose units get less than a tenth of what ended them do not pay."""
+    short = session(1, stop_reason="budget:seconds", limits=[limit("seconds", 95)], usage={"seconds": 9.9})
+
+    assert advice([short], []) == [
+        "Units used 9.9% of the limits that ended their sessions: "
+        "raise these limits, or split the items that do not fit."
+    ]
+    assert advice([replace(short, usage={"seconds": 10.0})], []) == []
+
+
+def test_slow_resumes_are_advised_against() -> None:
+    """More than 5 % of the time before the first unit, over three sessions, is too much."""
+    sessions = [session(1), session(2, resume_seconds=6.0), session(3, resume_seconds=6.5)]
+
+    assert advice(sessions, []) == [
+        "Resuming takes 6.2% of the sessions' time: let sessions be longer, or start with less to load."
+    ]
+    assert advice(sessions[:2], []) == []
+    assert advice([sessions[0], *(replace(one, resume_seconds=5.0) for one in sessions[1:])], []) == []
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "advised"),
+    [
+        ([9000, 8000, 10_000, 12_000, 16_000, 17_000], True),
+        ([8000, 10_000, 12_000, 12_000, 17_000], False),
+        ([8192, 10_000, 12_000, 16_000, 16_384], False),
+        ([8192, 10_000, 12_000, 16_000, 16_385], True),
+        ([9000, 10_000, 12_000, 16_000, 18_000], False),
+        ([1000, 2000, 4000, 8000, 16_000], False),
+        ([8000, 16_000, 32_000, 64_000], False),
+        ([8000, 7000, 16_000, 32_000, 64_000], False),
+        ([], False),
+    ],
+)
+def test_a_checkpoint_that_grows_is_advised_against(checkpoints: list[int], advised: bool) -> None:
+    """Five in a row that grow, to more than twice the first of them and above 16 KiB, grow without bound."""
+    said = advice([], checkpoints)
+
+    assert bool(said) == advised
+    if advised:
+        assert said[0].startswith(f"The checkpoint grew from {checkpoints[-5] / 1024:.1f} KiB to ")

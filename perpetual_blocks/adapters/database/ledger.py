@@ -502,6 +502,29 @@ class SqlLedger:
                 unit.usage[row["resource"]] = row["amount"]
         return list(reversed(units.values()))
 
+    def first_units(self, chain: str) -> dict[int, dict[str, float]]:
+        finished = and_(t.usage.c.chain == chain, t.usage.c.failure == 0)
+        first = (
+            select(t.usage.c.session, func.min(t.usage.c.at).label("at"))
+            .where(finished)
+            .group_by(t.usage.c.session)
+            .subquery()
+        )
+        rows = (
+            select(t.usage)
+            .join(first, and_(first.c.session == t.usage.c.session, first.c.at == t.usage.c.at))
+            .where(finished)
+            .order_by(t.usage.c.session, t.usage.c.item, t.usage.c.unit)
+        )
+        units: dict[int, tuple[tuple[str, int], dict[str, float]]] = {}
+        with self._reading() as connection:
+            for row in connection.execute(rows).mappings():
+                key = (row["item"], row["unit"])
+                unit, usage = units.setdefault(row["session"], (key, {}))
+                if unit == key:  # of several that were finished in one moment, one is enough
+                    usage[row["resource"]] = row["amount"]
+        return {session: usage for session, (_, usage) in units.items()}
+
     # Looking --------------------------------------------------------------------------------------------------------
 
     def chain(self, name: str) -> Chain:
