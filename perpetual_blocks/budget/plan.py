@@ -24,7 +24,6 @@ DRAWS = 100_000
 """How many units are simulated in all; with more units there are fewer runs, and several units are drawn as one."""
 
 MOST_RUNS, FEWEST_RUNS = 200, 25
-MOST_STEPS = DRAWS // FEWEST_RUNS
 FULLNESS = 0.9
 """How full sessions are when they end on their own, where no record tells."""
 
@@ -138,6 +137,7 @@ def simulate(
     *,
     spends: Mapping[str, Sequence[Spend]] | None = None,
     pace: Pace | None = None,
+    draws: int = DRAWS,
     seed: int = 1,
 ) -> Plan:
     """The plan for work that is left.
@@ -147,6 +147,7 @@ def simulate(
         forecasts: What was learned, by resource.
         now: Seconds since the Unix epoch.
         spends: What was spent before and may still count in windows and totals, by the limit's name.
+        draws: How many units are simulated in all, about.
         seed: The same plan comes of the same seed.
     """
     limited = {limit.resource for limit in budget if RESOURCES[limit.resource].kind == "counter"}
@@ -156,8 +157,8 @@ def simulate(
     }
     unknown = {name for name in wanted if work and not any(draws.known for draws in laws[name])}
     units = sum(one.units for one in work)
-    lump = max(1, ceil(units / MOST_STEPS))
-    runs = max(FEWEST_RUNS, min(MOST_RUNS, DRAWS // max(1, ceil(units / lump))))
+    lump = max(1, ceil(units * FEWEST_RUNS / draws))
+    runs = max(FEWEST_RUNS, min(MOST_RUNS, draws // max(1, ceil(units / lump))))
     limits = [limit for limit in budget if limit.resource in limited - unknown]
     futures = []
     for number in range(runs):

@@ -70,6 +70,7 @@ class Handoff(BaseModel):
         calibration: How well units were foretold, as long as the chain, or those that it learned from, ran.
         advice: What should be changed, with the figures that say so.
         resume_at: When there will be room for the next unit, where the chain waits for that.
+        outlook: How many sessions, how long and how much are still to come.
         notes: The agent's own, Markdown; `create_handoff` may add to them.
         commit: The git commit of the session's work.
     """
@@ -102,6 +103,7 @@ class Handoff(BaseModel):
     calibration: list[CalibrationLine] = Field(default_factory=list)
     advice: list[str] = Field(default_factory=list)
     resume_at: str | None = None
+    outlook: str | None = None
     notes: list[str] = Field(default_factory=list)
     context: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float | None] = Field(default_factory=dict)

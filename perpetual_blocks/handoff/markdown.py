@@ -19,6 +19,7 @@ def to_markdown(handoff: Handoff) -> str:
         f"# {handoff.chain} · session {handoff.ordinal} · {handoff.state}",
         f"**{done:,} of {total:,} items done.** {_goes_on(handoff)}",
         f"*Why it stopped:* {_one_line(handoff.stop_message)}.",
+        f"*Outlook:* {_one_line(handoff.outlook)}." if handoff.outlook else "",
         _links(handoff),
         f"## The task\n\n{handoff.task}",
         _limits(handoff),

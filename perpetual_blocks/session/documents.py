@@ -94,6 +94,7 @@ def handoff_now(
     resumed: Sequence[str],
     failed_steps: Sequence[str],
     commit: str | None,
+    outlook: str | None = None,
 ) -> Handoff:
     """What the handoff says at this moment, before the agent adds to it."""
     chain, sessions, counts = (
@@ -141,6 +142,7 @@ def handoff_now(
         context=chain.context,
         metrics=success_metrics(sessions, counts),
         commit=commit,
+        outlook=outlook,
         flow_run_id=this.flow_run_id,
     )
 

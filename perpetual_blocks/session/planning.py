@@ -2,18 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from math import ceil
 
 from perpetual_blocks.budget import Budget, Spend
-from perpetual_blocks.budget.plan import Pace, Plan, Work, simulate, usual_pace
+from perpetual_blocks.budget.plan import DRAWS, Pace, Plan, Work, simulate, usual_pace
 from perpetual_blocks.session.account import budget_record, learned_by
 from perpetual_blocks.session.chain import Chain, SessionRecord
 from perpetual_blocks.session.ports import Ledger
+from perpetual_blocks.usage import show, show_duration
 from perpetual_blocks.work import Item, ItemStatus, WorkItem
 
 MOST_ITEMS = 100_000
+OUTLOOK_ITEMS, OUTLOOK_DRAWS = 20_000, 10_000
 
 
-def plan_chain(ledger: Ledger, chain: Chain, budget: Budget, now: float) -> Plan:
+def plan_chain(ledger: Ledger, chain: Chain, budget: Budget, now: float, draws: int = DRAWS) -> Plan:
     """What is to come for a chain with this budget, whichever budget it has had so far."""
     sessions = ledger.sessions(chain.name)
     record = budget_record(ledger, chain, budget, now, before=chain.ordinal + 1)
@@ -29,10 +32,31 @@ def plan_chain(ledger: Ledger, chain: Chain, budget: Budget, now: float) -> Plan
         for limit in budget
         if limit.scope != "session"
     }
-    each = _units_each(ledger, chain, sessions)
-    return simulate(
-        _work(left, each), budget, record.forecasts, now, spends=spends | dict(record.pooled), pace=_pace(sessions)
-    )
+    work = _work(left, _units_each(ledger, chain, sessions))
+    spends |= record.pooled
+    return simulate(work, budget, record.forecasts, now, spends=spends, pace=_pace(sessions), draws=draws)
+
+
+def outlook(ledger: Ledger, chain: Chain, budget: Budget, now: float) -> str | None:
+    """What is to come in a sentence, for a handoff; None where that would take long to say."""
+    counts = ledger.counts(chain.name)
+    left = sum(counts.get(status, 0) for status in (ItemStatus.CLAIMED, ItemStatus.AVAILABLE, ItemStatus.BLOCKED))
+    if not 0 < left <= OUTLOOK_ITEMS:
+        return None
+    plan = plan_chain(ledger, chain, budget, now, OUTLOOK_DRAWS)
+    sessions = plan.quantile(0.5, "sessions")
+    parts = [f"about {sessions:,.0f} more session{'s' if sessions > 1 else ''}"]
+    if "seconds" not in plan.unknown:
+        parts[0] += f" in {show_duration(plan.quantile(0.5, 'seconds'))}"
+        if (longer := plan.quantile(0.9, "seconds")) > 1.05 * plan.quantile(0.5, "seconds"):
+            parts.append(f"in 9 of 10 futures at most {show_duration(longer)}")
+    if waiting := plan.quantile(0.5, "waiting"):
+        parts.append(f"{show_duration(waiting)} of it waiting for quotas")
+    spends = [name for name in ("tokens", "cost", "calls") if plan.quantile(0.5, name)]
+    parts += [f"{show(name, plan.quantile(0.5, name))} more" for name in spends]
+    if plan.finishes < 1:
+        parts.append(f"in {1 - plan.finishes:.0%} of the futures a total is gone before the work is done")
+    return ", ".join(parts)
 
 
 def plan_items(ledger: Ledger, agent: str, items: Iterable[WorkItem], budget: Budget, now: float) -> Plan:
@@ -47,7 +71,14 @@ def plan_items(ledger: Ledger, agent: str, items: Iterable[WorkItem], budget: Bu
 
 
 def _work(items: Sequence[Item], units_each: float) -> list[Work]:
-    return [Work(item.expectation, max(1, round(units_each) - item.units)) for item in items]
+    return [Work(item.expectation, _units_left(item, units_each)) for item in items]
+
+
+def _units_left(item: Item, units_each: float) -> int:
+    if item.progress and item.progress[0] > 0:
+        done, total = item.progress
+        return max(1, ceil(item.units * (total - done) / done))
+    return max(1, round(units_each) - item.units)
 
 
 def _units_each(ledger: Ledger, chain: Chain, sessions: Sequence[SessionRecord]) -> float:

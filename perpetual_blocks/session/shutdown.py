@@ -12,6 +12,7 @@ where they fail, the session fails and the last good state stands.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -24,6 +25,7 @@ from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.continuation import Ending, ending
 from perpetual_blocks.session.documents import chain_folder, checkpoint_now, handoff_now, limits_now
 from perpetual_blocks.session.follow_on import create_follow_ons, jitter
+from perpetual_blocks.session.planning import outlook
 from perpetual_blocks.session.ports import Closing, Document, Fence, FollowOn
 from perpetual_blocks.session.steps import Steps
 from perpetual_blocks.session.world import Agent, World
@@ -115,11 +117,15 @@ class Shutdown:
         return self.world.saved_work.commit(paths, f"{chain}: work of session {ordinal}\n\n{trailers}\n")
 
     def _handoff(self, end: Ending, steps: Steps, commit: str | None) -> Handoff:
+        ledger, now = self.world.ledger, self.world.clock.now()
+        foreseen = None
+        with suppress(Exception):  # no handoff is to be lost for an outlook
+            foreseen = outlook(ledger, ledger.chain(self.fence.chain), self.monitor.budget, now)
         return handoff_now(
-            self.world.ledger,
+            ledger,
             self.fence,
             self.task,
-            self.world.clock.now(),
+            now,
             end,
             self.monitor,
             passed_over=self.passed_over,
@@ -127,6 +133,7 @@ class Shutdown:
             resumed=self.resumed,
             failed_steps=steps.failures(),
             commit=commit,
+            outlook=foreseen,
         )
 
     def _ask_agent(self, handoff: Handoff) -> Handoff:

@@ -284,3 +284,11 @@ def test_metrics_and_context_are_folded_json() -> None:
     blocks = re.findall(r"^```json\n(.*?)\n^```$", text, re.MULTILINE | re.DOTALL)
     assert titles == ["Metrics", "Context"]
     assert [json.loads(block) for block in blocks] == [{"graceful_shutdowns": 1.0, "resume_overhead": None}, context]
+
+
+def test_the_outlook() -> None:
+    """What is to come is said below why it stopped, and left out where it is not known."""
+    text = to_markdown(handoff(outlook="about 3 more sessions in 2 h 5 min, $4.20 more"))
+
+    assert "*Outlook:* about 3 more sessions in 2 h 5 min, $4.20 more." in text
+    assert "Outlook" not in to_markdown(handoff())

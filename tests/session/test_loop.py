@@ -228,6 +228,7 @@ def test_the_handoff_tells_the_next_session(make_rig: MakeRig) -> None:
     assert "**0 of 2 items done.** Session 2 goes on from here." in handoff
     assert "*Why it stopped:* 200 tokens of 220 tokens a session (91%) reached the 85% threshold." in handoff
     assert "- `doc-0` (2 of 3): read page 3" in handoff
+    assert "*Outlook:* about 1 more session in 3.0 s, 200 tokens more." in handoff
     assert rig.saved_work.published[1] == handoff
     (backup,) = rig.saved_work.backups.values()
     assert backup == rig.document("checkpoint", 1)
@@ -496,9 +497,7 @@ def test_agents_share_a_pool(make_rig: MakeRig, clock: FakeClock) -> None:
     clock.advance(3700)
     assert other.run(Budget(shared), invited=list(other.runs.created)[-1]).state is SessionState.FINISHED
 
-
-def test_a_session_waits_for_what_others_may_give_back(make_rig: MakeRig) -> None:
-    """A pool that is all reserved is not used up: the session waits for the others, and goes on when their units end."""
+    """A pool that is all reserved is not used up: the session waits for the others, and goes on when they are done."""
     shared = Limit("tokens", 100, scope="total", pool="team")
     rig = make_rig(Bounded(costs={"a": 60}), chain="waits")
     settings = {"kinds": list(KINDS), "budget": Budget(shared).to_json()}
