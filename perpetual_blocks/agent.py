@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from perpetual_blocks.budget import Budget
+from perpetual_blocks.budget import Budget, Meter
 from perpetual_blocks.handoff import Handoff
-from perpetual_blocks.usage import REPORTED, add, validated_usage
+from perpetual_blocks.usage import add, validated_usage
 from perpetual_blocks.work import Unit, WorkItem
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class PerpetualAgent(BaseModel):
     ladder: ClassVar[Mapping[float, str]] = {0.7: "careful"}
     """Names for shares of the budget that are used: `unit.rung` is the name of the highest one reached. An agent may
     have smaller batches or a cheaper model from a rung on."""
+
+    meters: ClassVar[Mapping[str, Meter]] = {}
+    """What reads the levels of gauges, by resource: of your own, which `define_resource` makes known, or in place of
+    ours. A meter has `level()` and `capacity()`, and is read several times a second while a unit runs."""
 
     def plan(self) -> Iterable[WorkItem]:
         """Yields the work. Asked once for a chain, and again when a finished chain is started again; items that the
@@ -76,7 +80,7 @@ class PerpetualAgent(BaseModel):
     def spend(self, usage: Any = None, /, **amounts: float) -> None:
         """Records what a hook of the shutdown has spent, as `unit.spend` does in a unit: an LLM's words in the handoff.
         The next sessions keep as much free for it."""
-        self._spent = add(self._spent, validated_usage({**(usage or {}), **amounts}, "agent.spend", REPORTED))
+        self._spent = add(self._spent, validated_usage({**(usage or {}), **amounts}, "agent.spend"))
 
     def drain_spent(self) -> dict[str, float]:
         """What hooks have spent since this was last asked."""
@@ -104,7 +108,8 @@ class PerpetualAgent(BaseModel):
                 Prefect's home and Prefect's default results storage.
 
         Raises:
-            InvalidInput: a field of the agent has a name that the flow needs for itself.
+            InvalidInput: a field of the agent has a name that the flow needs for itself, a meter is of no gauge, or
+                the budget limits a gauge that nobody reads.
         """
         from perpetual_blocks.flow import make_flow
 

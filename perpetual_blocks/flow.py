@@ -39,7 +39,7 @@ from perpetual_blocks.adapters.saved_work import PrefectSavedWork
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.blocks import ResourceBudget, StatePersistence
 from perpetual_blocks.blocks.state_persistence import DEFAULT
-from perpetual_blocks.budget import Budget
+from perpetual_blocks.budget import Budget, Meter, check_metered
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
 from perpetual_blocks.faults import reached
@@ -50,11 +50,15 @@ from perpetual_blocks.session.ports import Fence, FollowOn, UnitRaised
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import Moment, Observer, SessionStarted
+from perpetual_blocks.usage import RESOURCES
 from perpetual_blocks.work import CutOff, Outcome, Unit
 
 T = TypeVar("T")
 
 OWN_PARAMETERS = ("chain", "budget", "store")
+
+METERS: dict[str, Callable[[], Meter]] = {"memory": process.MemoryMeter, "cpu_seconds": process.CpuMeter}
+"""What reads our own gauges; each session has new ones."""
 
 
 class PerpetualFlow(Flow[..., Any]):
@@ -106,6 +110,9 @@ def make_flow(
         raise InvalidInput.of("as_flow(budget)", budget, "a Budget, a ResourceBudget block or its name")
     if store is not None and not isinstance(store, StatePersistence | str):
         raise InvalidInput.of("as_flow(store)", store, "a StatePersistence block or its name")
+    _check_meters(agent)
+    if isinstance(budget, Budget):
+        check_metered(budget, {**METERS, **agent.meters})
 
     def run(**parameters: Any) -> State[Any]:
         own = {field: parameters.pop(field) for field in OWN_PARAMETERS}
@@ -129,6 +136,16 @@ def make_flow(
     )
     made.agent, made.budget, made.store = agent, budget, store
     return made
+
+
+def _check_meters(agent: type[PerpetualAgent]) -> None:
+    gauges = [name for name, resource in RESOURCES.items() if resource.kind == "gauge"]
+    for name, meter in agent.meters.items():
+        where = f"{agent.__name__}.meters"
+        if name not in gauges:
+            raise InvalidInput.of(where, name, f"a gauge: {', '.join(gauges)}, or one that define_resource made known")
+        if isinstance(meter, type) or not all(callable(getattr(meter, part, None)) for part in ("level", "capacity")):
+            raise InvalidInput.of(f"{where}[{name!r}]", meter, "an object with level() and capacity()")
 
 
 def load_budget(budget: Budget | ResourceBudget | str | None) -> Budget:
@@ -220,7 +237,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         runner=units,
         saved_work=PrefectSavedWork(StoredDocuments(backup) if backup else None),
         clock=SystemClock(),
-        meters={"memory": process.MemoryMeter()},
+        meters={**{name: make() for name, make in METERS.items() if name not in agent.meters}, **agent.meters},
         runs=runs,
         keep_checkpoints=store.keep_checkpoints,
         price=price,

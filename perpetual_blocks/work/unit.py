@@ -10,7 +10,7 @@ from perpetual_blocks.budget import Quota
 from perpetual_blocks.budget.room import Room
 from perpetual_blocks.checkpoint.codec import copy_json, is_plain_text, to_json
 from perpetual_blocks.errors import InvalidInput, PerpetualError
-from perpetual_blocks.usage import REPORTED, RESOURCES, add, show, validated_usage
+from perpetual_blocks.usage import RESOURCES, add, show, validated_usage
 from perpetual_blocks.work.item import Item, WorkItem
 from perpetual_blocks.work.llm_usage import LlmUsage, is_llm_usage, read_llm_usage
 from perpetual_blocks.work.outcome import Outcome
@@ -81,10 +81,11 @@ class Unit:
             usage: Amounts by resource; or the usage, or the whole response, of OpenAI, Anthropic, Pydantic AI,
                 LangChain or litellm, of which tokens, calls and cost are counted.
             model: The model whose usage it is, where only the usage is given; its price depends on it.
-            amounts: Tokens, cost (US dollars) and calls; what is named here goes before what the usage says.
+            amounts: Tokens, cost (US dollars), calls and counters of your own; what is named here goes before what
+                the usage says.
 
         Raises:
-            InvalidInput: a resource other than tokens, cost and calls, an amount below 0, or an object that is no
+            InvalidInput: a resource that is not reported, an amount below 0, or an object that is no
                 usage; or dollars are limited and those of this usage are not known: its tokens and calls are recorded
                 all the same.
         """
@@ -116,7 +117,7 @@ class Unit:
             )
 
     def _count(self, amounts: Mapping[str, float]) -> None:
-        self._usage = add(self._usage, validated_usage(amounts, "unit.spend", REPORTED))
+        self._usage = add(self._usage, validated_usage(amounts, "unit.spend"))
 
     @property
     def remaining(self) -> dict[str, float]:
