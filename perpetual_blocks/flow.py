@@ -30,6 +30,7 @@ from prefect.serializers import JSONSerializer
 from prefect.states import Completed
 
 from perpetual_blocks.adapters import process
+from perpetual_blocks.adapters.child import Home, check_guarded, run_in_child
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline
 from perpetual_blocks.adapters.log_lines import log_moments
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns, chain_tag, run_name
@@ -51,7 +52,7 @@ from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import Moment, Observer, SessionStarted
 from perpetual_blocks.usage import RESOURCES
-from perpetual_blocks.work import CutOff, Outcome, Unit
+from perpetual_blocks.work import Outcome, Unit
 
 T = TypeVar("T")
 
@@ -68,6 +69,11 @@ class PerpetualFlow(Flow[..., Any]):
     budget: Budget | ResourceBudget | str | None = None
     store: StatePersistence | str | None = None
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Prefect's own."""
+        check_guarded(self.agent)
+        return super().__call__(*args, **kwargs)
+
     def to_deployment(self, *args: Any, **kwargs: Any) -> Any:
         """As Prefect's own; finds out first under which name a new process can import this flow."""
         self._take_name_of_variable()
@@ -79,6 +85,7 @@ class PerpetualFlow(Flow[..., Any]):
         return await super().ato_deployment(*args, **kwargs)
 
     def _take_name_of_variable(self) -> None:
+        check_guarded(self.agent)
         # Prefect builds a deployment's entrypoint from the function's name; ours is made in here, and what can be
         # imported is the variable that the user gave the flow to.
         module = sys.modules[self.fn.__module__]
@@ -111,6 +118,8 @@ def make_flow(
     if store is not None and not isinstance(store, StatePersistence | str):
         raise InvalidInput.of("as_flow(store)", store, "a StatePersistence block or its name")
     _check_meters(agent)
+    if agent.isolated:
+        Home.of(agent)
     if isinstance(budget, Budget):
         check_metered(budget, {**METERS, **agent.meters})
 
@@ -388,7 +397,7 @@ async def _in_time(work: Coroutine[Any, Any, T], unit: Unit) -> T:
     except TimeoutError as error:
         if not deadline.expired():
             raise  # the agent's own
-        raise CutOff(f"{unit.id}: unit {unit.number} ran until its time was up", "seconds") from error
+        raise unit.time_is_up() from error
 
 
 class PrefectUnits:
@@ -450,6 +459,10 @@ class PrefectUnits:
         clock = SystemClock()
         started = clock.monotonic()
         try:
+            if self._agent.isolated:
+                document = run_in_child(self._agent, unit)
+                document["usage"]["seconds"] = clock.monotonic() - started  # the process's start and end included
+                return document
             returned = self._agent.work_unit(unit)
             if inspect.iscoroutine(returned):
                 self._loop = self._loop or asyncio.Runner()
