@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from perpetual_blocks.budget import Budget as Budget
     from perpetual_blocks.budget import Limit as Limit
     from perpetual_blocks.handoff import Handoff as Handoff
+    from perpetual_blocks.usage import define_resource as define_resource
     from perpetual_blocks.work import Unit as Unit
     from perpetual_blocks.work import WorkItem as WorkItem
 
@@ -28,6 +29,7 @@ _HOMES = {
     "Handoff": "perpetual_blocks.handoff",
     "ResourceBudget": "perpetual_blocks.blocks",
     "StatePersistence": "perpetual_blocks.blocks",
+    "define_resource": "perpetual_blocks.usage",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Unit",
     "WorkItem",
     "__version__",
+    "define_resource",
 ]
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from perpetual_blocks.budget import Budget
+from perpetual_blocks.budget import Budget, Meter
 from perpetual_blocks.handoff import Handoff
-from perpetual_blocks.usage import REPORTED, add, validated_usage
+from perpetual_blocks.usage import add, validated_usage
 from perpetual_blocks.work import Unit, WorkItem
 
 if TYPE_CHECKING:
@@ -38,11 +38,22 @@ class PerpetualAgent(BaseModel):
 
     cancellable: ClassVar[tuple[str, ...]] = ()
     """Resources of which a unit never uses more than `unit.remaining` says, because it caps what it asks for or asks
-    `unit.reserve` first. Budgets are then used to the end. Async units are always cut off when their time is up."""
+    `unit.reserve` first. Budgets are then used to the end. Async and isolated units are always cut off when their time
+    is up; a sync unit that is not isolated cannot be, and asks `unit.should_wrap()`."""
 
     ladder: ClassVar[Mapping[float, str]] = {0.7: "careful"}
     """Names for shares of the budget that are used: `unit.rung` is the name of the highest one reached. An agent may
     have smaller batches or a cheaper model from a rung on."""
+
+    meters: ClassVar[Mapping[str, Meter]] = {}
+    """What reads the levels of gauges, by resource: of your own, which `define_resource` makes known, or in place of
+    ours. A meter has `level()` and `capacity()`, and is read several times a second while a unit runs."""
+
+    isolated: ClassVar[bool] = False
+    """Whether each unit runs in a fresh process, about a second's work to start. It is ended when its time is up, and
+    its death, for want of memory say, is one failed attempt. In there, `self` has its fields and nothing that other
+    units left in it, there is no Prefect run, and what is reserved of a pool cannot become more. The agent's module is
+    imported anew, so that a script runs its flow under `if __name__ == "__main__":`."""
 
     def plan(self) -> Iterable[WorkItem]:
         """Yields the work. Asked once for a chain, and again when a finished chain is started again; items that the
@@ -77,7 +88,7 @@ class PerpetualAgent(BaseModel):
     def spend(self, usage: Any = None, /, **amounts: float) -> None:
         """Records what a hook of the shutdown has spent, as `unit.spend` does in a unit: an LLM's words in the handoff.
         The next sessions keep as much free for it."""
-        self._spent = add(self._spent, validated_usage({**(usage or {}), **amounts}, "agent.spend", REPORTED))
+        self._spent = add(self._spent, validated_usage({**(usage or {}), **amounts}, "agent.spend"))
 
     def drain_spent(self) -> dict[str, float]:
         """What hooks have spent since this was last asked."""
@@ -105,7 +116,8 @@ class PerpetualAgent(BaseModel):
                 Prefect's home and Prefect's default results storage.
 
         Raises:
-            InvalidInput: a field of the agent has a name that the flow needs for itself.
+            InvalidInput: a field of the agent has a name that the flow needs for itself, a meter is of no gauge, the
+                budget limits a gauge that nobody reads, or an isolated agent cannot be imported by a new process.
         """
         from perpetual_blocks.flow import make_flow
 

@@ -30,6 +30,7 @@ from prefect.serializers import JSONSerializer
 from prefect.states import Completed
 
 from perpetual_blocks.adapters import process
+from perpetual_blocks.adapters.child import Home, check_guarded, run_in_child
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline
 from perpetual_blocks.adapters.log_lines import log_moments
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns, chain_tag, run_name
@@ -39,7 +40,7 @@ from perpetual_blocks.adapters.saved_work import PrefectSavedWork
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.blocks import ResourceBudget, StatePersistence
 from perpetual_blocks.blocks.state_persistence import DEFAULT
-from perpetual_blocks.budget import Budget
+from perpetual_blocks.budget import Budget, Meter, check_metered
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
 from perpetual_blocks.faults import reached
@@ -50,11 +51,15 @@ from perpetual_blocks.session.ports import Fence, FollowOn, UnitRaised
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import Moment, Observer, SessionStarted
-from perpetual_blocks.work import CutOff, Outcome, Unit
+from perpetual_blocks.usage import RESOURCES
+from perpetual_blocks.work import Outcome, Unit
 
 T = TypeVar("T")
 
 OWN_PARAMETERS = ("chain", "budget", "store")
+
+METERS: dict[str, Callable[[], Meter]] = {"memory": process.MemoryMeter, "cpu_seconds": process.CpuMeter}
+"""What reads our own gauges; each session has new ones."""
 
 
 class PerpetualFlow(Flow[..., Any]):
@@ -63,6 +68,11 @@ class PerpetualFlow(Flow[..., Any]):
     agent: type[PerpetualAgent]
     budget: Budget | ResourceBudget | str | None = None
     store: StatePersistence | str | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Prefect's own."""
+        check_guarded(self.agent)
+        return super().__call__(*args, **kwargs)
 
     def to_deployment(self, *args: Any, **kwargs: Any) -> Any:
         """As Prefect's own; finds out first under which name a new process can import this flow."""
@@ -75,6 +85,7 @@ class PerpetualFlow(Flow[..., Any]):
         return await super().ato_deployment(*args, **kwargs)
 
     def _take_name_of_variable(self) -> None:
+        check_guarded(self.agent)
         # Prefect builds a deployment's entrypoint from the function's name; ours is made in here, and what can be
         # imported is the variable that the user gave the flow to.
         module = sys.modules[self.fn.__module__]
@@ -106,6 +117,11 @@ def make_flow(
         raise InvalidInput.of("as_flow(budget)", budget, "a Budget, a ResourceBudget block or its name")
     if store is not None and not isinstance(store, StatePersistence | str):
         raise InvalidInput.of("as_flow(store)", store, "a StatePersistence block or its name")
+    _check_meters(agent)
+    if agent.isolated:
+        Home.of(agent)
+    if isinstance(budget, Budget):
+        check_metered(budget, {**METERS, **agent.meters})
 
     def run(**parameters: Any) -> State[Any]:
         own = {field: parameters.pop(field) for field in OWN_PARAMETERS}
@@ -129,6 +145,16 @@ def make_flow(
     )
     made.agent, made.budget, made.store = agent, budget, store
     return made
+
+
+def _check_meters(agent: type[PerpetualAgent]) -> None:
+    gauges = [name for name, resource in RESOURCES.items() if resource.kind == "gauge"]
+    for name, meter in agent.meters.items():
+        where = f"{agent.__name__}.meters"
+        if name not in gauges:
+            raise InvalidInput.of(where, name, f"a gauge: {', '.join(gauges)}, or one that define_resource made known")
+        if isinstance(meter, type) or not all(callable(getattr(meter, part, None)) for part in ("level", "capacity")):
+            raise InvalidInput.of(f"{where}[{name!r}]", meter, "an object with level() and capacity()")
 
 
 def load_budget(budget: Budget | ResourceBudget | str | None) -> Budget:
@@ -220,7 +246,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         runner=units,
         saved_work=PrefectSavedWork(StoredDocuments(backup) if backup else None),
         clock=SystemClock(),
-        meters={"memory": process.MemoryMeter()},
+        meters={**{name: make() for name, make in METERS.items() if name not in agent.meters}, **agent.meters},
         runs=runs,
         keep_checkpoints=store.keep_checkpoints,
         price=price,
@@ -371,7 +397,7 @@ async def _in_time(work: Coroutine[Any, Any, T], unit: Unit) -> T:
     except TimeoutError as error:
         if not deadline.expired():
             raise  # the agent's own
-        raise CutOff(f"{unit.id}: unit {unit.number} ran until its time was up", "seconds") from error
+        raise unit.time_is_up() from error
 
 
 class PrefectUnits:
@@ -433,6 +459,10 @@ class PrefectUnits:
         clock = SystemClock()
         started = clock.monotonic()
         try:
+            if self._agent.isolated:
+                document = run_in_child(self._agent, unit)
+                document["usage"]["seconds"] = clock.monotonic() - started  # the process's start and end included
+                return document
             returned = self._agent.work_unit(unit)
             if inspect.iscoroutine(returned):
                 self._loop = self._loop or asyncio.Runner()

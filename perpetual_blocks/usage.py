@@ -3,9 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from keyword import iskeyword
+from typing import Literal, get_args
 
 from perpetual_blocks.errors import InvalidInput
+
+Kind = Literal["counter", "gauge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class Resource:
     """
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Kind
     unit: str
     reported: bool
 
@@ -30,21 +33,68 @@ RESOURCES: dict[str, Resource] = {
         Resource("calls", "counter", "calls", reported=True),
         Resource("seconds", "counter", "seconds", reported=False),
         Resource("memory", "gauge", "bytes", reported=False),
+        # What a session has used never goes down; it is a gauge all the same, as it is metered and not reported.
+        Resource("cpu_seconds", "gauge", "CPU seconds", reported=False),
     )
 }
 
-REPORTED = tuple(name for name, resource in RESOURCES.items() if resource.reported)
+OURS = tuple(RESOURCES)
+"""The resources that every process knows; those that users define come after them."""
+
+NAME_LENGTH = 64
+TAKEN = ("model", "risk")
+"""No names for a resource, because `unit.spend(model=…)` and `Budget(risk=…)` mean something else."""
+
+
+def reported() -> tuple[str, ...]:
+    """The resources that units report."""
+    return tuple(name for name, resource in RESOURCES.items() if resource.reported)
+
+
+def define_resource(name: str, kind: Kind, unit: str) -> Resource:
+    """Makes a resource of your own known: `define_resource("gpu_memory", "gauge", "bytes")`.
+
+    Budgets, estimates and bounds may then name it. Do it where the agent's module is imported; a second time with the
+    same meaning does no harm.
+
+    Args:
+        name: An identifier, so that it can be an argument: `unit.spend(pages=3)`.
+        kind: A `counter` adds up, and is reported by `unit.spend`; a `gauge` has a level at any moment, and is read by
+            a meter in the agent's `meters`.
+        unit: What it is counted in, for people; amounts in `bytes`, `seconds` and `US dollars` are shown as such.
+
+    Raises:
+        InvalidInput: one of these is not what it should be, or the name has another meaning already.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or len(name) > NAME_LENGTH:
+        raise InvalidInput.of("define_resource(name)", name, f"an identifier of at most {NAME_LENGTH} characters")
+    if name in TAKEN:
+        raise InvalidInput.of("define_resource(name)", name, f"a name other than {' and '.join(TAKEN)}")
+    if kind not in get_args(Kind):
+        raise InvalidInput.of("define_resource(kind)", kind, f"one of {', '.join(get_args(Kind))}")
+    if not isinstance(unit, str) or not unit.isprintable() or not unit.strip():
+        raise InvalidInput.of("define_resource(unit)", unit, "a word or two, as bytes or pages")
+    defined = Resource(name, kind, unit, reported=kind == "counter")
+    known = RESOURCES.setdefault(name, defined)
+    if known != defined:
+        raise InvalidInput.of("define_resource", name, f"another name: this is a {known.kind}, in {known.unit}")
+    return defined
+
 
 Usage = Mapping[str, float]
 """Amounts by resource, in each resource's own unit."""
 
 
-def validated_usage(usage: Mapping[str, object], field: str, known: tuple[str, ...] = REPORTED) -> dict[str, float]:
+def validated_usage(usage: Mapping[str, object], field: str, known: tuple[str, ...] | None = None) -> dict[str, float]:
     """The amounts as floats.
 
+    Args:
+        known: The resources that may be named; those that units report if not given.
+
     Raises:
-        InvalidInput: a resource that is not in `known`, or an amount that is not a finite number of at least 0.
+        InvalidInput: a resource that is not known, or an amount that is not a finite number of at least 0.
     """
+    known = reported() if known is None else known
     checked: dict[str, float] = {}
     for name, amount in usage.items():
         if name not in known:
@@ -62,14 +112,19 @@ def add(left: Usage, right: Usage) -> dict[str, float]:
 
 
 def show(name: str, amount: float) -> str:
-    """An amount as a person reads it: `1,203,003 tokens`, `$4.20`, `1.5 GiB`, `12 min 5 s`."""
-    if name == "cost":
+    """An amount as a person reads it: `1,203,003 tokens`, `$4.20`, `1.5 GiB`, `12 min 5 s`, `0.25 credits`."""
+    # A resource of another process's own is not known here; its name says at least what it is.
+    unit = RESOURCES[name].unit if name in RESOURCES else name
+    if unit == "US dollars":
         return f"${amount:,.2f}" if amount >= 1 else f"${amount:,.4f}"
-    if name == "memory":
+    if unit == "bytes":
         return show_bytes(amount)
-    if name == "seconds":
+    if unit == "seconds":
         return show_duration(amount)
-    return f"{amount:,.0f} {name}"
+    if unit == "CPU seconds":
+        return f"{show_duration(amount)} of CPU"
+    whole = name in OURS or amount >= 100 or amount == int(amount)
+    return f"{amount:,.0f} {unit}" if whole else f"{amount:.3g} {unit}"
 
 
 def show_bytes(amount: float) -> str:

@@ -16,6 +16,7 @@ from support import LEASE, FakeClock, LedgerFactory
 
 from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.usage import RESOURCES
 
 settings.register_profile("perpetual", deadline=None)
 settings.load_profile("perpetual")
@@ -74,3 +75,12 @@ def no_faults() -> Iterator[None]:
     """No fault of one test is there in the next."""
     yield
     faults.install(None)
+
+
+@pytest.fixture(autouse=True)
+def no_resources() -> Iterator[None]:
+    """What one test defines is not there in the next."""
+    before = dict(RESOURCES)
+    yield
+    RESOURCES.clear()
+    RESOURCES.update(before)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from prefect.exceptions import ParameterTypeError
@@ -13,7 +13,7 @@ from prefect.flows import load_flow_from_entrypoint
 from pydantic import BaseModel, Field, create_model
 from support import one_line
 
-from perpetual_blocks import Budget, PerpetualAgent, Unit
+from perpetual_blocks import Budget, PerpetualAgent, Unit, define_resource
 from perpetual_blocks.blocks import ResourceBudget, StatePersistence
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.flow import PerpetualFlow
@@ -211,6 +211,60 @@ def test_a_budget_and_a_store_may_be_an_object_a_block_or_a_blocks_name(options:
     flow = PaperReader.as_flow(**options)
 
     assert (flow.budget, flow.store) == (options["budget"], options.get("store"))
+
+
+class Level:
+    """A meter that always says the same."""
+
+    def level(self) -> float:
+        return 3.0
+
+    def capacity(self) -> float | None:
+        return None
+
+
+class Rendering(PaperReader):
+    """Has a meter of its own."""
+
+    meters: ClassVar[dict[str, Any]] = {"gpu_memory": Level()}
+
+
+@pytest.mark.parametrize("name", ["tokens", "gpu_time"])
+def test_a_meter_must_be_of_a_gauge(name: str) -> None:
+    """What nobody has defined, or what adds up, cannot be metered."""
+
+    class Wrong(PaperReader):
+        meters: ClassVar[dict[str, Any]] = {name: Level()}
+
+    with pytest.raises(InvalidInput) as refused:
+        Wrong.as_flow()
+
+    one_line(refused.value, "Wrong.meters", repr(name), "memory, cpu_seconds")
+
+
+@pytest.mark.parametrize("meter", [Level, None, 3.0])
+def test_a_meter_must_be_one(meter: Any) -> None:
+    """A class is not a meter yet."""
+
+    class Wrong(PaperReader):
+        meters: ClassVar[dict[str, Any]] = {"memory": meter}
+
+    with pytest.raises(InvalidInput) as refused:
+        Wrong.as_flow()
+
+    one_line(refused.value, "Wrong.meters['memory']", "level() and capacity()")
+
+
+def test_a_budget_of_a_gauge_needs_its_meter() -> None:
+    """It is found out when the flow is made."""
+    define_resource("gpu_memory", "gauge", "bytes")
+    budget = Budget(gpu_memory="2GiB", memory="1GiB", cpu_seconds=10)
+
+    assert Rendering.as_flow(budget=budget).budget == budget
+    with pytest.raises(InvalidInput) as refused:
+        PaperReader.as_flow(budget=budget)
+
+    one_line(refused.value, "Budget.gpu_memory", "a meter for it")
 
 
 # Deployments --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from perpetual_blocks.adapters.deadlines import cpu_seconds_left
+
 _START_TOLERANCE_SECONDS = 1.0
 
 
@@ -123,12 +125,18 @@ class CpuMeter:
 
     def __init__(self) -> None:
         self._before = cpu_seconds()
-        self._seconds = 0.0
+        self._level = 0.0
+        # Once: a budget must not move while a session works within it.
+        self._capacity = cpu_seconds_left()
 
-    def seconds(self) -> float:
+    def level(self) -> float:
         """CPU seconds of this process and its descendants; a call takes as long as one of `tree_memory`."""
-        self._seconds = max(self._seconds, cpu_seconds() - self._before)
-        return self._seconds
+        self._level = max(self._level, cpu_seconds() - self._before)
+        return self._level
+
+    def capacity(self) -> float | None:
+        """CPU seconds after which the system ends this process; None if nothing limits them."""
+        return None if self._capacity is None else max(1e-3, self._capacity)  # none left is no capacity of 0
 
 
 def host_name() -> str:

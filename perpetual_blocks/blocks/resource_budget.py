@@ -14,10 +14,10 @@ class LimitSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    resource: Literal["tokens", "cost", "calls", "seconds", "memory_mib"] = Field(
+    resource: Literal["tokens", "cost", "calls", "seconds", "memory_mib", "cpu_seconds"] = Field(
         default="tokens",
         title="Resource",
-        description="What is limited; cost is in US dollars, memory in MiB of the process and its children.",
+        description="What is limited; cost in US dollars, memory in MiB. Memory and CPU of children count too.",
     )
     amount: float = Field(default=200_000, ge=0.000001, title="Amount", description="How much may be used.")
     threshold: float = Field(

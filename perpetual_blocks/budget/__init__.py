@@ -3,7 +3,7 @@
 from perpetual_blocks.budget.account import Account, Quota
 from perpetual_blocks.budget.forecast import Forecast, Hint
 from perpetual_blocks.budget.limits import Budget, Limit
-from perpetual_blocks.budget.monitor import BudgetMonitor, Meter, Record
+from perpetual_blocks.budget.monitor import BudgetMonitor, Meter, Record, check_metered
 from perpetual_blocks.budget.stopping import Expectation, Reading, Refusal, Status, Verdict, judge, refuse
 from perpetual_blocks.budget.windows import Spend, Window
 
@@ -24,6 +24,7 @@ __all__ = [
     "Status",
     "Verdict",
     "Window",
+    "check_metered",
     "judge",
     "refuse",
 ]

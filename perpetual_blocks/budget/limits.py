@@ -10,7 +10,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from perpetual_blocks.budget.forecast import RISK
 from perpetual_blocks.budget.windows import Window
 from perpetual_blocks.errors import InvalidInput
-from perpetual_blocks.usage import RESOURCES, show
+from perpetual_blocks.usage import OURS, RESOURCES, define_resource, show
 
 Scope = Literal["session", "window", "total"]
 Rule = Literal["predictive", "adaptive", "fixed"]
@@ -25,8 +25,8 @@ class Limit:
     """How much of one resource may be used.
 
     Args:
-        resource: tokens, cost, calls, seconds or memory.
-        amount: In the resource's own unit: tokens, US dollars, calls, seconds, bytes. Memory takes `"2GiB"` too.
+        resource: tokens, cost, calls, seconds, memory or cpu_seconds; or what `define_resource` has made known.
+        amount: In the resource's own unit: tokens, US dollars, calls, seconds, bytes. Bytes take `"2GiB"` too.
         scope: What the amount is for: each `session`; each `window`, by all sessions of the chain; or the whole chain
             together, `total`. A window or a total of seconds counts the time that units take.
         window: With scope `window`: `"day"`, `"month America/Los_Angeles"` (minute, hour, day, week, month; UTC if no
@@ -76,7 +76,7 @@ class Limit:
         if self.scope not in get_args(Scope):
             raise InvalidInput.of(f"{where}.scope", self.scope, f"one of {', '.join(get_args(Scope))}")
         if self.scope != "session" and RESOURCES[self.resource].kind == "gauge":
-            raise InvalidInput.of(f"{where}.scope", self.scope, f'"session": {self.resource} does not add up')
+            raise InvalidInput.of(f"{where}.scope", self.scope, f'"session": {self.resource} is metered in each')
         if (window is None) == (self.scope == "window"):
             expected = 'a window such as "day" or "5h"' if window is None else 'none, or scope="window" with it'
             raise InvalidInput.of(f"{where}.window", window, expected)
@@ -178,11 +178,11 @@ def _is_number(value: object) -> bool:
 
 def _amount(resource: str, amount: object) -> float:
     unit = RESOURCES[resource].unit
-    if resource == "memory" and isinstance(amount, str):
+    if unit == "bytes" and isinstance(amount, str):
         try:
             amount = int(_bytes.validate_python(amount))
         except ValidationError:
-            raise InvalidInput.of("Limit(memory).amount", amount, 'bytes, or a size such as "2GiB"') from None
+            raise InvalidInput.of(f"Limit({resource}).amount", amount, 'bytes, or a size such as "2GiB"') from None
     if not _is_number(amount) or amount <= 0:  # type: ignore[operator]
         raise InvalidInput.of(f"Limit({resource}).amount", amount, f"a finite number of {unit} above 0")
     return float(amount)  # type: ignore[arg-type]
@@ -202,6 +202,8 @@ class Budget:
         calls: Calls a session.
         seconds: Seconds from the start of the session.
         memory: Resident memory of the process and its children: bytes, or a size such as `"2GiB"`.
+        cpu_seconds: CPU time of the process and its children since the start of the session.
+        own: Resources of your own, a session.
         risk: How probable it may be that a unit overruns a limit whose rule is predictive: above 0, at most 0.5.
 
     Raises:
@@ -216,9 +218,19 @@ class Budget:
         calls: float | Limit | None = None,
         seconds: float | Limit | None = None,
         memory: float | str | Limit | None = None,
+        cpu_seconds: float | Limit | None = None,
         risk: float = RISK,
+        **own: float | str | Limit | None,
     ) -> None:
-        named = {"tokens": tokens, "cost": cost, "calls": calls, "seconds": seconds, "memory": memory}
+        named = {
+            "tokens": tokens,
+            "cost": cost,
+            "calls": calls,
+            "seconds": seconds,
+            "memory": memory,
+            "cpu_seconds": cpu_seconds,
+            **own,
+        }
         by_name: dict[str, Limit] = {}
         for limit in (*limits, *(_named(name, value) for name, value in named.items() if value is not None)):
             if not isinstance(limit, Limit):
@@ -264,14 +276,20 @@ class Budget:
                 raise InvalidInput.of(f"{where}.{limit.resource}", needed, f"at most the limit of {limit}")
 
     def to_json(self) -> dict[str, Any]:
-        """The budget as a JSON object; `Budget.from_json` reads it."""
-        return {"risk": self.risk, "limits": [limit.to_json() for limit in self]}
+        """The budget as a JSON object; `Budget.from_json` reads it, also where the user's resources are not known."""
+        budget: dict[str, Any] = {"risk": self.risk, "limits": [limit.to_json() for limit in self]}
+        own = [RESOURCES[name] for name in sorted({limit.resource for limit in self} - set(OURS))]
+        if own:
+            budget["resources"] = [[resource.name, resource.kind, resource.unit] for resource in own]
+        return budget
 
     @classmethod
     def from_json(cls, budget: dict[str, Any] | list[dict[str, Any]]) -> "Budget":
         """Reads what `to_json` wrote; version 0.1 wrote the limits alone, all of them fixed."""
         if isinstance(budget, list):
             return cls(*map(Limit.from_json, budget))
+        for resource in budget.get("resources", []):
+            define_resource(*resource)
         return cls(*map(Limit.from_json, budget["limits"]), risk=budget["risk"])
 
 

@@ -1,6 +1,6 @@
 """The monitor: how much of each limit is used, and whether the next unit fits."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
@@ -21,6 +21,7 @@ from perpetual_blocks.budget.stopping import (
 )
 from perpetual_blocks.budget.windows import Spend
 from perpetual_blocks.clock import Clock
+from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.usage import RESOURCES, add
 
 SAMPLE_SECONDS = 0.2
@@ -123,9 +124,11 @@ class BudgetMonitor:
         self.units += 1
         if unit is not None:
             for resource, cost in self._costs(usage).items():
-                self.forecasts[resource].learn(cost, unit.hint(resource), finished=finished)
+                # A resource may have been defined since the session began.
+                forecast = self.forecasts.setdefault(resource, Forecast())
+                forecast.learn(cost, unit.hint(resource), finished=finished)
                 if finished:
-                    self.forecasts[resource].course.learn(self.units, cost)
+                    forecast.course.learn(self.units, cost)
 
     def report(self, name: str, quota: Quota) -> None:
         """Takes in what a provider says of the window with that limit's name."""
@@ -292,6 +295,17 @@ class BudgetMonitor:
     def state(self) -> dict[str, Any]:
         """The forecasts as JSON, by resource."""
         return {name: forecast.to_json() for name, forecast in self.forecasts.items()}
+
+
+def check_metered(budget: Budget, metered: Container[str]) -> None:
+    """Refuses a budget that limits a gauge which nobody reads.
+
+    Raises:
+        InvalidInput: names it.
+    """
+    for limit in budget:
+        if _is_gauge(limit) and limit.resource not in metered:
+            raise InvalidInput.of(f"Budget.{limit.resource}", limit, "a meter for it in the agent's meters")
 
 
 def _is_gauge(limit: Limit) -> bool:

@@ -1,6 +1,7 @@
 """The room that one unit has: what it may use before the session must end."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from perpetual_blocks.clock import Clock, SystemClock
 
@@ -45,6 +46,10 @@ class Room:
         """What is left of it after this was spent, at least 0; seconds run by themselves."""
         used = {**spent, "seconds": self._clock.monotonic() - self._started}
         return {name: max(0.0, amount - used.get(name, 0.0)) for name, amount in self._amounts.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The room that is left now, for another process; what is reserved there cannot be extended."""
+        return {"amounts": self.left({}), "rung": self.rung, "quotas": self.quotas}
 
     def extend(self, resource: str, amount: float) -> str | None:
         """Brings what is reserved of a shared resource to this amount; why not, or None."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from perpetual_blocks.budget import Budget, BudgetMonitor, Status
+from perpetual_blocks.budget import Budget, BudgetMonitor, Status, check_metered
 from perpetual_blocks.budget.room import Room
 from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError, described
 from perpetual_blocks.faults import reached
@@ -49,6 +49,9 @@ class Session:
         follow_on: Makes the follow-on; None where the run has no deployment that could go on.
         stop: Where others ask the session to stop.
         until: When this process will be ended, in seconds since the Unix epoch, where that is known.
+
+    Raises:
+        InvalidInput: the budget limits a gauge that the world has no meter for.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Session:
         stop: StopRequest | None = None,
         until: float | None = None,
     ) -> None:
+        check_metered(budget, world.meters)
         self._agent = agent
         self._request = request
         self._world = world

@@ -6,7 +6,7 @@ All are None until there is something to measure.
 from collections.abc import Mapping, Sequence
 
 from perpetual_blocks.session.chain import SessionRecord, SessionState
-from perpetual_blocks.usage import REPORTED, Usage
+from perpetual_blocks.usage import Usage, reported
 from perpetual_blocks.work import ItemStatus
 
 
@@ -71,7 +71,7 @@ def resume_cost(sessions: Sequence[SessionRecord], first_units: Mapping[int, Usa
     found = {"seconds": sum(seconds) / len(seconds)} if seconds else {}
     firsts = [usage for ordinal, usage in first_units.items() if ordinal > 1]
     units = sum(session.units for session in sessions)
-    for name in REPORTED if firsts and units else ():
+    for name in reported() if firsts and units else ():
         spent = sum(session.usage.get(name, 0.0) for session in sessions)
         if spent:
             found[name] = max(0.0, sum(usage.get(name, 0.0) for usage in firsts) / len(firsts) - spent / units)

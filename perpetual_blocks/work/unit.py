@@ -10,7 +10,7 @@ from perpetual_blocks.budget import Quota
 from perpetual_blocks.budget.room import Room
 from perpetual_blocks.checkpoint.codec import copy_json, is_plain_text, to_json
 from perpetual_blocks.errors import InvalidInput, PerpetualError
-from perpetual_blocks.usage import REPORTED, RESOURCES, add, show, validated_usage
+from perpetual_blocks.usage import RESOURCES, add, show, validated_usage
 from perpetual_blocks.work.item import Item, WorkItem
 from perpetual_blocks.work.llm_usage import LlmUsage, is_llm_usage, read_llm_usage
 from perpetual_blocks.work.outcome import Outcome
@@ -43,11 +43,19 @@ class Unit:
     Args:
         room: What the unit may use.
         price: What a model's usage costs, where neither the agent nor the usage itself says it.
+        told: Told of each spend as it is recorded.
     """
 
     def __init__(
-        self, item: Item, context: Mapping[str, Any], room: Room | None = None, *, price: Price | None = None
+        self,
+        item: Item,
+        context: Mapping[str, Any],
+        room: Room | None = None,
+        *,
+        price: Price | None = None,
+        told: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
+        self._item = item
         self.id = item.id
         self.kind = item.kind
         self.payload: dict[str, Any] = copy_json(item.payload)
@@ -63,6 +71,7 @@ class Unit:
         self._quotas: dict[str, Quota] = {}
         self._usage: dict[str, float] = {}
         self._price = price
+        self._told = told
         self._needs_cost = self._room.limits("cost")
         self._added: list[WorkItem] = []
         self._advanced: Advanced | None = None
@@ -81,10 +90,11 @@ class Unit:
             usage: Amounts by resource; or the usage, or the whole response, of OpenAI, Anthropic, Pydantic AI,
                 LangChain or litellm, of which tokens, calls and cost are counted.
             model: The model whose usage it is, where only the usage is given; its price depends on it.
-            amounts: Tokens, cost (US dollars) and calls; what is named here goes before what the usage says.
+            amounts: Tokens, cost (US dollars), calls and counters of your own; what is named here goes before what
+                the usage says.
 
         Raises:
-            InvalidInput: a resource other than tokens, cost and calls, an amount below 0, or an object that is no
+            InvalidInput: a resource that is not reported, an amount below 0, or an object that is no
                 usage; or dollars are limited and those of this usage are not known: its tokens and calls are recorded
                 all the same.
         """
@@ -116,7 +126,10 @@ class Unit:
             )
 
     def _count(self, amounts: Mapping[str, float]) -> None:
-        self._usage = add(self._usage, validated_usage(amounts, "unit.spend", REPORTED))
+        spent = validated_usage(amounts, "unit.spend")
+        self._usage = add(self._usage, spent)
+        if self._told is not None:
+            self._told(spent)
 
     @property
     def remaining(self) -> dict[str, float]:
@@ -218,6 +231,14 @@ class Unit:
             self.context = copy_json(dict(context))
         self._advanced = Advanced(cursor, (progress[0], progress[1]) if progress else None, next_action)
         return self._advanced
+
+    def hand_over(self) -> tuple[Item, dict[str, Any], dict[str, Any]]:
+        """What another process makes this unit of, before it has spent anything: item, context and room."""
+        return self._item, copy_json(self.context), self._room.to_json()
+
+    def time_is_up(self) -> "CutOff":
+        """What ends a unit when only what is kept for the shutdown is left of the time."""
+        return CutOff(f"{self.id}: unit {self.number} ran until its time was up", "seconds")
 
     def outcome(self, returned: Any, seconds: float) -> Outcome:
         """What the unit came to, given what the agent's `work_unit` returned and how long it took.

@@ -299,18 +299,37 @@ class TestCpuMeter:
         readings = iter([10.0, 10.5, 12.0, 11.0, 13.0])
         monkeypatch.setattr(process, "cpu_seconds", lambda: next(readings))
         meter = CpuMeter()
-        assert [meter.seconds() for _ in range(4)] == [0.5, 2.0, 2.0, 3.0]
+        assert [meter.level() for _ in range(4)] == [0.5, 2.0, 2.0, 3.0]
 
     def test_of_real_processes(self) -> None:
         """Over some short children, asked at any time, the seconds only go up."""
         meter = CpuMeter()
-        seen = [meter.seconds()]
+        seen = [meter.level()]
         for _ in range(5):
             with subprocess.Popen([sys.executable, "-c", "sum(range(10**6))"]) as child:
                 while child.poll() is None:
-                    seen.append(meter.seconds())
+                    seen.append(meter.level())
         assert seen == sorted(seen)
         assert seen[-1] > seen[0] >= 0
+
+    def test_capacity_of_a_limited_process(self) -> None:
+        """What `ulimit -t` leaves to the process, read once; None without a limit, and never 0."""
+        code = """if True:
+            import resource
+            from perpetual_blocks.adapters.process import CpuMeter
+            print(CpuMeter().capacity())
+            resource.setrlimit(resource.RLIMIT_CPU, (1000, 1000))
+            meter = CpuMeter()
+            sum(range(10**6))
+            print(meter.capacity() == meter.capacity(), 900 < meter.capacity() <= 1000)
+        """
+        said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        assert said.stdout.split() == ["None", "True", "True"]
+
+    def test_no_capacity_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A process at its limit has next to nothing, which is not the same as no limit."""
+        monkeypatch.setattr(process, "cpu_seconds_left", lambda: 0.0)
+        assert 0 < (CpuMeter().capacity() or 0) < 0.01
 
 
 class TestHolderId:

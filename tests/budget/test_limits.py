@@ -47,7 +47,7 @@ def test_memory_is_bytes_or_a_size(amount: float | str, size: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("token", 1), ("Limit.resource", "'token'", "tokens, cost, calls, seconds, memory")),
+        (("token", 1), ("Limit.resource", "'token'", "tokens, cost, calls, seconds, memory, cpu_seconds")),
         (("", 1), ("Limit.resource", "''", "one of")),
         (("tokens", 0), ("Limit(tokens).amount", "0", "above 0")),
         (("cost", -0.5), ("Limit(cost).amount", "-0.5", "US dollars above 0")),
@@ -114,7 +114,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], parts: tuple[str, 
 
 @pytest.mark.parametrize("settings", [{"scope": "total"}, {"scope": "window", "window": "day"}])
 def test_a_level_is_limited_for_a_session_only(settings: dict[str, Any]) -> None:
-    """Memory does not add up, so there is none for a day or in total."""
+    """What is metered in a session has no limit for a day or in total."""
     with pytest.raises(InvalidInput) as refused:
         Limit("memory", "1GiB", **settings)
 
@@ -291,7 +291,7 @@ def test_estimates_have_to_fit_a_whole_budget() -> None:
 def limits(draw: st.DrawFn, amounts: st.SearchStrategy[float]) -> Limit:
     """Any limit that a user may write."""
     resource = draw(st.sampled_from(sorted(RESOURCES)))
-    scope = "session" if resource == "memory" else draw(st.sampled_from(["session", "window", "total"]))
+    scope = "session" if RESOURCES[resource].kind == "gauge" else draw(st.sampled_from(["session", "window", "total"]))
     settings: dict[str, Any] = {"scope": scope}
     if scope == "window":
         settings["window"] = draw(st.sampled_from(["day", "month Europe/Berlin", "5h", "90s"]))

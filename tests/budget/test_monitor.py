@@ -267,6 +267,7 @@ def test_the_monitor_learns_from_units(clock: FakeClock) -> None:
         "calls": [0.0, 0.0],
         "seconds": [2.0, 0.0],
         "memory": None,
+        "cpu_seconds": None,
     }
 
 

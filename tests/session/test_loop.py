@@ -60,6 +60,7 @@ from perpetual_blocks.telemetry import (
     UnitCutOff,
     UnitFailed,
 )
+from perpetual_blocks.usage import define_resource
 from perpetual_blocks.work import ItemStatus, Outcome, Unit, WorkItem
 
 NO_BUDGET = Budget()
@@ -650,6 +651,60 @@ def test_a_gauge_stops_the_session(make_rig: MakeRig) -> None:
     assert rig.ledger.sessions("mine")[0].limits == [
         {"name": "memory", "resource": "memory", "used": 100, "amount": 100.0, "reserve": 0.0}
     ]
+
+
+def test_a_gauge_without_a_meter_is_refused(make_rig: MakeRig) -> None:
+    """A budget of what nobody reads is found before the session begins."""
+    rig = make_rig(Reader())
+
+    with pytest.raises(InvalidInput) as refused:
+        rig.run(Budget(cpu_seconds=10))
+
+    one_line(refused.value, "Budget.cpu_seconds", "expected a meter")
+
+
+def test_resources_of_your_own_stop_the_session(make_rig: MakeRig) -> None:
+    """A counter that units report, and a gauge with a meter, are counted, forecast and shown as ours are."""
+    define_resource("pages", "counter", "pages")
+    define_resource("gpu_memory", "gauge", "bytes")
+    meter = ScriptedMeter(0, capacity=2**30)
+
+    class Renders(Reader):
+        """Renders pages, and leaves some of each on the card."""
+
+        def work_unit(self, unit: Unit) -> Any:
+            unit.spend(pages=self.pages)
+            meter.now += 2**27
+
+    def ends(**budget: Any) -> tuple[str, str]:
+        meter.now = 0
+        rig = make_rig(Renders(pages=10, documents=30), chain="-".join(budget))
+        end = rig.run(Budget(**budget), meters={"gpu_memory": meter})
+        return end.reason.code, end.reason.message
+
+    code, message = ends(pages=95)
+    assert (code, "pages left of 95 pages a session" in message) == ("budget:pages", True)
+    code, message = ends(gpu_memory="2GiB")
+    assert (code, "left of 1.0 GiB a session" in message) == ("budget:gpu_memory", True)
+
+
+def test_cpu_seconds_are_forecast(make_rig: MakeRig) -> None:
+    """A level that only grows: a unit's cost is what it adds, and the last that would not fit is left for later."""
+    meter = ScriptedMeter(5)
+
+    class Busy(Reader):
+        """Uses ten seconds for each document."""
+
+        def work_unit(self, unit: Unit) -> Any:
+            meter.now += 10
+
+    rig = make_rig(Busy(documents=20))
+
+    end = rig.run(Budget(cpu_seconds=102), meters={"cpu_seconds": meter})
+
+    assert end.reason.code == "budget:cpu_seconds"
+    assert re.search(r"left of 1 min 42 s of CPU a session; a unit takes about \d+ s of CPU", end.reason.message)
+    assert 5 <= rig.ledger.sessions("mine")[0].units <= 9
 
 
 class Chained(Reader):

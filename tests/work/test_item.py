@@ -37,7 +37,7 @@ def test_longest_id() -> None:
 
 def test_estimates_are_numbers_of_any_resource() -> None:
     """An estimate may name every resource, metered ones too; its amounts become floats."""
-    estimate = {"tokens": 1, "cost": 0.5, "calls": 0, "seconds": 2, "memory": 2**30}
+    estimate = {"tokens": 1, "cost": 0.5, "calls": 0, "seconds": 2, "memory": 2**30, "cpu_seconds": 1}
 
     assert WorkItem(id="a", estimate=estimate).estimate == estimate
 

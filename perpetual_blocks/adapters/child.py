@@ -1,0 +1,272 @@
+"""Units in processes of their own: each can be ended when its time is up, and what it leaks or breaks ends with it.
+
+The child imports the agent anew and is handed its fields, the item, the context and the room. It answers with JSON:
+each spend as it happens, so that what a child spent before it was killed counts too, and at the end the outcome or the
+error.
+"""
+
+import asyncio
+import inspect
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from operator import attrgetter
+from pathlib import Path
+from threading import Event, Lock, Thread
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import psutil
+from pydantic import Secret, SecretBytes, SecretStr
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from perpetual_blocks.adapters.prices import price
+from perpetual_blocks.agent import PerpetualAgent
+from perpetual_blocks.budget.room import Room
+from perpetual_blocks.errors import InvalidInput, PerpetualError
+from perpetual_blocks.work import CutOff, Item, Unit
+
+LOOK_SECONDS = 0.1
+GRACE_SECONDS = 2.0
+"""How long a child may take to end after it was asked to."""
+
+GUARDED = 'a script that runs its flow under `if __name__ == "__main__":`, as each unit\'s process imports it anew'
+
+
+class UnitDied(PerpetualError):
+    """The process of a unit ended before its unit did."""
+
+
+class RaisedInChild(Exception):
+    """What a unit raised in its process, under the original's name; a note holds the traceback."""
+
+
+class Home(NamedTuple):
+    """Where a new process finds an agent's class."""
+
+    module: str
+    file: str | None
+    name: str
+
+    @classmethod
+    def of(cls, agent: type[PerpetualAgent]) -> "Home":
+        """The agent's.
+
+        Raises:
+            InvalidInput: another process could not import it.
+        """
+        module = sys.modules.get(agent.__module__)
+        file = getattr(module, "__file__", None)
+        found: object = None
+        with suppress(AttributeError):
+            found = attrgetter(agent.__qualname__)(module)
+        is_script = agent.__module__ in ("__main__", "__mp_main__")
+        if found is not agent or (is_script and not (file and Path(file).is_file())):
+            raise InvalidInput.of(
+                f"{agent.__name__}.isolated",
+                True,
+                f"an agent that a new process can import: {agent.__qualname__} at the top of a file",
+            )
+        return cls(agent.__module__, file, agent.__qualname__)
+
+    def load(self) -> type[PerpetualAgent]:
+        """The class."""
+        agent: type[PerpetualAgent] = attrgetter(self.name)(self._module())
+        return agent
+
+    def _module(self) -> ModuleType:
+        try:
+            return import_module(self.module)  # a script has been imported by multiprocessing already
+        except ModuleNotFoundError as error:
+            # Prefect gives the module of a flow file a name under which it cannot be imported.
+            spec = spec_from_file_location(self.module, self.file) if self.file else None
+            if error.name != self.module or spec is None or spec.loader is None:
+                raise
+        module = sys.modules[self.module] = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+def check_guarded(agent: type[PerpetualAgent]) -> None:
+    """Refuses to start a flow from a script that is only imported, by the process of a unit.
+
+    Raises:
+        InvalidInput: that is what happens.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds it out
+        raise InvalidInput(f"{agent.__name__}: got a start while its script is imported; expected {GUARDED}")
+
+
+# The session's side -------------------------------------------------------------------------------------------------
+
+
+def run_in_child(agent: PerpetualAgent, unit: Unit) -> dict[str, Any]:
+    """Runs a unit in a fresh process; the document of its outcome.
+
+    Raises:
+        CutOff: the unit's time was up, or it says itself that it has no room.
+        RaisedInChild: the unit raised.
+        UnitDied: its process ended by itself.
+        InvalidInput: a new process cannot import the agent, or be handed its fields.
+    """
+    home = Home.of(type(agent))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with ours:
+        with theirs:
+            arguments = (home, _fields(agent), *unit.hand_over(), time.time(), theirs)
+            child = context.Process(target=_work, args=arguments, name=f"{unit.id} · {unit.number}")
+            child.start()
+        try:
+            outcome = _follow(child, ours, unit)
+            child.join(GRACE_SECONDS)
+            return outcome
+        finally:
+            _end(child)
+
+
+def _fields(agent: PerpetualAgent) -> Any:
+    """The agent's fields as JSON; secrets are not hidden, as they go from process to process only."""
+
+    def revealed(value: Any) -> Any:
+        if isinstance(value, Secret | SecretStr | SecretBytes):
+            return value.get_secret_value()
+        if isinstance(value, dict):
+            return {name: revealed(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [revealed(inner) for inner in value]
+        return value
+
+    try:
+        return to_jsonable_python(revealed(agent.model_dump(round_trip=True)))
+    except PydanticSerializationError as error:
+        raise InvalidInput(f"{type(agent).__name__}.isolated: got {error}; expected fields that are JSON") from error
+
+
+def _follow(child: SpawnProcess, pipe: Connection, unit: Unit) -> dict[str, Any]:
+    began = asked = False
+    while True:
+        left = unit.remaining.get("seconds", math.inf)
+        if left <= 0:
+            _end(child)
+        over = child.exitcode is not None
+        message = _receive(pipe, 0.0 if over else min(left, LOOK_SECONDS))
+        match message:
+            case ["began"]:
+                began = True
+            case ["spent", amounts]:
+                unit.spend(**amounts)
+            case ["done", document]:
+                return dict(document)
+            case ["cut off", text, resource]:
+                raise CutOff(text, resource)
+            case ["raised", name, text, trace]:
+                error = type(name, (RaisedInChild,), {})(text)
+                error.add_note(trace)
+                raise error
+            case None if over:  # and all that it had said was heard
+                if left <= 0:
+                    raise unit.time_is_up()
+                raise _died(child, unit, began=began)
+        if not asked and unit.should_wrap():
+            asked = True
+            with suppress(OSError):  # it is over, and will be noticed to be
+                pipe.send_bytes(b"wrap")
+
+
+def _receive(pipe: Connection, seconds: float) -> Any:
+    """The next message; None if there is none for so long, or never will be."""
+    try:
+        return json.loads(pipe.recv_bytes()) if pipe.poll(seconds) else None
+    except (EOFError, OSError):  # the child has closed its end, perhaps in the middle of a message
+        time.sleep(min(seconds, LOOK_SECONDS))
+        return None
+
+
+def _died(child: SpawnProcess, unit: Unit, *, began: bool) -> PerpetualError:
+    code = child.exitcode or 0
+    if code >= 0 and not began:
+        return InvalidInput(
+            f"{unit.id}: got a process that ended with exit code {code} before it began (its own output says why); "
+            f"expected {GUARDED}"
+        )
+    how = f"with exit code {code}"
+    if code < 0:
+        name = signal.Signals(-code).name
+        how = f"by {name}" + (", as it does when memory runs out" if name == "SIGKILL" else "")
+    return UnitDied(f"the process of {unit.id}, unit {unit.number}, was ended {how}")
+
+
+def _end(child: SpawnProcess) -> None:
+    """Ends the child, if it has not ended by itself, and what it has started: politely, then not."""
+    if child.exitcode is not None:
+        return
+    family: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        family = psutil.Process(child.pid).children(recursive=True)
+    child.terminate()
+    child.join(GRACE_SECONDS)
+    child.kill()
+    child.join()
+    for process in family:
+        with suppress(psutil.Error):
+            process.kill()
+
+
+# The child's side ---------------------------------------------------------------------------------------------------
+
+
+def _work(
+    home: Home,
+    fields: Any,
+    item: Item,
+    context: dict[str, Any],
+    room: Mapping[str, Any],
+    handed_over: float,
+    pipe: Connection,
+) -> None:
+    # Ctrl-C reaches all processes of a terminal; what it means for a unit, the session decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wrap, sending = Event(), Lock()
+
+    def send(*message: Any) -> None:
+        with sending:
+            pipe.send_bytes(json.dumps(message).encode())
+
+    def listen() -> None:
+        with suppress(EOFError, OSError):
+            pipe.recv_bytes()
+            wrap.set()
+            pipe.recv_bytes()
+        os._exit(1)  # the session is gone, and nobody waits for this unit
+
+    send("began")
+    Thread(target=listen, name="session", daemon=True).start()
+    try:
+        agent = home.load().model_validate(fields)
+        amounts = dict(room["amounts"])
+        if "seconds" in amounts:
+            amounts["seconds"] -= time.time() - handed_over
+        its_room = Room(amounts, stopping=wrap.is_set, rung=room["rung"], quotas=room["quotas"])
+        unit = Unit(item, context, its_room, price=price, told=lambda spent: send("spent", spent))
+        began = time.monotonic()
+        returned = agent.work_unit(unit)
+        if inspect.iscoroutine(returned):
+            returned = asyncio.run(returned)
+        answer: tuple[Any, ...] = ("done", unit.outcome(returned, time.monotonic() - began).to_document())
+    except CutOff as error:
+        answer = ("cut off", str(error), error.resource)
+    except BaseException as error:  # noqa: BLE001 - the session wants to know, whatever it is
+        answer = ("raised", type(error).__name__, str(error), traceback.format_exc())
+    send(*answer)
