@@ -90,6 +90,12 @@ class PerpetualAgent(BaseModel):
         The next sessions keep as much free for it."""
         self._spent = add(self._spent, validated_usage({**(usage or {}), **amounts}, "agent.spend"))
 
+    @classmethod
+    def cut_off_in(cls) -> frozenset[str]:
+        """The resources that a unit cannot overrun: it is cut off before."""
+        in_time = cls.isolated or inspect.iscoroutinefunction(cls.work_unit)
+        return frozenset((*cls.cancellable, "seconds") if in_time else cls.cancellable)
+
     def drain_spent(self) -> dict[str, float]:
         """What hooks have spent since this was last asked."""
         spent, self._spent = self._spent, {}

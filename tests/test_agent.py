@@ -444,3 +444,22 @@ def test_a_task_has_one_line_for_each_paragraph() -> None:
         "| - | - |",
     ]
     assert PaperReader.task() == "Read papers.\n\nOne unit is one page."
+
+
+def test_what_a_unit_is_cut_off_in() -> None:
+    """An async unit, and an isolated one, are cut off when their time is up; what else a unit asks for first, its agent
+    names."""
+
+    class Asks(PerpetualAgent):
+        cancellable = ("calls",)
+
+        def work_unit(self, unit: Unit) -> None: ...
+
+    class Waits(Asks):
+        async def work_unit(self, unit: Unit) -> None: ...
+
+    class Alone(Asks):
+        isolated = True
+
+    both = {"calls", "seconds"}
+    assert [agent.cut_off_in() for agent in (Asks, Waits, Alone)] == [{"calls"}, both, both]

@@ -129,7 +129,7 @@ class Session:
             world.clock,
             world.meters,
             record,
-            cancellable=frozenset(self._agent.cancellable),
+            cancellable=self._agent.cut_off_in(),
             elapsed=world.clock.monotonic() - self._began,
             until=self._until,
         )
@@ -200,12 +200,14 @@ class Session:
         fence = opened.fence
         key = unit_key(fence.chain, opened.chain.uid, item)
         fresh = self._monitor.units == 0
+        started = self._world.clock.monotonic()
         try:
             with self._monitor.watch():
                 outcome = self._world.runner.run(key, unit)
         except UnitRaised as raised:
             if isinstance(raised.__cause__, CutOff):
-                self._cut_off(fence, item, unit.usage, raised.__cause__, fresh=fresh)
+                spent = {**unit.usage, "seconds": self._world.clock.monotonic() - started}
+                self._cut_off(fence, item, spent, raised.__cause__, fresh=fresh)
                 return chooser.out_of_room(item, raised.__cause__)
             self._monitor.record(unit.usage)
             self._count_failure(fence, item, unit.usage, raised.__cause__ or raised)

@@ -166,7 +166,6 @@ class _Hooks:
     """The hooks of an agent that has none."""
 
     commit: tuple[Path, ...]
-    cancellable: tuple[str, ...] = ()
     ladder: Mapping[float, str] = field(default_factory=dict)
 
     def plan(self) -> Iterable[WorkItem]:
@@ -183,6 +182,9 @@ class _Hooks:
         return handoff
 
     def cleanup(self) -> None: ...
+
+    def cut_off_in(self) -> frozenset[str]:
+        return frozenset()
 
     def drain_spent(self) -> dict[str, float]:
         return {}

@@ -1,5 +1,6 @@
-"""An agent whose units run in processes of their own, and one of which sleeps longer than any session lasts."""
+"""Agents of which one unit sleeps longer than any session lasts: in processes of their own, and async."""
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -27,4 +28,17 @@ class Sleepers(PerpetualAgent):
         return unit.context["slept"]
 
 
+class Dreamers(Sleepers):
+    """Sleep without keeping others from working."""
+
+    isolated = False
+
+    async def work_unit(self, unit):
+        unit.spend(tokens=10)
+        with self.notes.open("a") as notes:
+            notes.write(f"{unit.id} {os.getpid()}\n")
+        await asyncio.sleep(unit.payload["seconds"])
+
+
 sleepers = Sleepers.as_flow(name="sleepers", budget=Budget(seconds=8))
+dreamers = Dreamers.as_flow(name="dreamers", budget=Budget(seconds=4))
