@@ -194,6 +194,17 @@ def test_a_password_is_not_told_by_the_error_that_refuses_it(ledger: str) -> Non
         ({"resource": "tokens", "amount": 5, "threshold": 0}, "threshold"),
         ({"resource": "tokens", "amount": 5, "threshold": 1.5}, "threshold"),
         ({"resorce": "calls", "amount": 5}, "resorce"),
+        ({"resource": "calls", "amount": 5, "scope": "weekly"}, "scope"),
+        ({"resource": "calls", "amount": 5, "scope": "window"}, "window"),
+        ({"resource": "calls", "amount": 5, "window": "day"}, "window"),
+        ({"resource": "calls", "amount": 5, "scope": "window", "window": "fortnight"}, "window"),
+        ({"resource": "calls", "amount": 5, "scope": "window", "window": "day Mars/Olympus"}, "window"),
+        ({"resource": "memory_mib", "amount": 5, "scope": "total"}, "scope"),
+        ({"resource": "memory_mib", "amount": 5, "scope": "window", "window": "day"}, "scope"),
+        ({"resource": "calls", "amount": 5, "rule": "guess"}, "rule"),
+        ({"resource": "calls", "amount": 5, "pool": "team"}, "pool"),
+        ({"resource": "calls", "amount": 5, "scope": "total", "share": 0.5}, "share"),
+        ({"resource": "calls", "amount": 5, "scope": "total", "priority": 1}, "priority"),
     ],
 )
 def test_a_wrong_limit_is_refused_when_the_block_is_built(row: dict[str, Any], field: str) -> None:
@@ -214,6 +225,14 @@ def test_two_limits_on_one_resource_are_refused() -> None:
     ]
 
     with pytest.raises(ValidationError, match=r"Budget\.tokens: .*there are two"):
+        ResourceBudget.model_validate({"limits": rows})
+
+
+def test_limits_that_contradict_each_other_are_refused() -> None:
+    """A session that may use more than there is in all is named, with both amounts."""
+    rows = [{"resource": "cost", "amount": 6}, {"resource": "cost", "amount": 5, "scope": "total"}]
+
+    with pytest.raises(ValidationError, match=r"Budget\.cost: got 6\.0; expected at most the \$5\.00 of cost/total"):
         ResourceBudget.model_validate({"limits": rows})
 
 
