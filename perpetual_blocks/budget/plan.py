@@ -234,10 +234,14 @@ class _Future:
                 if ready is None or self._sessions >= MOST_SESSIONS:
                     self._end(quota.limit.name)
                     return self._run(finished=False)
-                if ready > self._now:
+                if ready > self._now and self._units:
                     self._end(quota.limit.name)
                     self._waiting += max(0.0, ready - self._now - self._pace.gap)
                     self._begin(max(ready, self._now + self._pace.gap))
+                elif ready > self._now:  # a session without a unit yet is one that starts later
+                    self._stretches.append(Stretch("wait", ready - self._now))
+                    self._waiting += ready - self._now
+                    self._began = self._now = ready
             self._do(cost)
         self._end("queue-empty")
         return self._run(finished=True)
