@@ -28,8 +28,11 @@ class Room:
         reserved: Mapping[str, float] | None = None,
         extend: Callable[[str, float], str | None] = lambda resource, amount: "it is not shared",
     ) -> None:
-        self._reserved = set(reserved or {})
-        self._amounts = {**(amounts or {}), **(reserved or {})}
+        self._most = dict(amounts or {})
+        self._reserved = dict(reserved or {})
+        self._amounts = self._most | {
+            name: min(amount, self._most.get(name, amount)) for name, amount in self._reserved.items()
+        }
         self._extend = extend
         self._clock = clock or SystemClock()
         self._started = self._clock.monotonic()
@@ -55,6 +58,8 @@ class Room:
         """Brings what is reserved of a shared resource to this amount; why not, or None."""
         if resource not in self._reserved:
             return "it is not shared"
+        if amount > self._most.get(resource, amount):
+            return "another limit has no more"
         refused = self._extend(resource, amount)
         if refused is None:
             self._amounts[resource] = amount

@@ -84,6 +84,11 @@ class Expectation:
     bound: Mapping[str, float] = field(default_factory=dict)
     complexity: str = "normal"
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for expectations that say the same, and hashable."""
+        return (self.kind, self.complexity, *sorted(self.estimate.items()), None, *sorted(self.bound.items()))
+
     def hint(self, resource: str) -> Hint:
         """What it says of one resource."""
         return Hint(self.kind, self.estimate.get(resource) or None, self.bound.get(resource))

@@ -81,10 +81,9 @@ class Chooser:
 
         def misfit(item: Item) -> Misfit | None:
             unit = item.expectation
-            key = (unit.kind, unit.complexity, *sorted(unit.estimate.items()), None, *sorted(unit.bound.items()))
-            if key not in self._asked:
-                self._asked[key] = (unit, self._monitor.refuse(unit, readings))
-            refusal = self._asked[key][1]
+            if unit.key not in self._asked:
+                self._asked[unit.key] = (unit, self._monitor.refuse(unit, readings))
+            refusal = self._asked[unit.key][1]
             if refusal is None:
                 return None
             gone = any(reading.limit.scope == "total" for reading in refusal.readings)

@@ -64,9 +64,8 @@ def plan_items(ledger: Ledger, agent: str, items: Iterable[WorkItem], budget: Bu
     units: dict[tuple[object, ...], Work] = {}
     for item in items:
         said = item.expectation
-        key = (said.kind, said.complexity, *sorted(said.estimate.items()), None, *sorted(said.bound.items()))
-        before = units.get(key)
-        units[key] = Work(said, 1 + (before.units if before else 0))
+        before = units.get(said.key)
+        units[said.key] = Work(said, 1 + (before.units if before else 0))
     return simulate(list(units.values()), budget, learned_by(ledger, agent), now)
 
 
