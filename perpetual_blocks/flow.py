@@ -5,13 +5,12 @@ its units, runs in one thread of its own: Prefect turns SIGTERM into an exceptio
 thread, so what must not be torn runs elsewhere, and the main thread turns the exception into a request to stop.
 """
 
-import asyncio
 import inspect
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -19,21 +18,18 @@ from threading import Lock, Thread
 from typing import Annotated, Any, TypeVar
 
 import httpx
-from prefect import Flow, get_run_logger, task
-from prefect.cache_policies import CacheKeyFnPolicy
+from prefect import Flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
-from prefect.filesystems import WritableFileSystem
-from prefect.results import ResultStore
-from prefect.serializers import JSONSerializer
 from prefect.states import Completed
 
 from perpetual_blocks.adapters import process
-from perpetual_blocks.adapters.child import Home, check_guarded, run_in_child
+from perpetual_blocks.adapters.child import Home, check_guarded
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline
 from perpetual_blocks.adapters.log_lines import log_moments
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns, chain_tag, run_name
+from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
 from perpetual_blocks.adapters.saved_work import PrefectSavedWork
@@ -42,17 +38,15 @@ from perpetual_blocks.blocks import ResourceBudget, StatePersistence
 from perpetual_blocks.blocks.state_persistence import DEFAULT
 from perpetual_blocks.budget import Budget, Meter, check_metered
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
-from perpetual_blocks.faults import reached
+from perpetual_blocks.errors import Fenced, InvalidInput, StorageError, Superseded
 from perpetual_blocks.session.chain import SessionRequest, StopReason, check_chain_name, invitation
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.loop import Session, SessionEnd
-from perpetual_blocks.session.ports import Fence, FollowOn, UnitRaised
+from perpetual_blocks.session.ports import Fence, FollowOn
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import Moment, Observer, SessionStarted
 from perpetual_blocks.usage import RESOURCES
-from perpetual_blocks.work import Outcome, Unit
 
 T = TypeVar("T")
 
@@ -387,87 +381,3 @@ def in_background(work: Callable[[], T], on_signal: Callable[[], None]) -> tuple
     if error:
         raise error[0]
     return outcome[0], first
-
-
-async def _in_time(work: Coroutine[Any, Any, T], unit: Unit) -> T:
-    """Awaits the work of a unit, and cancels it when only what is kept for the shutdown is left of the time."""
-    try:
-        async with asyncio.timeout(unit.remaining.get("seconds")) as deadline:
-            return await work
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise  # the agent's own
-        raise unit.time_is_up() from error
-
-
-class PrefectUnits:
-    """Runs units as Prefect tasks whose outcomes Prefect persists as JSON under our keys.
-
-    Async agents have one event loop for the whole session, so that what they open (an HTTP client) lives on from unit
-    to unit.
-    """
-
-    def __init__(self, agent: PerpetualAgent, storage: WritableFileSystem, slug: str | None) -> None:
-        self._agent = agent
-        self._store = ResultStore(result_storage=storage, serializer=JSONSerializer())
-        self._loop: asyncio.Runner | None = None
-        self._unit: Unit | None = None
-        self._raised: Exception | None = None
-        self._task = task(
-            name="work unit",
-            task_run_name="{label}",
-            persist_result=True,
-            result_storage=slug,
-            result_serializer="json",
-            cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, parameters: str(parameters["key"])),
-            retries=0,
-        )(self._work)
-
-    def run(self, key: str, unit: Unit) -> Outcome:
-        """See `UnitRunner.run`."""
-        document = self._run_task(self._task, key, unit)
-        try:
-            return Outcome.from_document(document)
-        except DamagedDocument:
-            # What lies there is no outcome that this version knows: the unit runs again, and replaces it.
-            return Outcome.from_document(self._run_task(self._task.with_options(refresh_cache=True), key, unit))
-
-    def close(self) -> None:
-        """Closes the event loop, if an async unit has opened one."""
-        if self._loop is not None:
-            self._loop.close()
-
-    def _run_task(self, unit_task: Any, key: str, unit: Unit) -> Any:
-        self._unit, self._raised = unit, None
-        try:
-            document = unit_task(key=key, label=f"{unit.id} · {unit.number}")
-        except Exception as error:
-            if error is self._raised:
-                raise UnitRaised from error
-            raise StorageError(
-                f"unit {unit.id}: Prefect could not run its task: {type(error).__name__}: {error}"
-            ) from error
-        # Prefect logs a result that it could not write, and goes on; a row must not point at what is not there.
-        if not self._store.exists(key):
-            raise StorageError(f"results storage: the outcome of {unit.id} was not written under {key}")
-        reached("unit.persisted")
-        return document
-
-    def _work(self, key: str, label: str) -> dict[str, Any]:
-        unit = self._unit
-        assert unit is not None
-        clock = SystemClock()
-        started = clock.monotonic()
-        try:
-            if self._agent.isolated:
-                document = run_in_child(self._agent, unit)
-                document["usage"]["seconds"] = clock.monotonic() - started  # the process's start and end included
-                return document
-            returned = self._agent.work_unit(unit)
-            if inspect.iscoroutine(returned):
-                self._loop = self._loop or asyncio.Runner()
-                returned = self._loop.run(_in_time(returned, unit))
-            return unit.outcome(returned, clock.monotonic() - started).to_document()
-        except Exception as error:
-            self._raised = error
-            raise

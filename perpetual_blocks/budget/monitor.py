@@ -1,6 +1,6 @@
 """The monitor: how much of each limit is used, and whether the next unit fits."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
@@ -56,6 +56,14 @@ class Record:
     forecasts: dict[str, Forecast] = field(default_factory=dict)
     quotas: Mapping[str, Quota] = field(default_factory=dict)
 
+    def spent_of(self, limit: Limit) -> list[Spend]:
+        """What was spent before and may still count against this limit, in order; for a session, nothing."""
+        if limit.pool is not None:
+            return list(self.pooled.get(limit.name, []))
+        if limit.scope == "total":
+            return [Spend(0.0, self.totals.get(limit.resource, 0.0))]
+        return list(self.spends.get(limit.resource, [])) if limit.scope == "window" else []
+
 
 class BudgetMonitor:
     """Adds up what units report, reads clocks and meters, and asks the stop rules.
@@ -88,7 +96,7 @@ class BudgetMonitor:
             self._budget = budget = Budget(*budget, Limit("seconds", self._lifetime), risk=budget.risk)
         record = record or Record()
         self.forecasts = {resource: record.forecasts.get(resource) or Forecast() for resource in RESOURCES}
-        self._accounts = {limit.name: Account(limit, self._before(limit, record)) for limit in budget}
+        self._accounts = {limit.name: Account(limit, record.spent_of(limit)) for limit in budget}
         for name, quota in record.quotas.items():
             self.report(name, quota)
         self._shutdown = {limit.name: self._shutdown_law(limit) for limit in budget}
@@ -183,17 +191,17 @@ class BudgetMonitor:
     # Asking ---------------------------------------------------------------------------------------------------------
 
     def readings(self) -> list[Reading]:
-        """Every limit with what is used of it now."""
+        """Every limit with what is used of it now. A meter may take milliseconds: what is asked several times before a
+        unit is given the readings that were taken once."""
         return [self._read(limit) for limit in self._budget]
 
-    def verdict(self) -> Verdict:
+    def verdict(self, readings: Sequence[Reading] | None = None) -> Verdict:
         """How the budget stands for a typical unit."""
-        return judge(self.readings(), risk=self._budget.risk, first=self.units == 0)
+        return judge(self._or_now(readings), risk=self._budget.risk, first=self.units == 0)
 
-    def refuse(self, unit: Expectation, readings: list[Reading] | None = None) -> Refusal | None:
+    def refuse(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> Refusal | None:
         """Why this unit should not be started now; None when it should."""
-        readings = self.readings() if readings is None else readings
-        return refuse(readings, unit, risk=self._budget.risk, first=self.units == 0)
+        return refuse(self._or_now(readings), unit, risk=self._budget.risk, first=self.units == 0)
 
     def ready_at(self, unit: Expectation) -> float | None:
         """The first moment at which this unit fits every window and total, in a fresh session.
@@ -222,13 +230,13 @@ class BudgetMonitor:
                 low = middle + 1
         return moments[low] if low < len(moments) else None
 
-    def reservations(self, unit: Expectation) -> dict[str, float]:
+    def reservations(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> dict[str, float]:
         """What this unit reserves of each limit with a pool, by the limit's name."""
-        return {r.limit.name: reservation(r, unit) for r in self.readings() if r.limit.pool is not None}
+        return {r.limit.name: reservation(r, unit) for r in self._or_now(readings) if r.limit.pool is not None}
 
-    def long_enough(self) -> str | None:
+    def long_enough(self, readings: Sequence[Reading] | None = None) -> str | None:
         """Why the session should end though its budget does not say so: its units become dearer than a new start."""
-        for reading in self.readings():
+        for reading in self._or_now(readings):
             name, law = reading.limit.resource, reading.forecast.law()
             if RESOURCES[name].kind == "gauge" or name == "seconds" or law is None or self.units < 2:
                 continue
@@ -239,17 +247,17 @@ class BudgetMonitor:
                 return f"{self.units} units: their {name} grow, and a new start costs less from {best:.0f} units on"
         return None
 
-    def room(self) -> dict[str, float]:
+    def room(self, readings: Sequence[Reading] | None = None) -> dict[str, float]:
         """What a unit may use of each limited resource from now on, without what is kept for the shutdown."""
         room: dict[str, float] = {}
-        for reading in self.readings():
+        for reading in self._or_now(readings):
             name = reading.limit.resource
             room[name] = min(room.get(name, reading.remaining), reading.remaining)
         return room
 
-    def rung(self, ladder: Mapping[float, str]) -> tuple[str, str] | None:
+    def rung(self, ladder: Mapping[float, str], readings: Sequence[Reading] | None = None) -> tuple[str, str] | None:
         """The highest rung of a ladder that the fullest limit has reached, and why; None below the first."""
-        readings = self.readings()
+        readings = self._or_now(readings)
         if not ladder or not readings:
             return None
         fullest = max(readings, key=lambda reading: reading.fraction)
@@ -257,6 +265,9 @@ class BudgetMonitor:
         return (ladder[max(reached)], describe(fullest)) if reached else None
 
     # Reading --------------------------------------------------------------------------------------------------------
+
+    def _or_now(self, readings: Sequence[Reading] | None) -> Sequence[Reading]:
+        return self.readings() if readings is None else readings
 
     def _read(self, limit: Limit) -> Reading:
         resource = limit.resource
@@ -279,13 +290,6 @@ class BudgetMonitor:
         if limit.scope != "session" or _is_gauge(limit) or not spends:
             return (Node(0.0, 1.0),)
         return forecast.shutdown_law(limit.amount, COLD_SHUTDOWN_SHARE)
-
-    def _before(self, limit: Limit, record: Record) -> list[Spend]:
-        if limit.pool is not None:
-            return list(record.pooled.get(limit.name, []))
-        if limit.scope == "total":
-            return [Spend(0.0, record.totals.get(limit.resource, 0.0))]
-        return list(record.spends.get(limit.resource, [])) if limit.scope == "window" else []
 
     def _costs(self, usage: Mapping[str, float]) -> dict[str, float]:
         """What a unit cost of everything that was measured: what it did not report, it did not use."""

@@ -58,10 +58,10 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One simulated future."""
+    """One simulated future; `duration` and `waiting` are in seconds."""
 
     sessions: int
-    seconds: float
+    duration: float
     waiting: float
     usage: dict[str, float]
     finished: bool
@@ -82,11 +82,8 @@ class Plan:
     unknown: tuple[str, ...]
 
     def quantile(self, share: float, name: str) -> float:
-        """The value that this share of the runs does not exceed: of `sessions`, `seconds`, `waiting` or a resource."""
-        values = sorted(
-            run.usage.get(name, 0.0) if name in RESOURCES and name != "seconds" else float(getattr(run, name))
-            for run in self.runs
-        )
+        """The value that this share of the runs does not exceed: of `sessions`, `duration`, `waiting` or a resource."""
+        values = sorted(run.usage.get(name, 0.0) if name in RESOURCES else getattr(run, name) for run in self.runs)
         return values[min(len(values) - 1, ceil(share * len(values)) - 1)]
 
     @property
@@ -165,7 +162,7 @@ def simulate(
         future = _Future(limits, now, spends or {}, pace or Pace(), lump)
         futures.append(future.go(_steps(work, laws, lump, Random(f"{seed}/{number}"))))
     return Plan(
-        units, tuple(sorted(futures, key=lambda run: run.seconds)), tuple(sorted((limited | {"seconds"}) & unknown))
+        units, tuple(sorted(futures, key=lambda run: run.duration)), tuple(sorted((limited | {"seconds"}) & unknown))
     )
 
 
@@ -294,7 +291,7 @@ class _Future:
     def _run(self, *, finished: bool) -> Run:
         return Run(
             sessions=self._sessions,
-            seconds=self._now - self._start,
+            duration=self._now - self._start,
             waiting=self._waiting,
             usage=self._usage,
             finished=finished,

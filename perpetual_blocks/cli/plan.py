@@ -42,8 +42,7 @@ def plan(
     """
     made, budget = _plan(what, what_if or [], param or [], where)
     now = time.time()
-    result = _as_json(what, made, budget, now)
-    print_json(result) if json else out.print(_view(what, made, budget, now))
+    print_json(_as_json(what, made, budget, now)) if json else out.print(_view(what, made, budget, now))
 
 
 def _plan(what: str, changes: list[str], param: list[str], where: Where) -> tuple[Plan, Budget]:
@@ -71,7 +70,7 @@ def _as_json(what: str, made: Plan, budget: Budget, now: float) -> dict[str, Any
     def both(name: str) -> dict[str, float]:
         return {"p50": made.quantile(0.5, name), "p90": made.quantile(0.9, name)}
 
-    seconds = both("seconds")
+    seconds = both("duration")
     return {
         "plan": what,
         "budget": budget.to_json(),
@@ -95,14 +94,14 @@ def _view(what: str, made: Plan, budget: Budget, now: float) -> RenderableType:
         table.add_column(name, justify="right")
     both = (0.5, 0.9)
     table.add_row("sessions, at most", *(f"{made.quantile(share, 'sessions'):,.0f}" for share in both))
-    table.add_row("takes", *(show_duration(made.quantile(share, "seconds")) for share in both))
+    table.add_row("takes", *(show_duration(made.quantile(share, "duration")) for share in both))
     if made.quantile(0.9, "waiting"):
         table.add_row("of it waiting for quotas", *(show_duration(made.quantile(share, "waiting")) for share in both))
-    table.add_row("over by", *(_when(now + made.quantile(share, "seconds")) for share in both))
+    table.add_row("over by", *(_when(now + made.quantile(share, "duration")) for share in both))
     for name in RESOURCES:
         if any(run.usage.get(name) for run in made.runs):
             label = "time at work" if name == "seconds" else name
-            table.add_row(label, *(show(name, made.quantile(share, f"{name}")) for share in both))
+            table.add_row(label, *(show(name, made.quantile(share, name)) for share in both))
     parts: list[RenderableType] = [
         Text.assemble((what, "bold"), f"  {made.units:,} units left, {len(made.runs)} futures simulated"),
         Text("; ".join(map(str, budget)) or "no limits", style="dim"),
@@ -124,7 +123,7 @@ def _view(what: str, made: Plan, budget: Budget, now: float) -> RenderableType:
 def _timeline(run: Run) -> RenderableType:
     """The middle future as a line: sessions at work, and waits."""
     text = Text()
-    scale = WIDTH / max(run.seconds, 1e-9)
+    scale = WIDTH / max(run.duration, 1e-9)
     drawn = position = 0.0
     for stretch in run.stretches:
         position += stretch.seconds * scale

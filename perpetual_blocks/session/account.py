@@ -22,7 +22,7 @@ def budget_record(ledger: Ledger, chain: Chain, budget: Budget, now: float, *, b
             begin = limit.window.since(now)
             since[limit.resource] = min(begin, since.get(limit.resource, begin))
     return Record(
-        spends={name: [spend for spend in ledger.spends(chain.name, name, begin)] for name, begin in since.items()},
+        spends={name: ledger.spends(chain.name, name, begin) for name, begin in since.items()},
         totals=chain_usage(sessions),
         pooled={limit.name: pool_spends(ledger, limit, now) for limit in budget if limit.pool},
         forecasts=learned(ledger, chain),

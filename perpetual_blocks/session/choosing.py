@@ -1,9 +1,10 @@
 """Choosing the next item: the first in the queue's order that fits every limit; and when none does, why, until when."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from perpetual_blocks.budget import BudgetMonitor, Expectation, Refusal, Status
+from perpetual_blocks.budget import BudgetMonitor, Expectation, Reading, Refusal, Status
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.session.account import pool_spends
 from perpetual_blocks.session.chain import StopReason
@@ -33,12 +34,12 @@ class Chooser:
         self._asked: dict[Any, tuple[Expectation, Refusal | None]] = {}
         self.passed_over: dict[str, str] = {}
 
-    def claim(self) -> Item | StopReason:
+    def claim(self, readings: Sequence[Reading]) -> Item | StopReason:
         """The next item; or why there is none, with the time when there will be one where that is known."""
         waited = 0.0
         while True:
             self._asked = {}
-            claim = self._ledger.claim(self._fence, self._misfits(), self.reserves)
+            claim = self._ledger.claim(self._fence, partial(self._misfit, readings), partial(self.reserves, readings))
             if claim.item is not None:
                 self.passed_over |= claim.passed_over
                 return claim.item
@@ -48,12 +49,13 @@ class Chooser:
                 assert self._stop.reason is not None
                 return self._stop.reason
             waited += POLL_SECONDS
+            readings = self._monitor.readings()
 
-    def reserves(self, item: Item) -> list[Reserve]:
+    def reserves(self, readings: Sequence[Reading], item: Item) -> list[Reserve]:
         """What the item's next unit reserves of pools."""
         if not self._pooled:
             return []
-        amounts = self._monitor.reservations(item.expectation)
+        amounts = self._monitor.reservations(item.expectation, readings)
         return [Reserve(limit, amounts[limit.name]) for limit in self._pooled]
 
     def extend(self, item: Item, resource: str, amount: float) -> str | None:
@@ -75,21 +77,16 @@ class Chooser:
         moments = [moment for unit in units if (moment := self._monitor.ready_at(unit)) is not None]
         return min(moments, default=None)
 
-    def _misfits(self) -> Callable[[Item], Misfit | None]:
-        """Says of items why they do not fit what is left now; those of which the same is said are asked about once."""
-        readings = self._monitor.readings()
-
-        def misfit(item: Item) -> Misfit | None:
-            unit = item.expectation
-            if unit.key not in self._asked:
-                self._asked[unit.key] = (unit, self._monitor.refuse(unit, readings))
-            refusal = self._asked[unit.key][1]
-            if refusal is None:
-                return None
-            gone = any(reading.limit.scope == "total" for reading in refusal.readings)
-            return Misfit(refusal.why, patient=not gone)
-
-        return misfit
+    def _misfit(self, readings: Sequence[Reading], item: Item) -> Misfit | None:
+        """Why an item does not fit what is left; those of which the same is said are asked about once."""
+        unit = item.expectation
+        if unit.key not in self._asked:
+            self._asked[unit.key] = (unit, self._monitor.refuse(unit, readings))
+        refusal = self._asked[unit.key][1]
+        if refusal is None:
+            return None
+        gone = any(reading.limit.scope == "total" for reading in refusal.readings)
+        return Misfit(refusal.why, patient=not gone)
 
     def _nothing_claimed(self, claim: Claim) -> StopReason:
         if not claim.passed_over:

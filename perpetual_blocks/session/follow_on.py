@@ -7,8 +7,9 @@ from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.ports import Ledger, Runs
 from perpetual_blocks.work import ItemStatus
 
-SOONER_SECONDS = 5.0
-"""A follow-on is moved only when it can start so much earlier."""
+MOST_JITTER_SECONDS = 60.0
+SOONER_SECONDS = MOST_JITTER_SECONDS + 5.0
+"""A follow-on is moved only when it can start so much earlier: by more than its jitter."""
 
 LOOKED_AT = 20
 
@@ -28,7 +29,7 @@ def create_follow_ons(ledger: Ledger, runs: Runs, chain: str | None = None) -> i
 
 def jitter(uid: str, wait: float) -> float:
     """Seconds, up to a twentieth of the wait and a minute at most, that keep chains from starting all at one moment."""
-    return min(60.0, wait / 20) * (int(uid[:8], 16) / 0xFFFFFFFF)
+    return min(MOST_JITTER_SECONDS, wait / 20) * (int(uid[:8], 16) / 0xFFFFFFFF)
 
 
 def move_follow_ons(ledger: Ledger, runs: Runs, clock: Clock) -> int:
@@ -41,7 +42,7 @@ def move_follow_ons(ledger: Ledger, runs: Runs, clock: Clock) -> int:
         ready = ready_at(ledger, follow_on.chain, clock)
         if ready is None or follow_on.flow_run_id is None or follow_on.not_before is None:
             continue
-        if ready < follow_on.not_before - SOONER_SECONDS - jitter(ledger.chain(follow_on.chain).uid, 1200.0):
+        if ready < follow_on.not_before - SOONER_SECONDS:
             runs.move(follow_on.flow_run_id, ready)
             ledger.follow_on_moved(follow_on, ready)
             moved += 1

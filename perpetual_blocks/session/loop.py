@@ -1,11 +1,12 @@
 """The session: owns the chain, works through the queue until something says stop, and ends in order."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from perpetual_blocks.budget import Budget, BudgetMonitor, Status, check_metered
+from perpetual_blocks.budget import Budget, BudgetMonitor, Reading, Status, check_metered
 from perpetual_blocks.budget.room import Room
 from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError, described
 from perpetual_blocks.faults import reached
@@ -152,8 +153,8 @@ class Session:
         context = opened.chain.context
         chooser = Chooser(self._ledger, opened.fence, self._monitor, self._world.clock, self._stop)
         self._passed_over = chooser.passed_over
-        while (reason := self._reason_to_stop()) is None:
-            chosen = chooser.claim()
+        while (reason := self._reason_to_stop(readings := self._monitor.readings())) is None:
+            chosen = chooser.claim(readings)
             if isinstance(chosen, StopReason):
                 return chosen
             reached("unit.claimed")
@@ -165,29 +166,30 @@ class Session:
         return reason
 
     def _unit(self, chooser: Chooser, item: Item, context: dict[str, Any]) -> Unit:
-        rung = self._monitor.rung(self._agent.ladder)
+        readings = self._monitor.readings()  # the claim may have waited
+        rung = self._monitor.rung(self._agent.ladder, readings)
         if rung is not None and rung[0] != self._rung:
             self._rung = rung[0]
             self._choices.append(f"rung {rung[0]!r}: {rung[1]}")
         room = Room(
-            self._monitor.room(),
+            self._monitor.room(readings),
             self._world.clock,
             stopping=lambda: self._stop.reason is not None,
             rung=self._rung,
             quotas=self._quotas,
-            reserved={reserve.limit.resource: reserve.amount for reserve in chooser.reserves(item)},
+            reserved={reserve.limit.resource: reserve.amount for reserve in chooser.reserves(readings, item)},
             extend=partial(chooser.extend, item),
         )
         return Unit(item, context, room, price=self._world.price)
 
-    def _reason_to_stop(self) -> StopReason | None:
+    def _reason_to_stop(self, readings: Sequence[Reading]) -> StopReason | None:
         """Asks every stop source but the budget, which is asked for each item; the first reason wins."""
         if self._stop.reason is not None:
             return self._stop.reason
-        if (enough := self._monitor.long_enough()) is not None:
+        if (enough := self._monitor.long_enough(readings)) is not None:
             self._choices.append(f"session length: {enough}")
             return StopReason("session-length", enough)
-        verdict = self._monitor.verdict()
+        verdict = self._monitor.verdict(readings)
         if verdict.reading is not None and verdict.status is not Status.HEALTHY:
             name = verdict.reading.limit.name
             if name not in self._warned:

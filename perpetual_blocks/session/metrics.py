@@ -4,6 +4,7 @@ All are None until there is something to measure.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from perpetual_blocks.session.chain import SessionRecord, SessionState
 from perpetual_blocks.usage import Usage, reported
@@ -33,13 +34,19 @@ def useful_share(sessions: Sequence[SessionRecord]) -> float | None:
     """
     shares = []
     for session in sessions:
+        own = own_limits(session)
         named = (session.stop_reason or "").partition(":")[2]
         limits = [limit for limit in session.limits if not named or limit["resource"] == named]
         if limits and _ended_for_budget(session):
             deciding = max(limits, key=lambda limit: limit["used"] / limit["amount"])
-            if "/" not in deciding.get("name", "") and deciding["resource"] in session.usage:
+            if deciding in own and deciding["resource"] in session.usage:
                 shares.append(session.usage[deciding["resource"]] / deciding["amount"])
     return sum(shares) / len(shares) if shares else None
+
+
+def own_limits(session: SessionRecord) -> list[dict[str, Any]]:
+    """A session's limits that are for it alone: no windows, no totals."""
+    return [limit for limit in session.limits if "/" not in limit.get("name", "")]
 
 
 def _ended_for_budget(session: SessionRecord) -> bool:

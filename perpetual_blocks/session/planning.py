@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import ceil
 
-from perpetual_blocks.budget import Budget, Spend
+from perpetual_blocks.budget import Budget
 from perpetual_blocks.budget.plan import DRAWS, Pace, Plan, Work, simulate, usual_pace
 from perpetual_blocks.session.account import budget_record, learned_by
 from perpetual_blocks.session.chain import Chain, SessionRecord
+from perpetual_blocks.session.metrics import own_limits
 from perpetual_blocks.session.ports import Ledger
 from perpetual_blocks.usage import show, show_duration
 from perpetual_blocks.work import Item, ItemStatus, WorkItem
@@ -25,15 +26,8 @@ def plan_chain(ledger: Ledger, chain: Chain, budget: Budget, now: float, draws: 
         for status in (ItemStatus.CLAIMED, ItemStatus.AVAILABLE, ItemStatus.BLOCKED)
         for item in ledger.items(chain.name, status, MOST_ITEMS)
     ]
-    spends = {
-        limit.name: [Spend(0.0, record.totals.get(limit.resource, 0.0))]
-        if limit.scope == "total"
-        else record.spends.get(limit.resource, [])
-        for limit in budget
-        if limit.scope != "session"
-    }
+    spends = {limit.name: record.spent_of(limit) for limit in budget}
     work = _work(left, _units_each(ledger, chain, sessions))
-    spends |= record.pooled
     return simulate(work, budget, record.forecasts, now, spends=spends, pace=_pace(sessions), draws=draws)
 
 
@@ -47,8 +41,8 @@ def outlook(ledger: Ledger, chain: Chain, budget: Budget, now: float) -> str | N
     sessions = plan.quantile(0.5, "sessions")
     parts = [f"about {sessions:,.0f} more session{'s' if sessions > 1 else ''}"]
     if "seconds" not in plan.unknown:
-        parts[0] += f" in {show_duration(plan.quantile(0.5, 'seconds'))}"
-        if (longer := plan.quantile(0.9, "seconds")) > 1.05 * plan.quantile(0.5, "seconds"):
+        parts[0] += f" in {show_duration(plan.quantile(0.5, 'duration'))}"
+        if (longer := plan.quantile(0.9, "duration")) > 1.05 * plan.quantile(0.5, "duration"):
             parts.append(f"in 9 of 10 futures at most {show_duration(longer)}")
     if waiting := plan.quantile(0.5, "waiting"):
         parts.append(f"{show_duration(waiting)} of it waiting for quotas")
@@ -102,8 +96,8 @@ def _pace(sessions: Sequence[SessionRecord]) -> Pace:
         [sum(step["seconds"] for step in session.steps) for session in ended if session.steps],
         gaps,
         [
-            max(limit["used"] / limit["amount"] for limit in session.limits if "/" not in limit.get("name", ""))
+            max(limit["used"] / limit["amount"] for limit in own)
             for session in by_budget
-            if any("/" not in limit.get("name", "") for limit in session.limits)
+            if (own := own_limits(session))
         ],
     )

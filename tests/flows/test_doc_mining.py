@@ -402,7 +402,6 @@ def test_a_language_model_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_language_model_reports_its_own_tokens_from_any_thread() -> None:
-    pytest.importorskip("pydantic_ai", reason="pydantic-ai is not installed: pip install 'perpetual-blocks[llm]'")
     from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
     from pydantic_ai.models.function import AgentInfo, FunctionModel
     from pydantic_ai.usage import RequestUsage
@@ -436,7 +435,6 @@ def test_a_language_model_reports_its_own_tokens_from_any_thread() -> None:
 
 
 def test_a_language_model_can_be_named() -> None:
-    pytest.importorskip("pydantic_ai", reason="pydantic-ai is not installed: pip install 'perpetual-blocks[llm]'")
     model = choose_model("test")  # pydantic-ai's own name for its stand-in
     summary = model.summarise(read_facts("shop", SHOP), SHOP)
     assert model.name == "test"

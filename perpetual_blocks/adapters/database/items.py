@@ -3,22 +3,15 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.session.chain import Chain
-from perpetual_blocks.work import Item, ItemStatus, WorkItem, check_dependencies
+from perpetual_blocks.work import ItemStatus, WorkItem, check_dependencies
 
 _VARIABLES = 500  # SQLite allows 999 variables in a statement in its oldest builds
-
-
-def item_of(row: RowMapping) -> Item:
-    """A row of the items table as the core knows it."""
-    progress = tuple(row["progress"]) if row["progress"] else None
-    fields = {name: row[name] for name in Item.__slots__ if name not in ("status", "progress")}
-    return Item(**fields, status=ItemStatus(row["status"]), progress=progress)
 
 
 def add_items(connection: Connection, chain: Chain, items: Iterable[WorkItem], now: float) -> int:

@@ -18,10 +18,20 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, in
 
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.adapters.database.engine import connect, insert_if_new, reading, shown, writing
-from perpetual_blocks.adapters.database.items import add_items, item_of
-from perpetual_blocks.budget import Budget, Expectation, Limit, Spend
-from perpetual_blocks.clock import Clock, SystemClock
+from perpetual_blocks.adapters.database.engine import insert_if_new, writing
+from perpetual_blocks.adapters.database.items import add_items
+from perpetual_blocks.adapters.database.reader import LedgerReader
+from perpetual_blocks.adapters.database.rows import (
+    CLAIM_ORDER,
+    FOLLOW_ON_COLUMNS,
+    chain_of,
+    find_chain,
+    item_of,
+    pool_key,
+    session_of,
+)
+from perpetual_blocks.budget import Budget, Limit
+from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import Fenced, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import (
@@ -32,19 +42,18 @@ from perpetual_blocks.session.chain import (
     SessionState,
     refusal,
 )
-from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, Reserve, UnitCost
+from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, Reserve
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem, sources
 
 DEFAULT_LEASE_SECONDS = 60.0
 PAGE = 64
 PASSED_OVER_SHOWN = 10
-MOST_LOOKED_AT = 1000
-PATIENCE = 3
-MOST_CUT_OFFS = 2
-LEARNED_ROWS = 2048
+MOST_LOOKED_AT = 1000  # items, at each claim
+PATIENCE = 3  # sessions in which something else is taken in an item's place
+MOST_CUT_OFFS = 2  # whole sessions that a unit may use up in vain
 
 
-class SqlLedger:
+class SqlLedger(LedgerReader):
     """The ledger in an SQLite file (or in memory, `sqlite://`), or in a PostgreSQL database.
 
     Args:
@@ -67,9 +76,7 @@ class SqlLedger:
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
         durability: Literal["normal", "full"] = "normal",
     ) -> None:
-        self._engine = connect(address)
-        self.shown = shown(self._engine.url)
-        self._clock = clock or SystemClock()
+        super().__init__(address, clock)
         self._lease_seconds = lease_seconds
         self._synced = durability == "full"
         self._shared_limits: tuple[tuple[str, int], _Shared] | None = None
@@ -77,17 +84,10 @@ class SqlLedger:
     def lease_seconds(self) -> float:
         return self._lease_seconds
 
-    def close(self) -> None:
-        """Closes the connections."""
-        self._engine.dispose()
-
     # Transactions ---------------------------------------------------------------------------------------------------
 
     def _writing(self, *, synced: bool = False) -> AbstractContextManager[Connection]:
         return writing(self._engine, synced=synced or self._synced)
-
-    def _reading(self) -> AbstractContextManager[Connection]:
-        return reading(self._engine)
 
     def _pass_fence(self, connection: Connection, fence: Fence, **changes: Any) -> float:
         """Moves the lease on and sets more of the chain's row, if it is still ours; returns the time."""
@@ -152,11 +152,11 @@ class SqlLedger:
                     choices=[],
                 )
             )
+            pools.release_all(connection, chain.uid)
             for limit in self._shared(connection, fence).limits:
-                pools.release_all(connection, chain.uid)
                 pool, share, priority = pool_key(limit), limit.share, limit.priority
                 pools.join(connection, pool, limit.resource, chain.uid, share=share, priority=priority)
-            opened = _find_chain(connection, request.chain)
+            opened = find_chain(connection, request.chain)
             previous = _session(connection, request.chain, latest.ordinal) if latest else None
         assert opened is not None
         return Opened(fence=fence, chain=opened, previous=previous, took_over=took_over)
@@ -200,7 +200,7 @@ class SqlLedger:
             if closing.follow_on is not None:
                 row = {
                     name: getattr(closing.follow_on, name)
-                    for name in (*_FOLLOW_ON_COLUMNS, "chain", "ordinal", "idempotency_key", "deployment_id")
+                    for name in (*FOLLOW_ON_COLUMNS, "chain", "ordinal", "idempotency_key", "deployment_id")
                 }
                 connection.execute(insert(t.outbox).values(**{**row, "tags": list(row["tags"]), "recorded_at": now}))
         reached("session.closed")
@@ -275,10 +275,6 @@ class SqlLedger:
             refused = self._reserve(connection, fence, item, reserves, now)
             return None if refused is None else refused.reason
 
-    def pool_spends(self, limit: Limit, since: float) -> list[Spend]:
-        with self._reading() as connection:
-            return pools.spends(connection, pool_key(limit), limit.resource, since)
-
     def commit_unit(
         self, fence: Fence, item: Item, outcome: Outcome, result_key: str, spent: Mapping[str, float]
     ) -> None:
@@ -314,7 +310,7 @@ class SqlLedger:
             if outcome.done:
                 _unblock(connection, fence.chain, item.id, now)
             if outcome.added:
-                chain = _find_chain(connection, fence.chain)
+                chain = find_chain(connection, fence.chain)
                 assert chain is not None
                 add_items(connection, chain, outcome.added, now)
         reached("unit.committed")
@@ -361,7 +357,7 @@ class SqlLedger:
         """The limits of a session that are shared with other chains."""
         key = (fence.chain, fence.epoch)
         if self._shared_limits is None or self._shared_limits[0] != key:
-            chain = _find_chain(connection, fence.chain)
+            chain = find_chain(connection, fence.chain)
             assert chain is not None
             budget = Budget.from_json(chain.settings.get("budget") or [])
             # Everybody locks several pools in the same order, so that no two wait for each other.
@@ -425,13 +421,6 @@ class SqlLedger:
             connection.execute(delete(t.documents).where(t.documents.c.key.in_(old)))
             return old
 
-    def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
-        rows = select(t.outbox).where(t.outbox.c.created_at.is_(None)).order_by(t.outbox.c.recorded_at)
-        if chain is not None:
-            rows = rows.where(t.outbox.c.chain == chain)
-        with self._reading() as connection:
-            return [_follow_on_of(row) for row in connection.execute(rows).mappings()]
-
     def follow_on_created(self, follow_on: FollowOn, flow_run_id: str) -> None:
         with self._writing() as connection:
             connection.execute(
@@ -440,136 +429,11 @@ class SqlLedger:
                 .values(created_at=self._clock.now(), flow_run_id=flow_run_id)
             )
 
-    def waiting_follow_ons(self) -> list[FollowOn]:
-        waits = and_(t.chains.c.name == t.outbox.c.chain, t.chains.c.status == ChainStatus.WAITING)
-        rows = (
-            select(t.outbox)
-            .join(t.chains, waits)
-            .where(
-                t.outbox.c.created_at.is_not(None),
-                t.outbox.c.not_before > self._clock.now(),
-                t.outbox.c.ordinal == t.chains.c.ordinal + 1,
-            )
-        )
-        with self._reading() as connection:
-            return [_follow_on_of(row) for row in connection.execute(rows).mappings()]
-
     def follow_on_moved(self, follow_on: FollowOn, not_before: float) -> None:
         with self._writing() as connection:
             this = and_(t.outbox.c.chain == follow_on.chain, t.outbox.c.ordinal == follow_on.ordinal)
             connection.execute(update(t.outbox).where(this).values(not_before=not_before))
             connection.execute(update(t.chains).where(t.chains.c.name == follow_on.chain).values(resume_at=not_before))
-
-    # What was spent, and what was learned from it ------------------------------------------------------------------
-
-    def spends(self, chain: str, resource: str, since: float) -> list[Spend]:
-        mine = and_(t.usage.c.chain == chain, t.usage.c.resource == resource, t.usage.c.at >= since)
-        rows = select(t.usage.c.at, t.usage.c.amount).where(mine).order_by(t.usage.c.at)
-        with self._reading() as connection:
-            return [Spend(at, amount) for at, amount in connection.execute(rows)]
-
-    def forecasts(self, chain: str) -> tuple[dict[str, Any], int]:
-        with self._reading() as connection:
-            row = connection.execute(select(t.forecasts).where(t.forecasts.c.chain == chain)).mappings().first()
-            return (row["state"], row["session"]) if row else ({}, 0)
-
-    def forecasts_of(self, agent: str) -> dict[str, Any]:
-        rows = (
-            select(t.forecasts.c.state)
-            .join(t.chains, t.chains.c.name == t.forecasts.c.chain)
-            .where(t.chains.c.agent == agent)
-            .order_by(t.chains.c.updated_at.desc())
-            .limit(1)
-        )
-        with self._reading() as connection:
-            return connection.execute(rows).scalar() or {}
-
-    def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
-        of_item = and_(t.items.c.chain == t.usage.c.chain, t.items.c.id == t.usage.c.item)
-        rows = (
-            select(t.usage, t.items.c.kind, t.items.c.estimate, t.items.c.bound, t.items.c.complexity)
-            .join(t.items, of_item)
-            .where(t.usage.c.chain == chain, t.usage.c.session > after)
-            .order_by(t.usage.c.at.desc(), t.usage.c.item, t.usage.c.unit, t.usage.c.failure)
-            .limit(LEARNED_ROWS)
-        )
-        units: dict[tuple[str, int, int], UnitCost] = {}
-        with self._reading() as connection:
-            for row in connection.execute(rows).mappings():
-                said = Expectation(row["kind"], row["estimate"], row["bound"], row["complexity"])
-                key = (row["item"], row["unit"], row["failure"])
-                unit = units.setdefault(key, UnitCost(said, {}, finished=row["failure"] == 0))
-                unit.usage[row["resource"]] = row["amount"]
-        return list(reversed(units.values()))
-
-    def first_units(self, chain: str) -> dict[int, dict[str, float]]:
-        finished = and_(t.usage.c.chain == chain, t.usage.c.failure == 0)
-        first = (
-            select(t.usage.c.session, func.min(t.usage.c.at).label("at"))
-            .where(finished)
-            .group_by(t.usage.c.session)
-            .subquery()
-        )
-        rows = (
-            select(t.usage)
-            .join(first, and_(first.c.session == t.usage.c.session, first.c.at == t.usage.c.at))
-            .where(finished)
-            .order_by(t.usage.c.session, t.usage.c.item, t.usage.c.unit)
-        )
-        units: dict[int, tuple[tuple[str, int], dict[str, float]]] = {}
-        with self._reading() as connection:
-            for row in connection.execute(rows).mappings():
-                key = (row["item"], row["unit"])
-                unit, usage = units.setdefault(row["session"], (key, {}))
-                if unit == key:  # of several that were finished in one moment, one is enough
-                    usage[row["resource"]] = row["amount"]
-        return {session: usage for session, (_, usage) in units.items()}
-
-    # Looking --------------------------------------------------------------------------------------------------------
-
-    def chain(self, name: str) -> Chain:
-        with self._reading() as connection:
-            chain = _find_chain(connection, name)
-            if chain is None:
-                names = connection.execute(select(t.chains.c.name).order_by(t.chains.c.updated_at.desc()).limit(5))
-                known = ", ".join(names.scalars()) or "none yet"
-                raise UnknownChain(f"chain: got {name!r}; expected one of {self.shown} (latest: {known})")
-            return chain
-
-    def chains(self) -> list[Chain]:
-        with self._reading() as connection:
-            rows = connection.execute(select(t.chains).order_by(t.chains.c.updated_at.desc())).mappings()
-            return [_chain_of(row) for row in rows]
-
-    def sessions(self, chain: str) -> list[SessionRecord]:
-        rows = select(t.sessions).where(t.sessions.c.chain == chain).order_by(t.sessions.c.ordinal)
-        with self._reading() as connection:
-            return [_session_of(row) for row in connection.execute(rows).mappings()]
-
-    def documents(self, chain: str, kind: Literal["checkpoint", "handoff"]) -> list[Document]:
-        rows = (
-            select(t.documents)
-            .where(t.documents.c.chain == chain, t.documents.c.kind == kind)
-            .order_by(t.documents.c.ordinal.desc())
-        )
-        with self._reading() as connection:
-            return [
-                Document(kind, row["ordinal"], row["key"], row["digest"], row["size"])
-                for row in connection.execute(rows).mappings()
-            ]
-
-    def counts(self, chain: str) -> dict[ItemStatus, int]:
-        rows = select(t.items.c.status, func.count()).where(t.items.c.chain == chain).group_by(t.items.c.status)
-        with self._reading() as connection:
-            found = {status: count for status, count in connection.execute(rows)}
-        return {status: found.get(status, 0) for status in ItemStatus}
-
-    def items(self, chain: str, status: ItemStatus | None = None, limit: int = 100) -> list[Item]:
-        rows = select(t.items).where(t.items.c.chain == chain).order_by(*_CLAIM_ORDER).limit(limit)
-        if status is not None:
-            rows = rows.where(t.items.c.status == status)
-        with self._reading() as connection:
-            return [item_of(row) for row in connection.execute(rows).mappings()]
 
     # A person's decisions -------------------------------------------------------------------------------------------
 
@@ -612,17 +476,9 @@ class _Shared:
     limits: tuple[Limit, ...]
 
 
-def pool_key(limit: Limit) -> str:
-    """The pool of a limit by its full name: those of one name with different windows are different accounts."""
-    return f"{limit.pool}/{limit.window or limit.scope}"
-
-
 def _pool_unit(limit: Limit, uid: str, item: Item) -> pools.PoolUnit:
     return pools.PoolUnit(pool=pool_key(limit), resource=limit.resource, holder=uid, item=item.id, unit=item.units + 1)
 
-
-_FOLLOW_ON_COLUMNS = ("parameters", "run_name", "tags", "job_variables", "work_queue", "not_before")
-_CLAIM_ORDER = (t.items.c.priority.desc(), t.items.c.attempts, t.items.c.position)
 
 # The statements of each claim and commit, built once: building them again would cost more than the database does.
 # What an UPDATE sets are the other names that it is executed with.
@@ -646,7 +502,7 @@ _MOVE = {
 _QUEUE = (
     select(t.items)
     .where(t.items.c.chain == bindparam("of_chain"), t.items.c.status == ItemStatus.AVAILABLE)
-    .order_by(*_CLAIM_ORDER)
+    .order_by(*CLAIM_ORDER)
     .limit(bindparam("many"))
     .offset(bindparam("after"))
 )
@@ -654,21 +510,6 @@ _COUNT_USAGE = insert(t.usage)
 _DEPENDENTS = select(t.dependencies.c.item).where(
     t.dependencies.c.chain == bindparam("of_chain"), t.dependencies.c.depends_on == bindparam("of_item")
 )
-
-
-def _chain_of(row: RowMapping) -> Chain:
-    return Chain(**{**row, "status": ChainStatus(row["status"])})
-
-
-def _follow_on_of(row: RowMapping) -> FollowOn:
-    return FollowOn(
-        chain=row["chain"],
-        ordinal=row["ordinal"],
-        idempotency_key=row["idempotency_key"],
-        deployment_id=row["deployment_id"],
-        flow_run_id=row["flow_run_id"],
-        **{**{name: row[name] for name in _FOLLOW_ON_COLUMNS}, "tags": tuple(row["tags"])},
-    )
 
 
 def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str]) -> None:
@@ -681,15 +522,10 @@ def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str])
     )
 
 
-def _find_chain(connection: Connection, name: str) -> Chain | None:
-    row = connection.execute(select(t.chains).where(t.chains.c.name == name)).mappings().first()
-    return _chain_of(row) if row else None
-
-
 def _lock_chain(connection: Connection, name: str) -> Chain | None:
     """The chain, which nobody else changes until this transaction ends."""
     row = connection.execute(select(t.chains).where(t.chains.c.name == name).with_for_update()).mappings().first()
-    return _chain_of(row) if row else None
+    return chain_of(row) if row else None
 
 
 def _new_chain(connection: Connection, request: SessionRequest, now: float) -> Chain:
@@ -718,21 +554,15 @@ def _new_chain(connection: Connection, request: SessionRequest, now: float) -> C
     return chain
 
 
-def _session_of(row: RowMapping) -> SessionRecord:
-    values = {name: value for name, value in row.items() if name not in ("chain", "holder")}
-    verified = tuple(row["verified"]) if row["verified"] else None
-    return SessionRecord(**{**values, "state": SessionState(row["state"]), "verified": verified})
-
-
 def _session(connection: Connection, chain: str, ordinal: int) -> SessionRecord:
     row = select(t.sessions).where(t.sessions.c.chain == chain, t.sessions.c.ordinal == ordinal)
-    return _session_of(connection.execute(row).mappings().one())
+    return session_of(connection.execute(row).mappings().one())
 
 
 def _latest_session(connection: Connection, chain: str) -> SessionRecord | None:
     rows = select(t.sessions).where(t.sessions.c.chain == chain).order_by(t.sessions.c.ordinal.desc()).limit(1)
     row = connection.execute(rows).mappings().first()
-    return _session_of(row) if row else None
+    return session_of(row) if row else None
 
 
 def _ran_before(connection: Connection, request: SessionRequest) -> bool:

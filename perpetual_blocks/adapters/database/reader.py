@@ -1,0 +1,182 @@
+"""What can be read of the ledger, by anybody and at any time: each method is one snapshot, and locks nothing."""
+
+from typing import Any, Literal
+
+from sqlalchemy import and_, func, select
+
+from perpetual_blocks.adapters.database import pools
+from perpetual_blocks.adapters.database import schema as t
+from perpetual_blocks.adapters.database.engine import connect, reading, shown
+from perpetual_blocks.adapters.database.rows import (
+    CLAIM_ORDER,
+    chain_of,
+    find_chain,
+    follow_on_of,
+    item_of,
+    pool_key,
+    session_of,
+)
+from perpetual_blocks.budget import Expectation, Limit, Spend
+from perpetual_blocks.clock import Clock, SystemClock
+from perpetual_blocks.errors import UnknownChain
+from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord
+from perpetual_blocks.session.ports import Document, FollowOn, UnitCost
+from perpetual_blocks.work import Item, ItemStatus
+
+LEARNED_ROWS = 2048
+
+
+class LedgerReader:
+    """The reading half of the ledger; `SqlLedger` has the transactions that change it.
+
+    Args:
+        address: A path, or a database URL.
+        clock: Tells the time.
+    """
+
+    def __init__(self, address: str, clock: Clock | None = None) -> None:
+        self._engine = connect(address)
+        self.shown = shown(self._engine.url)
+        self._clock = clock or SystemClock()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._engine.dispose()
+
+    # Looking --------------------------------------------------------------------------------------------------------
+
+    def chain(self, name: str) -> Chain:
+        with reading(self._engine) as connection:
+            chain = find_chain(connection, name)
+            if chain is None:
+                names = connection.execute(select(t.chains.c.name).order_by(t.chains.c.updated_at.desc()).limit(5))
+                known = ", ".join(names.scalars()) or "none yet"
+                raise UnknownChain(f"chain: got {name!r}; expected one of {self.shown} (latest: {known})")
+            return chain
+
+    def chains(self) -> list[Chain]:
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(t.chains).order_by(t.chains.c.updated_at.desc())).mappings()
+            return [chain_of(row) for row in rows]
+
+    def sessions(self, chain: str) -> list[SessionRecord]:
+        rows = select(t.sessions).where(t.sessions.c.chain == chain).order_by(t.sessions.c.ordinal)
+        with reading(self._engine) as connection:
+            return [session_of(row) for row in connection.execute(rows).mappings()]
+
+    def documents(self, chain: str, kind: Literal["checkpoint", "handoff"]) -> list[Document]:
+        rows = (
+            select(t.documents)
+            .where(t.documents.c.chain == chain, t.documents.c.kind == kind)
+            .order_by(t.documents.c.ordinal.desc())
+        )
+        with reading(self._engine) as connection:
+            return [
+                Document(kind, row["ordinal"], row["key"], row["digest"], row["size"])
+                for row in connection.execute(rows).mappings()
+            ]
+
+    def counts(self, chain: str) -> dict[ItemStatus, int]:
+        rows = select(t.items.c.status, func.count()).where(t.items.c.chain == chain).group_by(t.items.c.status)
+        with reading(self._engine) as connection:
+            found = {status: count for status, count in connection.execute(rows)}
+        return {status: found.get(status, 0) for status in ItemStatus}
+
+    def items(self, chain: str, status: ItemStatus | None = None, limit: int = 100) -> list[Item]:
+        rows = select(t.items).where(t.items.c.chain == chain).order_by(*CLAIM_ORDER).limit(limit)
+        if status is not None:
+            rows = rows.where(t.items.c.status == status)
+        with reading(self._engine) as connection:
+            return [item_of(row) for row in connection.execute(rows).mappings()]
+
+    # Follow-ons -----------------------------------------------------------------------------------------------------
+
+    def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
+        rows = select(t.outbox).where(t.outbox.c.created_at.is_(None)).order_by(t.outbox.c.recorded_at)
+        if chain is not None:
+            rows = rows.where(t.outbox.c.chain == chain)
+        with reading(self._engine) as connection:
+            return [follow_on_of(row) for row in connection.execute(rows).mappings()]
+
+    def waiting_follow_ons(self) -> list[FollowOn]:
+        waits = and_(t.chains.c.name == t.outbox.c.chain, t.chains.c.status == ChainStatus.WAITING)
+        rows = (
+            select(t.outbox)
+            .join(t.chains, waits)
+            .where(
+                t.outbox.c.created_at.is_not(None),
+                t.outbox.c.not_before > self._clock.now(),
+                t.outbox.c.ordinal == t.chains.c.ordinal + 1,
+            )
+        )
+        with reading(self._engine) as connection:
+            return [follow_on_of(row) for row in connection.execute(rows).mappings()]
+
+    # What was spent, and what was learned from it ------------------------------------------------------------------
+
+    def spends(self, chain: str, resource: str, since: float) -> list[Spend]:
+        mine = and_(t.usage.c.chain == chain, t.usage.c.resource == resource, t.usage.c.at >= since)
+        rows = select(t.usage.c.at, t.usage.c.amount).where(mine).order_by(t.usage.c.at)
+        with reading(self._engine) as connection:
+            return [Spend(at, amount) for at, amount in connection.execute(rows)]
+
+    def forecasts(self, chain: str) -> tuple[dict[str, Any], int]:
+        with reading(self._engine) as connection:
+            row = connection.execute(select(t.forecasts).where(t.forecasts.c.chain == chain)).mappings().first()
+            return (row["state"], row["session"]) if row else ({}, 0)
+
+    def forecasts_of(self, agent: str) -> dict[str, Any]:
+        rows = (
+            select(t.forecasts.c.state)
+            .join(t.chains, t.chains.c.name == t.forecasts.c.chain)
+            .where(t.chains.c.agent == agent)
+            .order_by(t.chains.c.updated_at.desc())
+            .limit(1)
+        )
+        with reading(self._engine) as connection:
+            return connection.execute(rows).scalar() or {}
+
+    def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
+        of_item = and_(t.items.c.chain == t.usage.c.chain, t.items.c.id == t.usage.c.item)
+        rows = (
+            select(t.usage, t.items.c.kind, t.items.c.estimate, t.items.c.bound, t.items.c.complexity)
+            .join(t.items, of_item)
+            .where(t.usage.c.chain == chain, t.usage.c.session > after)
+            .order_by(t.usage.c.at.desc(), t.usage.c.item, t.usage.c.unit, t.usage.c.failure)
+            .limit(LEARNED_ROWS)
+        )
+        units: dict[tuple[str, int, int], UnitCost] = {}
+        with reading(self._engine) as connection:
+            for row in connection.execute(rows).mappings():
+                said = Expectation(row["kind"], row["estimate"], row["bound"], row["complexity"])
+                key = (row["item"], row["unit"], row["failure"])
+                unit = units.setdefault(key, UnitCost(said, {}, finished=row["failure"] == 0))
+                unit.usage[row["resource"]] = row["amount"]
+        return list(reversed(units.values()))
+
+    def first_units(self, chain: str) -> dict[int, dict[str, float]]:
+        finished = and_(t.usage.c.chain == chain, t.usage.c.failure == 0)
+        first = (
+            select(t.usage.c.session, func.min(t.usage.c.at).label("at"))
+            .where(finished)
+            .group_by(t.usage.c.session)
+            .subquery()
+        )
+        rows = (
+            select(t.usage)
+            .join(first, and_(first.c.session == t.usage.c.session, first.c.at == t.usage.c.at))
+            .where(finished)
+            .order_by(t.usage.c.session, t.usage.c.item, t.usage.c.unit)
+        )
+        units: dict[int, tuple[tuple[str, int], dict[str, float]]] = {}
+        with reading(self._engine) as connection:
+            for row in connection.execute(rows).mappings():
+                key = (row["item"], row["unit"])
+                unit, usage = units.setdefault(row["session"], (key, {}))
+                if unit == key:  # of several that were finished in one moment, one is enough
+                    usage[row["resource"]] = row["amount"]
+        return {session: usage for session, (_, usage) in units.items()}
+
+    def pool_spends(self, limit: Limit, since: float) -> list[Spend]:
+        with reading(self._engine) as connection:
+            return pools.spends(connection, pool_key(limit), limit.resource, since)

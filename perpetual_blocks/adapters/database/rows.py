@@ -1,0 +1,50 @@
+"""The ledger's rows as the core knows them."""
+
+from sqlalchemy import Connection, RowMapping, select
+
+from perpetual_blocks.adapters.database import schema as t
+from perpetual_blocks.budget import Limit
+from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState
+from perpetual_blocks.session.ports import FollowOn
+from perpetual_blocks.work import Item, ItemStatus
+
+FOLLOW_ON_COLUMNS = ("parameters", "run_name", "tags", "job_variables", "work_queue", "not_before")
+CLAIM_ORDER = (t.items.c.priority.desc(), t.items.c.attempts, t.items.c.position)
+
+
+def item_of(row: RowMapping) -> Item:
+    """A row of the items table as the core knows it."""
+    progress = tuple(row["progress"]) if row["progress"] else None
+    fields = {name: row[name] for name in Item.__slots__ if name not in ("status", "progress")}
+    return Item(**fields, status=ItemStatus(row["status"]), progress=progress)
+
+
+def chain_of(row: RowMapping) -> Chain:
+    return Chain(**{**row, "status": ChainStatus(row["status"])})
+
+
+def follow_on_of(row: RowMapping) -> FollowOn:
+    return FollowOn(
+        chain=row["chain"],
+        ordinal=row["ordinal"],
+        idempotency_key=row["idempotency_key"],
+        deployment_id=row["deployment_id"],
+        flow_run_id=row["flow_run_id"],
+        **{**{name: row[name] for name in FOLLOW_ON_COLUMNS}, "tags": tuple(row["tags"])},
+    )
+
+
+def session_of(row: RowMapping) -> SessionRecord:
+    values = {name: value for name, value in row.items() if name not in ("chain", "holder")}
+    verified = tuple(row["verified"]) if row["verified"] else None
+    return SessionRecord(**{**values, "state": SessionState(row["state"]), "verified": verified})
+
+
+def pool_key(limit: Limit) -> str:
+    """The pool of a limit by its full name: those of one name with different windows are different accounts."""
+    return f"{limit.pool}/{limit.window or limit.scope}"
+
+
+def find_chain(connection: Connection, name: str) -> Chain | None:
+    row = connection.execute(select(t.chains).where(t.chains.c.name == name)).mappings().first()
+    return chain_of(row) if row else None
