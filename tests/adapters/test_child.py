@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
-from threading import Timer
 from typing import Any, ClassVar
 
 import psutil
@@ -166,15 +166,7 @@ def test_a_unit_whose_process_dies_has_failed(do: str, how: str) -> None:
 
 def test_a_unit_is_told_to_wrap(tmp_path: Path) -> None:
     """A stop of the session reaches the child, which then comes to an end by itself."""
-    asked: list[bool] = []
-
-    def ask() -> None:
-        while not (tmp_path / "began").exists():
-            time.sleep(0.05)
-        asked.append(True)
-
-    Timer(0, ask).start()
-    outcome = run("wait_for_wrap", Room(stopping=lambda: bool(asked)), Lone(folder=tmp_path))
+    outcome = run("wait_for_wrap", Room(stopping=(tmp_path / "began").exists), Lone(folder=tmp_path))
 
     assert outcome.result == "wrapped"
 
@@ -194,9 +186,8 @@ def test_a_unit_ends_with_its_session(tmp_path: Path) -> None:
             time.sleep(0.05)
         session.kill()
     unit, its_own = map(int, (tmp_path / "pids").read_text().split())
-    deadline = time.monotonic() + 10
-    while is_running(unit) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    with suppress(psutil.NoSuchProcess):
+        psutil.wait_procs([psutil.Process(unit)], timeout=10)
     psutil.Process(its_own).kill()
     assert not is_running(unit)
 
