@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from threading import Event
 from typing import Protocol
 
 
@@ -14,6 +15,9 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds that only ever go up: for durations."""
 
+    def wait(self, event: Event, seconds: float) -> bool:
+        """Waits until the event is set, for at most so long; whether it is set."""
+
 
 class SystemClock:
     """This machine's clocks."""
@@ -23,6 +27,9 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def wait(self, event: Event, seconds: float) -> bool:
+        return event.wait(seconds)
 
 
 def show_time(stamp: str) -> str:

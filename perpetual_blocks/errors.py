@@ -34,6 +34,10 @@ class LedgerError(PerpetualError):
     """The ledger database cannot be reached, or its schema is not one that this version understands."""
 
 
+class LedgerUnavailable(LedgerError):
+    """The ledger database cannot be reached now, or refused for a reason that may pass; nothing was written."""
+
+
 class StorageError(PerpetualError):
     """The results storage cannot be written, or gave back something else than was written."""
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 from perpetual_blocks.adapters.database import SqlLedger
@@ -32,6 +33,12 @@ class FakeClock:
 
     def monotonic(self) -> float:
         return self._monotonic
+
+    def wait(self, event: Event, seconds: float) -> bool:
+        """Nobody waits for it: the time passes at once."""
+        if not event.is_set():
+            self.advance(seconds)
+        return event.is_set()
 
     def advance(self, seconds: float) -> None:
         self._now += seconds

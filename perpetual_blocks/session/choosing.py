@@ -45,7 +45,7 @@ class Chooser:
                 return claim.item
             if not claim.contended or waited >= MOST_WAITED_SECONDS:
                 return self._nothing_claimed(claim)
-            if self._stop.wait(POLL_SECONDS):
+            if self._stop.wait(self._clock, POLL_SECONDS):
                 assert self._stop.reason is not None
                 return self._stop.reason
             waited += POLL_SECONDS

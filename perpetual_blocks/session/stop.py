@@ -2,6 +2,7 @@
 
 from threading import Event, Lock
 
+from perpetual_blocks.clock import Clock
 from perpetual_blocks.session.chain import StopReason
 
 
@@ -19,9 +20,9 @@ class StopRequest:
             self._reason = self._reason or reason
         self._asked.set()
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, clock: Clock, seconds: float) -> bool:
         """Waits until somebody asks, for at most so long; whether somebody has."""
-        return self._asked.wait(seconds)
+        return clock.wait(self._asked, seconds)
 
     @property
     def reason(self) -> StopReason | None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from perpetual_blocks.adapters.database import postgres, sqlite
 from perpetual_blocks.errors import InvalidInput, LedgerError
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration. Kept here so that the usual start, at head, need not import Alembic; a test compares."""
 
 EXPECTED = "an SQLite file's path, sqlite:///path or postgresql://user@host/database"

@@ -20,7 +20,8 @@ def item_of(row: RowMapping) -> Item:
 
 
 def chain_of(row: RowMapping) -> Chain:
-    return Chain(**{**row, "status": ChainStatus(row["status"])})
+    fields = {name: row[name] for name in Chain.__slots__}
+    return Chain(**{**fields, "status": ChainStatus(row["status"])})
 
 
 def follow_on_of(row: RowMapping) -> FollowOn:
@@ -35,9 +36,9 @@ def follow_on_of(row: RowMapping) -> FollowOn:
 
 
 def session_of(row: RowMapping) -> SessionRecord:
-    values = {name: value for name, value in row.items() if name not in ("chain", "holder")}
+    fields = {name: row[name] for name in SessionRecord.__slots__}
     verified = tuple(row["verified"]) if row["verified"] else None
-    return SessionRecord(**{**values, "state": SessionState(row["state"]), "verified": verified})
+    return SessionRecord(**{**fields, "state": SessionState(row["state"]), "verified": verified})
 
 
 def pool_key(limit: Limit) -> str:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     desc,
+    false,
 )
 
 metadata = MetaData(
@@ -54,6 +55,15 @@ chains = Table(
     # JSON columns that came later: never null, but SQLite cannot be told so of a table that has rows.
     Column("quotas", JSON),
     Column("resume_at", Float),
+    # What a person wants of it: pause, cancel or stop-all; a session at work stops for it, and none starts.
+    Column("wanted", String(16)),
+    Column("wanted_why", Text),
+    # The latest session that a person has started, or resumed the chain after.
+    Column("attended", Integer, nullable=False, server_default="0"),
+    # The program that its latest session ran, as a digest; null where any is welcome.
+    Column("code", Text),
+    # The version of the agent's context, as the agent counts it.
+    Column("context_version", Integer, nullable=False, server_default="1"),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
 )
@@ -84,7 +94,14 @@ sessions = Table(
     Column("steps", JSON, nullable=False),
     Column("passed_over", JSON),
     Column("choices", JSON),
+    # Where its process number means this process: the boot and the name space of processes.
+    Column("machine", Text),
+    # What a run that goes on from here is made of; null without a deployment.
+    Column("template", JSON),
+    # Attempts that failed or were cut off: with the units, what came of it.
+    Column("attempts", Integer, nullable=False, server_default="0"),
     Index(None, "chain", "flow_run_id"),
+    Index(None, "flow_run_id"),
 )
 
 items = Table(
@@ -116,6 +133,8 @@ items = Table(
     Column("next_action", Text),
     Column("result_key", Text),
     Column("error", Text),
+    # Until when it is left alone after a failed attempt.
+    Column("retry_at", Float),
     Column("claimed_by", Integer),
     Column("updated_at", Float, nullable=False),
     UniqueConstraint("chain", "position"),
@@ -155,6 +174,19 @@ usage = Table(
     Index(None, "chain", "resource", "at"),
 )
 
+# The story of a unit's attempts; what they spent is in `usage` under the same numbers.
+failures = Table(
+    "failures",
+    metadata,
+    Column("chain", String(_CHAIN), ForeignKey("chains.name", ondelete="CASCADE"), primary_key=True),
+    Column("item", String(_ITEM), primary_key=True),
+    Column("failure", Integer, primary_key=True),
+    Column("unit", Integer, nullable=False),
+    Column("session", Integer, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
 documents = Table(
     "documents",
     metadata,
@@ -164,6 +196,8 @@ documents = Table(
     Column("key", Text, nullable=False, unique=True),
     Column("digest", String(64), nullable=False),
     Column("size", Integer, nullable=False),
+    # Kept however many newer ones there are.
+    Column("pinned", Boolean, nullable=False, server_default=false()),
     Column("at", Float, nullable=False),
 )
 
@@ -183,6 +217,17 @@ outbox = Table(
     Column("recorded_at", Float, nullable=False),
     Column("created_at", Float),
     Column("flow_run_id", String(64)),
+    # How often its run was created anew, because the one before came to nothing.
+    Column("renewals", Integer, nullable=False, server_default="0"),
+)
+
+# What holds for all chains of the ledger: a row is there while its switch is on.
+switches = Table(
+    "switches",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("since", Float, nullable=False),
 )
 
 forecasts = Table(
