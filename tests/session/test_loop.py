@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event
 from typing import Any, ClassVar
 
 import pytest
@@ -487,17 +487,22 @@ def test_agents_share_a_pool(make_rig: MakeRig, clock: FakeClock) -> None:
     one = make_rig(Bounded(costs=dict.fromkeys("abc", 100.0)), chain="one")
     other = make_rig(Bounded(costs=dict.fromkeys("defg", 100.0)), chain="other", ledger=one.ledger)
 
+    began = clock.now()
     assert one.run(Budget(shared)).state is SessionState.FINISHED
     end = other.run(Budget(shared))
 
     assert (end.state, end.reason.code) == (SessionState.WRAPPED, "budget:tokens")
     assert end.reason.resume_at is not None
-    assert end.reason.resume_at >= clock.now() + 3600 - 5
+    assert end.reason.resume_at >= began + 3600
     assert one.ledger.sessions("other")[0].units == 2
     assert one.ledger.sessions("other")[0].limits[0]["used"] == 500
     clock.advance(3700)
     assert other.run(Budget(shared), invited=list(other.runs.created)[-1]).state is SessionState.FINISHED
 
+
+def test_a_session_waits_for_what_others_have_reserved(
+    make_rig: MakeRig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pool that is all reserved is not used up: the session waits for the others, and goes on when they are done."""
     shared = Limit("tokens", 100, scope="total", pool="team")
     rig = make_rig(Bounded(costs={"a": 60}), chain="waits")
@@ -507,12 +512,19 @@ def test_agents_share_a_pool(make_rig: MakeRig, clock: FakeClock) -> None:
     item = rig.ledger.claim(other, lambda item: None, lambda item: [Reserve(shared, 90)]).item
     assert item is not None
     done = Outcome(done=True, usage={"tokens": 40.0})
-    settle = Timer(0.5, lambda: rig.ledger.commit_unit(other, item, done, "key", {"tokens": 40.0}))
-    settle.start()
+    waits: list[float] = []
+
+    def settle_at_the_third(event: Event, seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 3:
+            rig.ledger.commit_unit(other, item, done, "key", {"tokens": 40.0})
+        return event.is_set()
+
+    monkeypatch.setattr(clock, "wait", settle_at_the_third)
 
     end = rig.run(Budget(shared))
 
-    settle.join()
+    assert len(waits) == 3
     assert (end.state, rig.ledger.sessions("waits")[0].units) == (SessionState.FINISHED, 1)
 
 
