@@ -17,6 +17,7 @@ from perpetual_blocks.work import Unit, WorkItem
 if TYPE_CHECKING:
     from perpetual_blocks.blocks import ResourceBudget, StatePersistence
     from perpetual_blocks.flow import PerpetualFlow
+    from perpetual_blocks.session.manners import Manners
 
 
 class PerpetualAgent(BaseModel):
@@ -112,6 +113,7 @@ class PerpetualAgent(BaseModel):
         name: str | None = None,
         budget: "Budget | ResourceBudget | str | None" = None,
         store: "StatePersistence | str | None" = None,
+        manners: "Manners | None" = None,
     ) -> "PerpetualFlow":
         """An ordinary Prefect flow of this agent. Give it to a module's variable, so that it can be deployed.
 
@@ -120,6 +122,8 @@ class PerpetualAgent(BaseModel):
             budget: What each session may use, unless the run names a block: a budget, or a block or its name.
             store: Where state is kept, unless the run names a block: a block or its name. By default an SQLite file in
                 Prefect's home and Prefect's default results storage.
+            manners: How far a chain may go by itself, unless the run names a budget that says so; as far as there is
+                work if not given.
 
         Raises:
             InvalidInput: a field of the agent has a name that the flow needs for itself, a meter is of no gauge, the
@@ -129,7 +133,7 @@ class PerpetualAgent(BaseModel):
 
         # As namedtuple does: the module that makes the flow is the one that it can be imported from.
         module = sys._getframe(1).f_globals.get("__name__", cls.__module__)
-        return make_flow(cls, name, budget, store, module)
+        return make_flow(cls, name, budget, store, manners, module)
 
 
 _WHOLE = re.compile(r"\s{4}|\s*(#|>|\||```)")

@@ -13,22 +13,24 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from threading import Lock, Thread
 from typing import Annotated, Any, TypeVar
 
 import httpx
 from prefect import Flow, get_run_logger
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
-from prefect.exceptions import TerminationSignal
-from prefect.states import Completed
+from prefect.exceptions import Pause, TerminationSignal
+from prefect.logging import get_logger
+from prefect.states import Cancelled, Completed
 
 from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.child import Home, check_guarded
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline
 from perpetual_blocks.adapters.log_lines import log_moments
-from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns, chain_tag, run_name
+from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
@@ -38,12 +40,14 @@ from perpetual_blocks.blocks import ResourceBudget, StatePersistence
 from perpetual_blocks.blocks.state_persistence import DEFAULT
 from perpetual_blocks.budget import Budget, Meter, check_metered
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import Fenced, InvalidInput, StorageError, Superseded
-from perpetual_blocks.session.chain import SessionRequest, StopReason, check_chain_name, invitation
-from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
+from perpetual_blocks.errors import Fenced, InvalidInput, StorageError, Superseded, UnknownChain
+from perpetual_blocks.session.chain import SessionRequest, SessionState, StopReason, check_chain_name
+from perpetual_blocks.session.follow_on import RunTemplate, chain_tag, create_follow_ons, move_follow_ons, run_name
 from perpetual_blocks.session.loop import Session, SessionEnd
-from perpetual_blocks.session.ports import Fence, FollowOn
+from perpetual_blocks.session.manners import Manners
+from perpetual_blocks.session.ports import Fence, FollowOn, Ledger, RunState
 from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.session.supervisor import Supervisor
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import Moment, Observer, SessionStarted
 from perpetual_blocks.usage import RESOURCES
@@ -51,6 +55,9 @@ from perpetual_blocks.usage import RESOURCES
 T = TypeVar("T")
 
 OWN_PARAMETERS = ("chain", "budget", "store")
+
+INVITATION = "PERPETUAL_INVITATION"
+"""The environment variable by which `perpetual run` says which session a run is to be, as an idempotency key does."""
 
 METERS: dict[str, Callable[[], Meter]] = {"memory": process.MemoryMeter, "cpu_seconds": process.CpuMeter}
 """What reads our own gauges; each session has new ones."""
@@ -99,6 +106,7 @@ def make_flow(
     name: str | None,
     budget: Budget | ResourceBudget | str | None,
     store: StatePersistence | str | None,
+    manners: Manners | None,
     module: str,
 ) -> PerpetualFlow:
     """The flow of an agent, made in that module; see `PerpetualAgent.as_flow`."""
@@ -111,6 +119,8 @@ def make_flow(
         raise InvalidInput.of("as_flow(budget)", budget, "a Budget, a ResourceBudget block or its name")
     if store is not None and not isinstance(store, StatePersistence | str):
         raise InvalidInput.of("as_flow(store)", store, "a StatePersistence block or its name")
+    if manners is not None and not isinstance(manners, Manners):
+        raise InvalidInput.of("as_flow(manners)", manners, "a Manners")
     _check_meters(agent)
     if agent.isolated:
         Home.of(agent)
@@ -124,6 +134,7 @@ def make_flow(
             chain=own["chain"],
             budget=load_budget(own["budget"] or budget),
             store=load_store(own["store"] or store),
+            manners=load_manners(own["budget"], manners),
         )
 
     run.__name__ = run.__qualname__ = re.sub(r"(?<!^)(?=[A-Z])", "_", agent.__name__).lower()
@@ -136,6 +147,8 @@ def make_flow(
         description=agent.task(),
         validate_parameters=True,
         persist_result=False,
+        on_crashed=[run_is_over],
+        on_cancellation=[run_is_over],
     )
     made.agent, made.budget, made.store = agent, budget, store
     return made
@@ -162,6 +175,13 @@ def load_budget(budget: Budget | ResourceBudget | str | None) -> Budget:
     if isinstance(budget, ResourceBudget):
         return budget.get_budget()
     return budget or Budget()
+
+
+def load_manners(block: object, manners: Manners | None) -> Manners:
+    """How far the chain may go by itself: as the budget's block says, or else as the flow does."""
+    if isinstance(block, ResourceBudget) and (said := block.get_manners()) != Manners():
+        return said
+    return manners or Manners()
 
 
 def load_store(store: StatePersistence | str | None) -> StatePersistence:
@@ -211,7 +231,9 @@ def _documentation(agent: type[PerpetualAgent]) -> str:
     return "\n".join([agent.task(), "", "Args:", *lines])
 
 
-def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, store: StatePersistence) -> State[Any]:
+def run_session(
+    agent: PerpetualAgent, *, chain: str | None, budget: Budget, store: StatePersistence, manners: Manners
+) -> State[Any]:
     """One session, within the current flow run; the state that the run ends in."""
     runs = PrefectRuns()
     own = _own_run(runs)
@@ -222,6 +244,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
     backup = load_storage(store.backup_storage, "backup_storage") if store.backup_storage else None
     stop = StopRequest()
     units = PrefectUnits(agent, storage, store.result_storage or None)
+    template = own.template()
     request = SessionRequest(
         chain=chain,
         agent=type(agent).__name__,
@@ -232,7 +255,10 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         flow_run_id=own.id,
         deployment_id=own.deployment_id,
         invitation=own.invitation,
-        settings={"kinds": list(agent.kinds), "budget": budget.to_json()},
+        settings={"kinds": list(agent.kinds), "budget": budget.to_json(), "manners": manners.to_json()},
+        attended=own.attended,
+        machine=process.machine(),
+        template=template.to_json() if template else None,
     )
     world = World(
         ledger=ledger,
@@ -244,6 +270,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         runs=runs,
         keep_checkpoints=store.keep_checkpoints,
         price=price,
+        watched={"run": partial(_run_wishes, runs, own)},
         observers=(log_moments(get_run_logger()), _label_run(runs, own)),
     )
     session = Session(
@@ -252,23 +279,21 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         budget,
         world,
         task=agent.task(),
-        follow_on=partial(_follow_on, own) if own.deployment_id else None,
+        follow_on=partial(_follow_on, template) if template else None,
         until=_until(),
         stop=stop,
     )
 
     def asked_to_stop() -> None:
-        cancelled = False
+        reason: StopReason | None = None
         with suppress(Exception):
-            cancelled = runs.is_being_cancelled(own.id)
-        if cancelled:
-            stop.ask(StopReason("cancelled", "its flow run was cancelled"))
-        else:
-            stop.ask(StopReason("signal", "the process was asked to end"))
+            reason = _run_wishes(runs, own)
+        stop.ask(reason or StopReason("signal", "the process was asked to end"))
 
-    # A follow-on that could not be created when its session ended is created by whoever comes by next.
+    # What others have left undone is done by whoever comes by next.
     with suppress(Exception):
-        create_follow_ons(ledger, runs)
+        _declare_dead(ledger, chain)
+        create_follow_ons(ledger, runs, but=chain)
         move_follow_ons(ledger, runs, world.clock)
     try:
         end, signal = in_background(session.run, asked_to_stop)
@@ -278,9 +303,62 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
     finally:
         units.close()
         ledger.close()
-    if signal is not None and end.reason.code == "cancelled":
-        raise signal  # Prefect makes the run Cancelled of it
+    if end.state is SessionState.CANCELLED:
+        if signal is not None:
+            raise signal  # Prefect makes the run Cancelled of it
+        return Cancelled(message=end.reason.message)
+    if end.state is SessionState.PAUSED and own.deployment_id and _stands(runs, own) is RunState.PAUSED:
+        # The run itself waits, for as long as a person wants; Prefect's own pause would become Failed.
+        raise Pause(state=runs.suspend(own.id))
     return Completed(name=end.state.value, message=_message(end, own, chain))
+
+
+def _declare_dead(ledger: Ledger, chain: str) -> None:
+    """A session of this chain whose process is gone need not be waited for."""
+    with suppress(UnknownChain):
+        latest = ledger.sessions(ledger.chain(chain).name)[-1:]
+        for session in latest:
+            if session.state is SessionState.RUNNING and process.session_alive(session) is False:
+                ledger.declare_dead(chain, session.ordinal)
+
+
+def _stands(runs: PrefectRuns, own: OwnRun) -> RunState | None:
+    with suppress(Exception):
+        return runs.facts(own.id).state
+    return None
+
+
+def _run_wishes(runs: PrefectRuns, own: OwnRun) -> StopReason | None:
+    """What a person wants of this flow run, in Prefect's UI or through its API, as a reason to stop."""
+    match runs.facts(own.id).state:
+        case RunState.CANCELLED:
+            return StopReason("cancelled", "its flow run was cancelled")
+        case RunState.PAUSED:
+            return StopReason("paused", "its flow run was paused")
+        case _:
+            return None
+
+
+def _follow_on(template: RunTemplate, uid: str, fence: Fence, not_before: float | None) -> FollowOn:
+    return template.follow_on(fence.chain, uid, fence.ordinal + 1, not_before)
+
+
+def run_is_over(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """The hook of a run that has crashed, or was cancelled and killed: its chain goes on, or ends, at once.
+
+    Prefect calls it in the process that served the run or in a new one, and may not call it at all; the supervisor does
+    the same on a schedule.
+    """
+    store: Any = (flow_run.parameters or {}).get("store") or getattr(flow, "store", None)
+    if isinstance(store, dict):
+        store = StatePersistence.load_from_ref(store["$ref"], _sync=True)  # type: ignore[call-arg]
+    ledger = load_store(store).get_ledger()
+    try:
+        supervisor = Supervisor(ledger, PrefectRuns(), SystemClock(), process.session_alive)
+        for deed in supervisor.run_is_over(str(flow_run.id)):
+            get_logger("perpetual_blocks").info("%s: %s (%s)", deed.chain, deed.why, deed.what)
+    finally:
+        ledger.close()
 
 
 def _message(end: SessionEnd, own: OwnRun, chain: str) -> str:
@@ -295,6 +373,8 @@ def _own_run(runs: PrefectRuns) -> OwnRun:
     if context is None or context.flow_run is None:
         raise InvalidInput("flow run: a session runs within a flow run; call the flow itself")
     own = OwnRun.of(context.flow_run)
+    if own.deployment_id is None and (invited := os.environ.get(INVITATION)):
+        own = replace(own, invitation=invited, attended=False)
     # The context's parameters are resolved; the server's still name blocks by reference, as a follow-on needs them.
     return runs.read(own.id) if own.deployment_id else own
 
@@ -316,22 +396,6 @@ def _new_chain_name(own: OwnRun) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", flow_name.lower()).strip("-")[:40]
     # Made of the run's own id, so that a retry of the same run finds the same chain.
     return f"{slug}-{own.created_on}-{own.id[:8]}"
-
-
-def _follow_on(own: OwnRun, uid: str, fence: Fence, not_before: float | None) -> FollowOn:
-    ordinal = fence.ordinal + 1
-    return FollowOn(
-        chain=fence.chain,
-        ordinal=ordinal,
-        idempotency_key=invitation(uid, ordinal),
-        deployment_id=own.deployment_id or "",
-        parameters={**own.parameters, "chain": fence.chain},
-        run_name=run_name(fence.chain, ordinal),
-        tags=tuple(dict.fromkeys((*own.tags, chain_tag(fence.chain)))),
-        job_variables=own.job_variables,
-        work_queue=own.work_queue,
-        not_before=not_before,
-    )
 
 
 def _label_run(runs: PrefectRuns, own: OwnRun) -> Observer:

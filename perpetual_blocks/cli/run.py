@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,18 +30,17 @@ from perpetual_blocks.cli.output import (
 )
 from perpetual_blocks.cli.render import chain_view
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import PerpetualError, Superseded, UnknownChain
+from perpetual_blocks.errors import InvalidInput, PerpetualError, Superseded, UnknownChain
+from perpetual_blocks.session.chain import invitation
 from perpetual_blocks.session.follow_on import ready_at
 from perpetual_blocks.session.ports import Ledger
 from perpetual_blocks.session.status import chain_status
+from perpetual_blocks.session.supervisor import Supervisor
 
 HERE = Where()
 
 LOOK_AGAIN_SECONDS = 5.0
 """How often a chain that waits for its quota looks whether there is room earlier: a pool's others may use less."""
-
-MOST_CRASHES = 3
-"""So many sessions in a row may die without finishing a unit; a chain that crashes at once would never end."""
 
 GOES_ON = ("running", "waiting")
 
@@ -111,35 +110,50 @@ class _Sessions:
     follower: Follower
 
     def run_all(self) -> bool:
-        """Starts sessions until the chain ends; whether it was interrupted."""
-        _bury_the_dead(self.ledger, self.chain)
-        crashes = 0
+        """Starts sessions until the chain ends; whether it was interrupted.
+
+        Raises:
+            InvalidInput: somebody holds the chain.
+        """
+        from perpetual_blocks.adapters.process import session_alive
+
+        self._check_free()
+        invited: dict[str, str] = {}
         while True:
-            before = self._units()
-            child, interrupted = self._run_one()
+            before = self._sessions()
+            child, interrupted = self._run_one(invited)
             status = self.follower.look()
             latest = status["sessions"][-1] if status and status["sessions"] else None
             if latest and latest["state"] == "Running" and latest["pid"] != child.pid:
                 raise Superseded(f"{self.chain} is at work elsewhere: process {latest['pid']} on {latest['host']}")
-            if not (status and latest) or len(status["sessions"]) == before[0]:
+            if not (status and latest) or len(status["sessions"]) == before:
                 raise SessionFailed(f"session: its process ended before it began: {self._last_words()}")
-            crashed = latest["state"] == "Running"
-            if crashed:
+            if latest["state"] == "Running":
                 # The process is dead and its session open: nobody needs to wait for the lease to run out.
-                self.ledger.declare_dead(self.chain, latest["host"], child.pid)
                 self.follower.note(f"session {latest['ordinal']} died (exit code {child.returncode})")
-            crashes = crashes + 1 if crashed and self._units()[1] == before[1] else 0
-            if interrupted or status["status"] not in GOES_ON or crashes >= MOST_CRASHES:
+                Supervisor(self.ledger, None, SystemClock(), session_alive).look_at(self.chain)
+                status = self.follower.look() or status
+            if interrupted or status["status"] not in GOES_ON:
                 return interrupted
-            if not crashed and self._wait_for_room():
+            if self._wait():
                 return True
+            invited = self._invitation()
 
-    def _run_one(self) -> "tuple[subprocess.Popen[bytes], bool]":
+    def _check_free(self) -> None:
+        with suppress(UnknownChain):
+            chain = self.ledger.chain(self.chain)
+            if chain.status in ("paused", "cancelled"):
+                why = chain.wanted_why or chain.reason
+                raise InvalidInput.of(
+                    "chain", chain.name, f"one that may go on; this one is {chain.status} ({why}): `perpetual resume`"
+                )
+
+    def _run_one(self, invited: dict[str, str]) -> "tuple[subprocess.Popen[bytes], bool]":
         # Where a live view is drawn, or nothing is to be seen, the session's log goes to a file.
         to_file = self.follower.draws or self.follower.quiet
         with self._log().open("ab") if to_file else nullcontext(sys.stderr) as output:
             child = subprocess.Popen(
-                self.command, stdout=output, stderr=output, env=self.environment, start_new_session=True
+                self.command, stdout=output, stderr=output, env={**self.environment, **invited}, start_new_session=True
             )
         interrupted = False
 
@@ -157,13 +171,13 @@ class _Sessions:
                 except subprocess.TimeoutExpired:
                     self.follower.look()
 
-    def _wait_for_room(self) -> bool:
-        """Waits until a quota window has room for the next unit; whether it was interrupted."""
+    def _wait(self) -> bool:
+        """Waits until the next session may begin: for its quota, or after a crash; whether it was interrupted."""
         resume_at = self.ledger.chain(self.chain).resume_at
         if resume_at is None or resume_at <= time.time():
             return False
         when = datetime.fromtimestamp(resume_at).astimezone()
-        self.follower.note(f"waits for its quota until {when:%d %b %H:%M:%S %Z}, or for room before that")
+        self.follower.note(f"waits until {when:%d %b %H:%M:%S %Z}, or for room before that")
         asked = Event()
         with _signals(asked.set):
             while (left := resume_at - time.time()) > 0:
@@ -174,10 +188,19 @@ class _Sessions:
                 resume_at = min(resume_at, sooner) if sooner is not None else resume_at
         return False
 
-    def _units(self) -> tuple[int, int]:
-        """How many sessions there are, and how many units they have finished."""
-        sessions = self.ledger.sessions(self.chain)
-        return len(sessions), sum(session.units for session in sessions)
+    def _invitation(self) -> dict[str, str]:
+        """What makes the next session a follow-on of the one before, and not one that a person has started."""
+        from perpetual_blocks.flow import INVITATION
+
+        chain = self.ledger.chain(self.chain)
+        return {INVITATION: invitation(chain.uid, chain.ordinal + 1)}
+
+    def _sessions(self) -> int:
+        """How many sessions the chain has had."""
+        try:
+            return self.ledger.chain(self.chain).ordinal
+        except UnknownChain:
+            return 0
 
     def _log(self) -> Path:
         from prefect.settings import get_current_settings
@@ -203,16 +226,3 @@ def _signals(asked: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _bury_the_dead(ledger: Ledger, chain: str) -> None:
-    """A session of this machine whose process is gone need not be waited for."""
-    from perpetual_blocks.adapters.process import is_alive
-
-    try:
-        sessions = ledger.sessions(ledger.chain(chain).name)
-    except UnknownChain:
-        return
-    for session in sessions[-1:]:
-        if session.state == "Running" and is_alive(session.host, session.pid, session.process_started) is False:
-            ledger.declare_dead(chain, session.host, session.pid)

@@ -12,7 +12,7 @@ class Ending:
     """How it ends.
 
     Attributes:
-        goes_on: Whether a follow-on is to be created.
+        goes_on: Whether a follow-on is to be recorded; it is created as soon as the chain waits for it.
     """
 
     session: SessionState
@@ -29,6 +29,7 @@ _ENDS_WITH_WORK_LEFT = {
     "exhausted": (SessionState.EXHAUSTED, ChainStatus.EXHAUSTED),
     "too-large": (SessionState.STALLED, ChainStatus.STALLED),
 }
+_HELD = {"paused": (SessionState.PAUSED, ChainStatus.PAUSED)}
 
 
 def ending(reason: StopReason, counts: Mapping[ItemStatus, int]) -> Ending:
@@ -43,6 +44,9 @@ def ending(reason: StopReason, counts: Mapping[ItemStatus, int]) -> Ending:
     if code in _ENDS_ANYWAY or (open_now and code in _ENDS_WITH_WORK_LEFT):
         session, chain = {**_ENDS_ANYWAY, **_ENDS_WITH_WORK_LEFT}[code]
         return Ending(session, chain, reason, goes_on=False)
+    if open_now and code in _HELD:
+        session, chain = _HELD[code]
+        return Ending(session, chain, reason, goes_on=True)
     if open_now:
         return Ending(SessionState.WRAPPED, ChainStatus.WAITING, reason, goes_on=True)
     if blocked:

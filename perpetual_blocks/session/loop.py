@@ -1,7 +1,7 @@
 """The session: owns the chain, works through the queue until something says stop, and ends in order."""
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,10 +15,12 @@ from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionS
 from perpetual_blocks.session.choosing import Chooser
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
 from perpetual_blocks.session.heartbeat import Heartbeat
+from perpetual_blocks.session.manners import Manners
 from perpetual_blocks.session.ports import Closing, Fence, Opened, UnitRaised
 from perpetual_blocks.session.restore import Restored, restore
 from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
 from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.session.watch import Look, Watch, wishes
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import (
     BudgetWarned,
@@ -84,6 +86,8 @@ class Session:
         self._rung: str | None = None
         self._passed_over: dict[str, str] = {}
         self._choices: list[str] = []
+        self._manners = Manners.of(request.settings)
+        self._quiet_from = self._manners.quiet_from(world.clock.now())
 
     def run(self) -> SessionEnd:
         """Works until something says stop.
@@ -96,7 +100,11 @@ class Session:
         opened = self._ledger.open_session(self._request)
         reached("session.opened")
         fence = opened.fence
-        with Heartbeat(self._ledger, fence, self._stop):
+        with ExitStack() as watched:
+            watched.enter_context(Heartbeat(self._ledger, fence, self._stop))
+            asked: dict[str, Look] = {"wishes": partial(wishes, self._ledger, fence.chain), **self._world.watched}
+            for name, look in asked.items():
+                watched.enter_context(Watch(look, self._stop, f"{name} {fence.chain}"))
             try:
                 restored = self._resume(opened)
                 reason = self._work(opened)
@@ -186,6 +194,8 @@ class Session:
         """Asks every stop source but the budget, which is asked for each item; the first reason wins."""
         if self._stop.reason is not None:
             return self._stop.reason
+        if self._quiet_from is not None and self._world.clock.now() >= self._quiet_from:
+            return StopReason("quiet-hours", "its quiet hours begin", self._manners.quiet_until(self._quiet_from))
         if (enough := self._monitor.long_enough(readings)) is not None:
             self._choices.append(f"session length: {enough}")
             return StopReason("session-length", enough)

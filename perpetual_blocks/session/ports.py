@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from perpetual_blocks.budget import Expectation, Limit, Spend
@@ -12,7 +13,9 @@ from perpetual_blocks.session.chain import (
     SessionRequest,
     SessionState,
     StopReason,
+    Wanted,
 )
+from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit, WorkItem
 
 
@@ -265,13 +268,70 @@ class Ledger(Protocol):
         """Records that a follow-on starts at another moment."""
 
     def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
-        """Follow-ons that are recorded and not yet created."""
+        """Follow-ons that are recorded and not yet created, of chains that wait for them."""
 
     def follow_on_created(self, follow_on: FollowOn, flow_run_id: str) -> None:
         """Ticks a follow-on off."""
 
-    def declare_dead(self, chain: str, host: str, pid: int) -> bool:
-        """Ends the lease of a session whose process is known to be dead; whether there was one."""
+    def declare_dead(self, chain: str, ordinal: int) -> bool:
+        """Ends the lease of a session whose process is known to be dead; whether it was at work."""
+
+    def rescue(
+        self, chain: str, ordinal: int, why: str, decide: Callable[[Chain, Sequence[SessionRecord]], Ending]
+    ) -> Ending | None:
+        """Buries a session whose lease has ended, gives back what it held, and records what follows: all in one.
+
+        Args:
+            decide: What becomes of the chain, given its sessions with the buried one last. A follow-on is recorded
+                where it goes on and the session had a template.
+
+        Returns:
+            What was decided; None where the session is not at work any more, or its lease has not ended.
+        """
+
+    def follow_on(self, chain: str, ordinal: int) -> tuple[FollowOn, float | None, int] | None:
+        """The follow-on that is to be that session, when its run was created, and how often it was renewed."""
+
+    def renew_follow_on(self, follow_on: FollowOn, why: str, not_before: float | None) -> bool:
+        """Lets a follow-on be created again, as another run, if the chain still waits for it; after five times the
+        chain is Stalled instead."""
+
+    def hold(self, chain: str, ordinal: int, status: ChainStatus, reason: str) -> bool:
+        """Sets the status of a chain that waits after that session; whether it did."""
+
+    def chain_of_run(self, flow_run_id: str) -> str | None:
+        """The chain that a flow run is, or was to be, a session of."""
+
+    def wanted(self, chain: str) -> tuple[Wanted, str] | None:
+        """What a person wants of a chain, and why."""
+
+    def want(self, chain: str, wanted: Wanted, why: str) -> FollowOn | None:
+        """Records what a person wants: a session at work stops for it, and a chain that waits is held at once.
+
+        Returns:
+            A follow-on whose run was created already, and is not to start.
+
+        Raises:
+            UnknownChain: there is no such chain.
+            InvalidInput: the chain has ended.
+        """
+
+    def resume(self, chain: str) -> Chain:
+        """Lets a chain go on, whatever held it; its follow-on is recorded.
+
+        Raises:
+            UnknownChain: there is no such chain.
+            InvalidInput: it goes on as it is, or is finished.
+        """
+
+    def stop_all(self, why: str) -> list[FollowOn]:
+        """Holds every chain, and lets none start; returns the follow-ons whose runs are not to start."""
+
+    def resume_all(self) -> list[str]:
+        """Takes `stop_all` back; returns the names of the chains that go on."""
+
+    def all_stopped(self) -> str | None:
+        """Why all chains are stopped; None if they are not."""
 
     def chain(self, name: str) -> Chain:
         """A chain's row. Raises `UnknownChain`."""
@@ -327,14 +387,44 @@ class UnitRaised(Exception):
     """The agent's code raised; the cause is what it raised."""
 
 
+class RunState(StrEnum):
+    """How a flow run stands, as far as a chain needs to know."""
+
+    SCHEDULED = "scheduled"  # nobody has taken it up yet
+    STARTING = "starting"  # a worker has
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"  # or being cancelled: a person's word
+    ENDED = "ended"
+    BROKEN = "broken"  # failed or crashed
+    GONE = "gone"  # deleted
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """A flow run's state, and since when it is in it, in seconds since the Unix epoch."""
+
+    state: RunState
+    since: float
+
+
 class Runs(Protocol):
-    """Where follow-on runs are created."""
+    """Where follow-on runs are created, and looked after."""
 
     def create(self, follow_on: FollowOn) -> str:
         """Creates the flow run, or finds the one with this idempotency key; returns its id."""
 
     def move(self, flow_run_id: str, at: float) -> None:
         """Lets a flow run that has not started yet start at that moment, in seconds since the Unix epoch."""
+
+    def facts(self, flow_run_id: str) -> RunFacts:
+        """How a flow run stands."""
+
+    def cancel(self, flow_run_id: str, why: str) -> None:
+        """Cancels a flow run that has not started yet; one that has is left as it is."""
+
+    def crashed(self, flow_run_id: str, why: str) -> None:
+        """Says of a flow run that is not over that its process is dead."""
 
 
 class SavedWork(Protocol):

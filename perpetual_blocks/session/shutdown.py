@@ -25,6 +25,7 @@ from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.continuation import Ending, ending
 from perpetual_blocks.session.documents import chain_folder, checkpoint_now, handoff_now, limits_now
 from perpetual_blocks.session.follow_on import create_follow_ons, jitter
+from perpetual_blocks.session.manners import restrain
 from perpetual_blocks.session.planning import outlook
 from perpetual_blocks.session.ports import Closing, Document, Fence, FollowOn
 from perpetual_blocks.session.steps import Steps
@@ -69,7 +70,7 @@ class Shutdown:
         if reason.resume_at is not None:
             wait = max(0.0, reason.resume_at - world.clock.now())
             reason = replace(reason, resume_at=reason.resume_at + jitter(self.uid, wait))
-        end = ending(reason, world.ledger.counts(fence.chain))
+        end = self._ending(reason)
         checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text()
         key = steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
         steps.best_effort("backup", lambda: self._back_up(key, checkpoint))
@@ -85,6 +86,13 @@ class Shutdown:
         self._close(end, steps)
         steps.best_effort("cleanup", self.agent.cleanup)
         return end
+
+    def _ending(self, reason: StopReason) -> Ending:
+        ledger, now = self.world.ledger, self.world.clock.now()
+        end = ending(reason, ledger.counts(self.fence.chain))
+        *before, this = ledger.sessions(self.fence.chain)
+        this = replace(this, state=end.session, stop_reason=end.reason.code, ended_at=now)
+        return restrain(end, ledger.chain(self.fence.chain), [*before, this], now)
 
     def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> str:
         """Writes a document, then points at it: a crash in between costs a rewrite and never a lie."""

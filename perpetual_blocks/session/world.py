@@ -9,6 +9,7 @@ from perpetual_blocks.budget import Meter
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session.ports import Documents, Ledger, Runs, SavedWork, UnitRunner
+from perpetual_blocks.session.watch import Look
 from perpetual_blocks.telemetry import Moment, Observer
 from perpetual_blocks.work import LlmUsage, WorkItem
 
@@ -36,6 +37,7 @@ class World:
     Attributes:
         keep_checkpoints: How many checkpoints of a chain are kept; the one before the last is there for when the last
             is damaged.
+        watched: What else is asked every two seconds whether the session is to stop, by a name for its thread.
         price: What a model's usage costs in US dollars; None where that is not known.
     """
 
@@ -48,6 +50,7 @@ class World:
     runs: Runs | None = None
     observers: Sequence[Observer] = ()
     keep_checkpoints: int = 50
+    watched: Mapping[str, Look] = field(default_factory=dict)
     price: Callable[[LlmUsage], float | None] | None = None
 
     def tell(self, moment: Moment) -> None:

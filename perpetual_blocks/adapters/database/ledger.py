@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,17 +17,22 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, in
 
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.adapters.database.engine import insert_if_new, writing
+from perpetual_blocks.adapters.database.chains import (
+    bury,
+    give_back,
+    latest_session,
+    lock_chain,
+    record_follow_on,
+    session,
+)
+from perpetual_blocks.adapters.database.control import ChainControl, all_stopped
+from perpetual_blocks.adapters.database.engine import insert_if_new
 from perpetual_blocks.adapters.database.items import add_items
-from perpetual_blocks.adapters.database.reader import LedgerReader
 from perpetual_blocks.adapters.database.rows import (
     CLAIM_ORDER,
-    FOLLOW_ON_COLUMNS,
-    chain_of,
     find_chain,
     item_of,
     pool_key,
-    session_of,
 )
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.clock import Clock
@@ -37,10 +41,11 @@ from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import (
     Chain,
     ChainStatus,
-    SessionRecord,
     SessionRequest,
     SessionState,
+    is_resumed,
     refusal,
+    wanted_status,
 )
 from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, Reserve
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem, sources
@@ -53,7 +58,7 @@ PATIENCE = 3  # sessions in which something else is taken in an item's place
 MOST_CUT_OFFS = 2  # whole sessions that a unit may use up in vain
 
 
-class SqlLedger(LedgerReader):
+class SqlLedger(ChainControl):
     """The ledger in an SQLite file (or in memory, `sqlite://`), or in a PostgreSQL database.
 
     Args:
@@ -76,18 +81,14 @@ class SqlLedger(LedgerReader):
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
         durability: Literal["normal", "full"] = "normal",
     ) -> None:
-        super().__init__(address, clock)
+        super().__init__(address, clock, synced=durability == "full")
         self._lease_seconds = lease_seconds
-        self._synced = durability == "full"
         self._shared_limits: tuple[tuple[str, int], _Shared] | None = None
 
     def lease_seconds(self) -> float:
         return self._lease_seconds
 
     # Transactions ---------------------------------------------------------------------------------------------------
-
-    def _writing(self, *, synced: bool = False) -> AbstractContextManager[Connection]:
-        return writing(self._engine, synced=synced or self._synced)
 
     def _pass_fence(self, connection: Connection, fence: Fence, **changes: Any) -> float:
         """Moves the lease on and sets more of the chain's row, if it is still ours; returns the time."""
@@ -103,15 +104,23 @@ class SqlLedger(LedgerReader):
     def open_session(self, request: SessionRequest) -> Opened:
         with self._writing() as connection:
             now = self._clock.now()
-            chain = _lock_chain(connection, request.chain) or _new_chain(connection, request, now)
-            latest = _latest_session(connection, request.chain)
-            reason = refusal(chain, latest, request, now, ran_before=_ran_before(connection, request))
+            chain = lock_chain(connection, request.chain) or _new_chain(connection, request, now)
+            latest = latest_session(connection, request.chain)
+            reason = refusal(
+                chain,
+                latest,
+                request,
+                now,
+                ran_before=_ran_before(connection, request),
+                all_stopped=all_stopped(connection),
+            )
             if reason is not None:
                 raise Superseded(reason)
             took_over = latest is not None and latest.state is SessionState.RUNNING
             if latest is not None and took_over:
-                _bury(connection, request.chain, latest.ordinal, now)
+                bury(connection, request.chain, latest.ordinal, now, "it was found dead when the next session began")
             fence = Fence(request.chain, chain.ordinal + 1, chain.epoch + 1, request.holder)
+            attended = request.attended or is_resumed(chain, latest, request)
             connection.execute(
                 update(t.chains)
                 .where(t.chains.c.name == request.chain)
@@ -127,7 +136,16 @@ class SqlLedger(LedgerReader):
                     planned=chain.planned and chain.status not in (ChainStatus.FINISHED, ChainStatus.STALLED),
                     settings=request.settings,
                     resume_at=None,
+                    attended=fence.ordinal if attended else chain.attended,
                     updated_at=now,
+                )
+            )
+            # What was recorded for this session and not yet created is not needed any more.
+            connection.execute(
+                delete(t.outbox).where(
+                    t.outbox.c.chain == request.chain,
+                    t.outbox.c.ordinal <= fence.ordinal,
+                    t.outbox.c.created_at.is_(None),
                 )
             )
             connection.execute(
@@ -140,8 +158,10 @@ class SqlLedger(LedgerReader):
                     flow_run_id=request.flow_run_id,
                     deployment_id=request.deployment_id,
                     host=request.host,
+                    machine=request.machine,
                     pid=request.pid,
                     process_started=request.process_started,
+                    template=request.template,
                     started_at=now,
                     graceful=False,
                     units=0,
@@ -157,7 +177,7 @@ class SqlLedger(LedgerReader):
                 pool, share, priority = pool_key(limit), limit.share, limit.priority
                 pools.join(connection, pool, limit.resource, chain.uid, share=share, priority=priority)
             opened = find_chain(connection, request.chain)
-            previous = _session(connection, request.chain, latest.ordinal) if latest else None
+            previous = session(connection, request.chain, latest.ordinal) if latest else None
         assert opened is not None
         return Opened(fence=fence, chain=opened, previous=previous, took_over=took_over)
 
@@ -176,9 +196,15 @@ class SqlLedger(LedgerReader):
     def close_session(self, fence: Fence, closing: Closing) -> None:
         reached("session.closing")
         with self._writing(synced=True) as connection:
-            status, reason = closing.chain_status, closing.stop.message
             free = {"holder": None, "lease_until": 0.0, "resume_at": closing.stop.resume_at}
-            now = self._pass_fence(connection, fence, status=status, reason=reason, **free)
+            now = self._pass_fence(connection, fence, **free)
+            chain = lock_chain(connection, fence.chain)
+            assert chain is not None
+            # What a person wants may have come after the session had looked for the last time.
+            status, reason = wanted_status(chain, closing.chain_status, closing.stop.message)
+            connection.execute(
+                update(t.chains).where(t.chains.c.name == fence.chain).values(status=status, reason=reason)
+            )
             ended = {
                 "state": closing.state,
                 "ended_at": now,
@@ -196,23 +222,10 @@ class SqlLedger(LedgerReader):
                 connection.execute(
                     insert(t.forecasts).values(chain=fence.chain, session=fence.ordinal, state=closing.forecasts)
                 )
-            _give_back(connection, fence.chain, fence.ordinal, now)
+            give_back(connection, fence.chain, fence.ordinal, now)
             if closing.follow_on is not None:
-                row = {
-                    name: getattr(closing.follow_on, name)
-                    for name in (*FOLLOW_ON_COLUMNS, "chain", "ordinal", "idempotency_key", "deployment_id")
-                }
-                connection.execute(insert(t.outbox).values(**{**row, "tags": list(row["tags"]), "recorded_at": now}))
+                record_follow_on(connection, closing.follow_on, now)
         reached("session.closed")
-
-    def declare_dead(self, chain: str, host: str, pid: int) -> bool:
-        with self._writing() as connection:
-            _lock_chain(connection, chain)
-            latest = _latest_session(connection, chain)
-            if latest is None or (latest.state, latest.host, latest.pid) != (SessionState.RUNNING, host, pid):
-                return False
-            connection.execute(update(t.chains).where(t.chains.c.name == chain).values(lease_until=0.0))
-            return True
 
     # Units ----------------------------------------------------------------------------------------------------------
 
@@ -221,7 +234,7 @@ class SqlLedger(LedgerReader):
         with self._writing() as connection:
             if planned_by is not None:
                 self._pass_fence(connection, planned_by, planned=True)
-            row = _lock_chain(connection, chain)
+            row = lock_chain(connection, chain)
             if row is None:
                 raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
             added = add_items(connection, row, items, self._clock.now())
@@ -298,6 +311,7 @@ class SqlLedger(LedgerReader):
                 units=item.units + 1,
                 attempts=0,
                 cut_offs=0,
+                crashes=0,
                 error=None,
                 progress=list(outcome.progress) if outcome.progress else None,
                 cursor=outcome.cursor,
@@ -348,7 +362,7 @@ class SqlLedger(LedgerReader):
     def release(self, fence: Fence, item: Item) -> None:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
-            _give_back(connection, fence.chain, fence.ordinal, now, only=item.id)
+            give_back(connection, fence.chain, fence.ordinal, now, only=item.id)
             self._give_back_reserved(connection, fence)
 
     # Pools ----------------------------------------------------------------------------------------------------------
@@ -439,7 +453,7 @@ class SqlLedger(LedgerReader):
 
     def retry_items(self, chain: str, ids: Sequence[str]) -> int:
         with self._writing() as connection:
-            _lock_chain(connection, chain)
+            lock_chain(connection, chain)
             now = self._clock.now()
             rows = connection.execute(
                 select(t.items.c.id, t.items.c.blockers).where(
@@ -455,7 +469,7 @@ class SqlLedger(LedgerReader):
 
     def discard_items(self, chain: str, ids: Sequence[str], reason: str) -> int:
         with self._writing() as connection:
-            _lock_chain(connection, chain)
+            lock_chain(connection, chain)
             open_items = [ItemStatus.AVAILABLE, ItemStatus.BLOCKED]
             found = connection.execute(
                 select(t.items.c.id).where(
@@ -522,12 +536,6 @@ def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str])
     )
 
 
-def _lock_chain(connection: Connection, name: str) -> Chain | None:
-    """The chain, which nobody else changes until this transaction ends."""
-    row = connection.execute(select(t.chains).where(t.chains.c.name == name).with_for_update()).mappings().first()
-    return chain_of(row) if row else None
-
-
 def _new_chain(connection: Connection, request: SessionRequest, now: float) -> Chain:
     insert_if_new(
         connection,
@@ -549,20 +557,9 @@ def _new_chain(connection: Connection, request: SessionRequest, now: float) -> C
         updated_at=now,
     )
     # Another process may have made it at the same moment; it is then that one's chain that is looked at.
-    chain = _lock_chain(connection, request.chain)
+    chain = lock_chain(connection, request.chain)
     assert chain is not None
     return chain
-
-
-def _session(connection: Connection, chain: str, ordinal: int) -> SessionRecord:
-    row = select(t.sessions).where(t.sessions.c.chain == chain, t.sessions.c.ordinal == ordinal)
-    return session_of(connection.execute(row).mappings().one())
-
-
-def _latest_session(connection: Connection, chain: str) -> SessionRecord | None:
-    rows = select(t.sessions).where(t.sessions.c.chain == chain).order_by(t.sessions.c.ordinal.desc()).limit(1)
-    row = connection.execute(rows).mappings().first()
-    return session_of(row) if row else None
 
 
 def _ran_before(connection: Connection, request: SessionRequest) -> bool:
@@ -578,44 +575,11 @@ def _of_session(fence: Fence) -> dict[str, Any]:
     return {"of_chain": fence.chain, "of_ordinal": fence.ordinal}
 
 
-def _bury(connection: Connection, chain: str, ordinal: int, now: float) -> None:
-    """Ends a session whose process died, and gives back what it had claimed."""
-    connection.execute(
-        update(t.sessions)
-        .where(t.sessions.c.chain == chain, t.sessions.c.ordinal == ordinal)
-        .values(
-            state=SessionState.CRASHED,
-            ended_at=now,
-            stop_reason="crashed",
-            stop_message="its process died, or could not reach the ledger until its lease ran out",
-            graceful=False,
-        )
-    )
-    _give_back(connection, chain, ordinal, now)
-
-
 def _move(connection: Connection, chain: str, item: str, target: ItemStatus, now: float, **values: Any) -> None:
     """Moves an item along an edge of the transition table; anything else is a mistake of this program."""
     changes = {"of_chain": chain, "of_item": item, "status": target, "updated_at": now, **values}
     if connection.execute(_MOVE[target], changes).rowcount != 1:
         raise LedgerError(f"item {item} of {chain} cannot become {target}")
-
-
-def _give_back(connection: Connection, chain: str, ordinal: int, now: float, only: str | None = None) -> None:
-    """Makes a session's claimed items available again: an interruption, not a failure, so no attempt is counted."""
-    rows = and_(t.items.c.chain == chain, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claimed_by == ordinal)
-    if only is not None:
-        rows = and_(rows, t.items.c.id == only)
-    connection.execute(
-        update(t.items)
-        .where(rows)
-        .values(
-            status=ItemStatus.AVAILABLE,
-            claimed_by=None,
-            interruptions=t.items.c.interruptions + 1,
-            updated_at=now,
-        )
-    )
 
 
 def _unblock(connection: Connection, chain: str, completed: str, now: float) -> None:

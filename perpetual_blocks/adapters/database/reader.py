@@ -92,11 +92,26 @@ class LedgerReader:
     # Follow-ons -----------------------------------------------------------------------------------------------------
 
     def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
-        rows = select(t.outbox).where(t.outbox.c.created_at.is_(None)).order_by(t.outbox.c.recorded_at)
+        # Those of a chain that a person holds stay where they are until it is resumed.
+        waits = and_(t.chains.c.name == t.outbox.c.chain, t.chains.c.status == ChainStatus.WAITING)
+        rows = (
+            select(t.outbox)
+            .join(t.chains, waits)
+            .where(t.outbox.c.created_at.is_(None), t.outbox.c.ordinal == t.chains.c.ordinal + 1)
+            .order_by(t.outbox.c.recorded_at)
+        )
         if chain is not None:
             rows = rows.where(t.outbox.c.chain == chain)
         with reading(self._engine) as connection:
             return [follow_on_of(row) for row in connection.execute(rows).mappings()]
+
+    def chain_of_run(self, flow_run_id: str) -> str | None:
+        with reading(self._engine) as connection:
+            for table in (t.sessions, t.outbox):
+                found = connection.execute(select(table.c.chain).where(table.c.flow_run_id == flow_run_id)).scalar()
+                if found is not None:
+                    return str(found)
+            return None
 
     def waiting_follow_ons(self) -> list[FollowOn]:
         waits = and_(t.chains.c.name == t.outbox.c.chain, t.chains.c.status == ChainStatus.WAITING)

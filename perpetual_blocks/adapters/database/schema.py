@@ -122,6 +122,8 @@ items = Table(
     Column("attempts", Integer, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("interruptions", Integer, nullable=False),
+    # Processes that died, one after the other, while they worked on it.
+    Column("crashes", Integer, nullable=False, server_default="0"),
     # Sessions with a whole budget that its next unit has used up in vain, one after the other.
     Column("cut_offs", Integer, nullable=False, server_default="0"),
     # Sessions in which something behind it was taken, and the latest of them.
