@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Crashed, Scheduled, Suspended
+from prefect.states import Cancelled, Completed, Crashed, Scheduled, Suspended
 
 from perpetual_blocks.session.follow_on import RunTemplate
 from perpetual_blocks.session.ports import FollowOn, RunFacts, RunState
@@ -137,6 +137,11 @@ class PrefectRuns:
         with _client() as client:
             client.set_flow_run_state(UUID(flow_run_id), state, force=True)
         return state
+
+    def superseded(self, flow_run_id: str) -> None:
+        """Ends a suspended run whose chain goes on in another one."""
+        state: State[Any] = Completed(name="Superseded", message="its chain goes on in another run")
+        self._end(flow_run_id, {RunState.PAUSED}, state)
 
     def _end(self, flow_run_id: str, among: set[RunState], state: State[Any]) -> None:
         if self.facts(flow_run_id).state in among:

@@ -346,22 +346,22 @@ def test_settings_are_those_of_the_latest_session(ledger: SqlLedger) -> None:
     assert ledger.add_items("mine", items("a", kind="grown")) == 1
 
 
-def test_declare_dead_ends_the_lease_of_that_process_only(ledger: SqlLedger) -> None:
-    """Who knows that the owner's process is dead need not wait for its lease; another process's pid changes nothing."""
+def test_declare_dead_ends_the_lease_of_that_session_only(ledger: SqlLedger) -> None:
+    """Who knows that the owner's process is dead need not wait for its lease; another session changes nothing."""
     open_session(ledger)
 
-    assert not ledger.declare_dead("mine", "here", 4712)
-    assert not ledger.declare_dead("mine", "elsewhere", 4711)
-    assert not ledger.declare_dead("other", "here", 4711)
+    assert not ledger.declare_dead("mine", 2)
+    assert not ledger.declare_dead("other", 1)
     with pytest.raises(Superseded):
         open_session(ledger, "mine", "second")
-    assert ledger.declare_dead("mine", "here", 4711)
+    assert ledger.declare_dead("mine", 1)
 
     opened = open_session(ledger, "mine", "second")
 
     assert opened.took_over
+    assert not ledger.declare_dead("mine", 1), "another one owns the chain"
     close(ledger, opened.fence)
-    assert not ledger.declare_dead("mine", "here", 4711), "its session is over"
+    assert not ledger.declare_dead("mine", 2), "its session is over"
 
 
 def test_resumed_is_recorded(ledger: SqlLedger) -> None:
@@ -931,7 +931,9 @@ def test_closing_a_session(ledger: SqlLedger, clock: FakeClock) -> None:
 def test_closing_and_follow_on_are_one_transaction(ledger: SqlLedger) -> None:
     """A follow-on that cannot be recorded leaves the session open: there is never one without the other."""
     first = open_session(ledger)
-    close(ledger, first.fence, follow_on=follow_on_of(first.fence, first.chain.uid))
+    follow_on = follow_on_of(first.fence, first.chain.uid)
+    close(ledger, first.fence, follow_on=follow_on)
+    ledger.follow_on_created(follow_on, "flow-run")
     second = open_session(ledger, "mine", "second").fence
     before = everything(ledger)
 
@@ -1081,7 +1083,7 @@ def test_two_processes_that_start_a_chain_at_once(shared_address: str, make_ledg
     new, orphaned = [f"new-{n}" for n in range(20)], [f"orphaned-{n}" for n in range(20)]
     for chain in orphaned:
         open_session(ledger, chain, "dead")
-        assert ledger.declare_dead(chain, "here", 4711)
+        assert ledger.declare_dead(chain, 1)
     barrier, answers = SPAWN.Barrier(2), SPAWN.SimpleQueue()
     starters = [
         SPAWN.Process(target=start_chains, args=(shared_address, holder, [*new, *orphaned], barrier, answers))

@@ -1434,12 +1434,12 @@ def outcome_of(rig: Rig) -> dict[str, Any]:
 
 
 def points_in_source() -> list[str]:
-    """The names that the package gives to its points, as patterns: `shutdown.{name}` is `shutdown.*`."""
+    """The names that the package gives to the points of a session, as patterns: `shutdown.{name}` is `shutdown.*`."""
     package = Path(perpetual_blocks.__file__).parent
     found = {
         name
         for path in package.rglob("*.py")
-        if path.name != "faults.py"
+        if path.name not in ("faults.py", "supervisor.py")
         for name in re.findall(r"\breached\(f?\"([^\"]+)\"\)", path.read_text())
     }
     return sorted(re.sub(r"\\{.*?\\}", ".*", re.escape(name)) for name in found)
