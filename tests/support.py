@@ -11,7 +11,17 @@ from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.errors import StorageError, Superseded
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
-from perpetual_blocks.session.ports import Claim, Closing, Fence, FollowOn, Ledger, Opened, UnitRaised
+from perpetual_blocks.session.ports import (
+    Claim,
+    Closing,
+    Fence,
+    FollowOn,
+    Ledger,
+    Opened,
+    RunFacts,
+    RunState,
+    UnitRaised,
+)
 from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit
 
 LEASE = 60.0
@@ -176,10 +186,21 @@ class MemoryRuns:
     def __init__(self) -> None:
         self.created: dict[str, FollowOn] = {}
         self.moved: dict[str, float] = {}
+        self.cancelled: list[str] = []
+        self.crashes: list[str] = []
         self.calls = 0
 
     def move(self, flow_run_id: str, at: float) -> None:
         self.moved[flow_run_id] = at
+
+    def facts(self, flow_run_id: str) -> RunFacts:
+        return RunFacts(RunState.SCHEDULED, 0.0)
+
+    def cancel(self, flow_run_id: str, why: str) -> None:
+        self.cancelled.append(flow_run_id)
+
+    def crashed(self, flow_run_id: str, why: str) -> None:
+        self.crashes.append(flow_run_id)
 
     def create(self, follow_on: FollowOn) -> str:
         self.calls += 1

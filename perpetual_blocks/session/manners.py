@@ -173,7 +173,7 @@ def after_crash(chain: Chain, sessions: Sequence[SessionRecord], now: float) -> 
 
 def back_off(crashed: int) -> float:
     """Seconds to wait after so many sessions in a row have died for nothing: 0, 2, 4, 8, … up to five minutes."""
-    return 0.0 if crashed <= 1 else min(LONGEST_BACK_OFF, 2.0 ** (crashed - 1))
+    return 0.0 if crashed <= 1 else min(LONGEST_BACK_OFF, 2.0 ** min(crashed - 1, 9))
 
 
 Kind = Literal["idle", "evicted", "crashed", "held"]

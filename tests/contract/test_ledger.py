@@ -1076,37 +1076,34 @@ def test_unknown_chain(ledger: SqlLedger) -> None:
 # Several processes ----------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_that_start_a_chain_at_once(shared_address: str, make_ledger: LedgerFactory) -> None:
-    """Of two processes that start the same chain at the same moment exactly one does, twenty times on new chains and
-    twenty times on chains whose owner has died."""
+def test_sixteen_processes_that_start_a_chain_at_once(shared_address: str, make_ledger: LedgerFactory) -> None:
+    """Of sixteen processes that start the same chain at the same moment exactly one does, a hundred times: half of them
+    on new chains, half on chains whose owner has died."""
     ledger = make_ledger(shared_address)
-    new, orphaned = [f"new-{n}" for n in range(20)], [f"orphaned-{n}" for n in range(20)]
+    new, orphaned = [f"new-{n}" for n in range(50)], [f"orphaned-{n}" for n in range(50)]
     for chain in orphaned:
         open_session(ledger, chain, "dead")
         assert ledger.declare_dead(chain, 1)
-    barrier, answers = SPAWN.Barrier(2), SPAWN.SimpleQueue()
+    chains, holders = [*new, *orphaned], [f"holder-{n}" for n in range(16)]
+    barrier, answers = SPAWN.Barrier(len(holders)), SPAWN.SimpleQueue()
     starters = [
-        SPAWN.Process(target=start_chains, args=(shared_address, holder, [*new, *orphaned], barrier, answers))
-        for holder in ("left", "right")
+        SPAWN.Process(target=start_chains, args=(shared_address, holder, chains, barrier, answers))
+        for holder in holders
     ]
     for starter in starters:
         starter.start()
+    said = [answers.get() for _ in range(len(chains) * len(holders))]
     for starter in starters:
         starter.join(CHILD_SECONDS)
 
-    assert [starter.exitcode for starter in starters] == [0, 0]
-    said: dict[str, dict[str, str]] = {}
-    for _ in range(2 * len([*new, *orphaned])):
-        chain, holder, answer = answers.get()
-        said.setdefault(answer, {}).setdefault(chain, holder)
-    assert sorted(said["started"]) == sorted(said["superseded"]) == sorted([*new, *orphaned])
-    for chain in new:
-        assert ledger.chain(chain).holder == said["started"][chain]
-        assert [session.state for session in ledger.sessions(chain)] == [SessionState.RUNNING]
-    for chain in orphaned:
-        assert ledger.chain(chain).holder == said["started"][chain]
+    assert [starter.exitcode for starter in starters] == [0] * len(holders)
+    started = {chain: holder for chain, holder, answer in said if answer == "started"}
+    assert sorted(chain for chain, _, answer in said if answer == "started") == sorted(chains)
+    assert sum(answer == "superseded" for _, _, answer in said) == len(chains) * (len(holders) - 1)
+    for chain in chains:
+        assert ledger.chain(chain).holder == started[chain]
         states = [session.state for session in ledger.sessions(chain)]
-        assert states == [SessionState.CRASHED, SessionState.RUNNING]
+        assert states == [*([SessionState.CRASHED] if chain in orphaned else []), SessionState.RUNNING]
 
 
 def test_items_are_added_from_several_places_at_once(shared_address: str, make_ledger: LedgerFactory) -> None:

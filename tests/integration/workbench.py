@@ -118,3 +118,11 @@ class Site:
             return status if status and status["status"] not in ("running", "waiting") else None
 
         return wait_until(look, f"chain {chain} over")
+
+    def runs_of(self, chain: str) -> list[dict[str, Any]]:
+        """All runs of a chain, by its tag."""
+        return list(self.call("POST", "/flow_runs/filter", {"flow_runs": {"tags": {"all_": [f"chain:{chain}"]}}}))
+
+    def runs_of_flow(self, flow: str) -> list[dict[str, Any]]:
+        """All runs of a flow."""
+        return list(self.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}}))
