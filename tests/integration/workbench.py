@@ -126,3 +126,9 @@ class Site:
     def runs_of_flow(self, flow: str) -> list[dict[str, Any]]:
         """All runs of a flow."""
         return list(self.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}}))
+
+    def open_runs(self, chain: str) -> list[dict[str, Any]]:
+        """The runs of the chain, also of one that has not begun, that are not over."""
+        states = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}
+        runs = self.call("POST", "/flow_runs/filter", {"flow_runs": states})
+        return [run for run in runs if run["parameters"].get("chain") == chain]
