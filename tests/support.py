@@ -213,6 +213,9 @@ class DirectRunner:
         reached("unit.persisted")
         return Outcome.from_document(json.loads(self.kept[key]))
 
+    def interrupt(self) -> bool:
+        return False
+
 
 class ScriptedMeter:
     """A meter that reads what the test says."""
