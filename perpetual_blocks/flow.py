@@ -30,6 +30,7 @@ from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.child import Home, check_guarded
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline, grace_seconds
 from perpetual_blocks.adapters.log_lines import log_moments
+from perpetual_blocks.adapters.output import guard_output
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns, chain_tag, run_name
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.prices import price
@@ -132,6 +133,7 @@ def make_flow(
 
     def run(**parameters: Any) -> State[Any]:
         own = {field: parameters.pop(field) for field in OWN_PARAMETERS}
+        guard_output()
         stop = StopRequest()
 
         def session() -> State[Any]:
