@@ -36,6 +36,7 @@ from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
 from perpetual_blocks.adapters.saved_work import PrefectSavedWork
+from perpetual_blocks.adapters.serving import wrapping_first
 from perpetual_blocks.adapters.signals import in_background, pass_on
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.blocks import ResourceBudget, StatePersistence
@@ -81,6 +82,11 @@ class PerpetualFlow(Flow[..., Any]):
         if self.signalled is not None:
             pass_on(self.signalled)
         return returned
+
+    def serve(self, *args: Any, **kwargs: Any) -> None:
+        """As Prefect's own; when the serving process is asked to end, its sessions wrap first."""
+        with wrapping_first():
+            super().serve(*args, **kwargs)
 
     def to_deployment(self, *args: Any, **kwargs: Any) -> Any:
         """As Prefect's own; finds out first under which name a new process can import this flow."""

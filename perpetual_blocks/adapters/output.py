@@ -12,9 +12,9 @@ _guarding = Lock()
 def guard_output() -> None:
     """Sends what this process writes nowhere, as soon as whoever reads it is gone.
 
-    `prefect flow-run execute` and a serving process read their engine's output through a pipe. Where they are killed the
-    engine goes on, but not for long: rich, with which Prefect logs, ends the program at the first line that it cannot
-    write, by a SystemExit from whatever logged it. This looks for the end of the pipe and is there first.
+    `prefect flow-run execute` and a serving process read their engine's output through a pipe. Where they are killed
+    the engine goes on, but not for long: rich, with which Prefect logs, ends the program at the first line that it
+    cannot write, by a SystemExit from whatever logged it. This looks for the end of the pipe and is there first.
     """
     if hasattr(select, "poll") and _guarding.acquire(blocking=False):  # once, for as long as the process lives
         Thread(target=_guard, name="perpetual output", daemon=True).start()
