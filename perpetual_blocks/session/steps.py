@@ -61,7 +61,7 @@ class Steps:
         try:
             return self._run(name, lambda: within(math.inf, step, self._left))
         except StepTimedOut as error:
-            self.on_failure(name, str(error))
+            self.on_failure(name, f"{type(error).__name__}: {error}")
             return None
 
     def best_effort(self, name: str, step: Callable[[], T]) -> T | None:
