@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
-from prefect import Runner
+from prefect.runner import Runner
 
 from perpetual_blocks.adapters.deadlines import grace_seconds
 
@@ -47,12 +47,12 @@ def wrapping_first() -> Iterator[None]:
     end: Callable[..., None] = Runner.handle_sigterm
     # The runner installs this method as the handler of SIGTERM when it starts; asyncio leaves a handler of SIGINT alone
     # that is not Python's own.
-    Runner.handle_sigterm = terminated
+    Runner.handle_sigterm = terminated  # type: ignore[method-assign, assignment]
     before = signal.signal(signal.SIGINT, interrupted)
     try:
         yield
     finally:
-        Runner.handle_sigterm = end
+        Runner.handle_sigterm = end  # type: ignore[method-assign]
         signal.signal(signal.SIGINT, before)
 
 

@@ -8,6 +8,7 @@ does nothing but wait for a thread in which everything happens.
 import signal
 import sys
 import time
+from _thread import start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
@@ -21,6 +22,7 @@ T = TypeVar("T")
 
 INTERRUPTIONS = (TerminationSignal, KeyboardInterrupt)
 NETS = 3
+LOOK_SECONDS = 1.0
 
 
 def in_background(work: Callable[[], T], on_signal: Callable[[float], None]) -> tuple[T, BaseException | None]:
@@ -61,14 +63,23 @@ def in_background(work: Callable[[], T], on_signal: Callable[[float], None]) -> 
                 with suppress(Exception):
                     on_signal(signalled[1])
 
-    Thread(target=listen, name="perpetual signals", daemon=True).start()
-    Thread(target=copy_context().run, args=(target,), name="perpetual session").start()
+    begun, context = Lock(), copy_context()
+
+    def begin() -> None:
+        if begun.acquire(blocking=False):
+            Thread(target=listen, name="perpetual signals", daemon=True).start()
+            Thread(target=context.run, args=(target,), name="perpetual session").start()
 
     def wait(nets: int) -> None:
         # The next signal may come while the last one is being caught, so there are nets below the net.
         while not (outcome or error):
             try:
-                wait(nets - 1) if nets else over.acquire()
+                if nets:
+                    wait(nets - 1)
+                elif not begun.locked():
+                    start_new_thread(begin, ())  # from there, as Thread.start() has code of its own, too
+                else:
+                    over.acquire(timeout=LOOK_SECONDS)  # where another thread gets the signal, this one is not woken
             except INTERRUPTIONS as signalled:
                 signals.put((signalled, time.monotonic()))
 
