@@ -1,8 +1,13 @@
 """The perpetual flow: an agent as an ordinary Prefect flow.
 
-The flow's function runs in the main thread, and does nothing there but wait. Everything else, the session and each of
-its units, runs in one thread of its own: Prefect turns SIGTERM into an exception at a random instruction of the *main*
-thread, so what must not be torn runs elsewhere, and the main thread turns the exception into a request to stop.
+The flow's function runs in the main thread, and does nothing there but wait. Everything else runs in other threads:
+Prefect turns SIGTERM into an exception at a random instruction of the *main* thread, so what must not be torn runs
+elsewhere, and the main thread turns the exception into a request to stop.
+
+However the run was started, it ends in the state that says how its session ended: a signal is not raised again, unless
+a person cancelled the run. Under `prefect flow-run execute` with `reschedule` this state takes the place of
+AwaitingRetry, so that the run is not run again beside its follow-on; with `relinquish` an infrastructure that tries
+again finds a run that is over.
 """
 
 import inspect
@@ -12,29 +17,30 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
-from threading import Lock, Thread
 from typing import Annotated, Any, TypeVar
 
 import httpx
 from prefect import Flow, get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
-from prefect.exceptions import Pause, TerminationSignal
+from prefect.exceptions import Pause
 from prefect.logging import get_logger
 from prefect.states import Cancelled, Completed
 
 from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.child import Home, check_guarded
-from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline
+from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline, grace_seconds
 from perpetual_blocks.adapters.log_lines import log_moments
+from perpetual_blocks.adapters.output import guard_output
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
 from perpetual_blocks.adapters.saved_work import PrefectSavedWork
+from perpetual_blocks.adapters.serving import wrapping_first
+from perpetual_blocks.adapters.signals import in_background, pass_on
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.blocks import ResourceBudget, StatePersistence
 from perpetual_blocks.blocks.state_persistence import DEFAULT
@@ -46,6 +52,7 @@ from perpetual_blocks.session.follow_on import RunTemplate, chain_tag, create_fo
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.manners import Manners
 from perpetual_blocks.session.ports import Fence, FollowOn, Ledger, RunState
+from perpetual_blocks.session.steps import within
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.supervisor import Supervisor
 from perpetual_blocks.session.world import World
@@ -53,6 +60,9 @@ from perpetual_blocks.telemetry import Moment, Observer, SessionStarted
 from perpetual_blocks.usage import RESOURCES
 
 T = TypeVar("T")
+
+MOST_ASKED_SECONDS = 3.0
+"""How long Prefect's API has to say whether a signal came because a person cancelled the run."""
 
 OWN_PARAMETERS = ("chain", "budget", "store")
 
@@ -69,11 +79,22 @@ class PerpetualFlow(Flow[..., Any]):
     agent: type[PerpetualAgent]
     budget: Budget | ResourceBudget | str | None = None
     store: StatePersistence | str | None = None
+    signalled: BaseException | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As Prefect's own."""
+        """As Prefect's own. A signal ends the caller too, once the run is over; under Prefect's engine, which calls the
+        function itself, the process ends anyway."""
         check_guarded(self.agent)
-        return super().__call__(*args, **kwargs)
+        self.signalled = None
+        returned = super().__call__(*args, **kwargs)
+        if self.signalled is not None:
+            pass_on(self.signalled)
+        return returned
+
+    def serve(self, *args: Any, **kwargs: Any) -> None:
+        """As Prefect's own; when the serving process is asked to end, its sessions wrap first."""
+        with wrapping_first():
+            super().serve(*args, **kwargs)
 
     def to_deployment(self, *args: Any, **kwargs: Any) -> Any:
         """As Prefect's own; finds out first under which name a new process can import this flow."""
@@ -129,13 +150,24 @@ def make_flow(
 
     def run(**parameters: Any) -> State[Any]:
         own = {field: parameters.pop(field) for field in OWN_PARAMETERS}
-        return run_session(
-            agent(**parameters),
-            chain=own["chain"],
-            budget=load_budget(own["budget"] or budget),
-            store=load_store(own["store"] or store),
-            manners=load_manners(own["budget"], manners),
-        )
+        guard_output()
+        stop = StopRequest()
+
+        def session() -> State[Any]:
+            return run_session(
+                agent(**parameters),
+                chain=own["chain"],
+                budget=load_budget(own["budget"] or budget),
+                store=load_store(own["store"] or store),
+                manners=load_manners(own["budget"], manners),
+                stop=stop,
+            )
+
+        asked = partial(_ask_to_stop, stop, grace_seconds(os.environ), str(_flow_run().id))
+        state, made.signalled = in_background(session, asked)
+        if made.signalled is not None and state.name == SessionState.CANCELLED:
+            raise made.signalled  # Prefect makes the run Cancelled of it
+        return state
 
     run.__name__ = run.__qualname__ = re.sub(r"(?<!^)(?=[A-Z])", "_", agent.__name__).lower()
     run.__module__ = module
@@ -232,7 +264,13 @@ def _documentation(agent: type[PerpetualAgent]) -> str:
 
 
 def run_session(
-    agent: PerpetualAgent, *, chain: str | None, budget: Budget, store: StatePersistence, manners: Manners
+    agent: PerpetualAgent,
+    *,
+    chain: str | None,
+    budget: Budget,
+    store: StatePersistence,
+    manners: Manners,
+    stop: StopRequest,
 ) -> State[Any]:
     """One session, within the current flow run; the state that the run ends in."""
     runs = PrefectRuns()
@@ -242,7 +280,6 @@ def run_session(
     storage = load_storage(store.result_storage)
     StoredDocuments(storage).probe()
     backup = load_storage(store.backup_storage, "backup_storage") if store.backup_storage else None
-    stop = StopRequest()
     units = PrefectUnits(agent, storage, store.result_storage or None)
     template = own.template()
     request = SessionRequest(
@@ -270,7 +307,7 @@ def run_session(
         runs=runs,
         keep_checkpoints=store.keep_checkpoints,
         price=price,
-        watched={"run": partial(_run_wishes, runs, own)},
+        watched={"run": partial(_run_wishes, runs, own.id)},
         observers=(log_moments(get_run_logger()), _label_run(runs, own)),
     )
     session = Session(
@@ -284,19 +321,13 @@ def run_session(
         stop=stop,
     )
 
-    def asked_to_stop() -> None:
-        reason: StopReason | None = None
-        with suppress(Exception):
-            reason = _run_wishes(runs, own)
-        stop.ask(reason or StopReason("signal", "the process was asked to end"))
-
     # What others have left undone is done by whoever comes by next.
     with suppress(Exception):
         _declare_dead(ledger, chain)
         create_follow_ons(ledger, runs, but=chain)
         move_follow_ons(ledger, runs, world.clock)
     try:
-        end, signal = in_background(session.run, asked_to_stop)
+        end = session.run()
     except (Superseded, Fenced) as reason:
         get_run_logger().info("Superseded: %s", reason)
         return Completed(name="Superseded", message=str(reason))
@@ -304,8 +335,6 @@ def run_session(
         units.close()
         ledger.close()
     if end.state is SessionState.CANCELLED:
-        if signal is not None:
-            raise signal  # Prefect makes the run Cancelled of it
         return Cancelled(message=end.reason.message)
     if end.state is SessionState.PAUSED and own.deployment_id and _stands(runs, own) is RunState.PAUSED:
         # The run itself waits, for as long as a person wants; Prefect's own pause would become Failed.
@@ -328,9 +357,9 @@ def _stands(runs: PrefectRuns, own: OwnRun) -> RunState | None:
     return None
 
 
-def _run_wishes(runs: PrefectRuns, own: OwnRun) -> StopReason | None:
+def _run_wishes(runs: PrefectRuns, flow_run_id: str) -> StopReason | None:
     """What a person wants of this flow run, in Prefect's UI or through its API, as a reason to stop."""
-    match runs.facts(own.id).state:
+    match runs.facts(flow_run_id).state:
         case RunState.CANCELLED:
             return StopReason("cancelled", "its flow run was cancelled")
         case RunState.PAUSED:
@@ -361,6 +390,14 @@ def run_is_over(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
         ledger.close()
 
 
+def _ask_to_stop(stop: StopRequest, grace: float, flow_run_id: str, at: float) -> None:
+    """What a signal at that moment, by the monotonic clock, means for the session of this run."""
+    reason: StopReason | None = None
+    with suppress(Exception):
+        reason = within(min(MOST_ASKED_SECONDS, grace / 4), lambda: _run_wishes(PrefectRuns(), flow_run_id))
+    stop.ask(reason or StopReason("signal", "the process was asked to end"), by=at + grace)
+
+
 def _message(end: SessionEnd, own: OwnRun, chain: str) -> str:
     message = end.reason.message
     if end.state == "Wrapped" and own.deployment_id is None:
@@ -368,11 +405,15 @@ def _message(end: SessionEnd, own: OwnRun, chain: str) -> str:
     return message
 
 
-def _own_run(runs: PrefectRuns) -> OwnRun:
+def _flow_run() -> FlowRun:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         raise InvalidInput("flow run: a session runs within a flow run; call the flow itself")
-    own = OwnRun.of(context.flow_run)
+    return context.flow_run
+
+
+def _own_run(runs: PrefectRuns) -> OwnRun:
+    own = OwnRun.of(_flow_run())
     if own.deployment_id is None and (invited := os.environ.get(INVITATION)):
         own = replace(own, invitation=invited, attended=False)
     # The context's parameters are resolved; the server's still name blocks by reference, as a follow-on needs them.
@@ -407,41 +448,3 @@ def _label_run(runs: PrefectRuns, own: OwnRun) -> Observer:
                     runs.label(own.id, name, tuple(dict.fromkeys((*own.tags, tag))))
 
     return label
-
-
-def in_background(work: Callable[[], T], on_signal: Callable[[], None]) -> tuple[T, BaseException | None]:
-    """Runs `work` in a thread and waits in this one; signals that arrive here ask it to stop, and are waited out.
-
-    Returns:
-        What `work` returned, and the first signal that came, as the exception that Prefect or Python made of it.
-
-    Raises:
-        Exception: whatever `work` raised.
-    """
-    outcome: list[Any] = []
-    error: list[BaseException] = []
-    # A bare lock, because taking it is one instruction: Thread.join() and Event.wait() have Python code of their own
-    # in which an exception from a signal handler would do harm.
-    over = Lock()
-    over.acquire()
-
-    def target() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as raised:  # noqa: BLE001 - handed over to the waiting thread
-            error.append(raised)
-        finally:
-            over.release()
-
-    Thread(target=copy_context().run, args=(target,), name="perpetual session").start()
-    first: BaseException | None = None
-    while not (outcome or error):
-        try:
-            over.acquire()
-        except (TerminationSignal, KeyboardInterrupt) as signal:
-            first = first or signal
-            with suppress(TerminationSignal, KeyboardInterrupt):
-                on_signal()
-    if error:
-        raise error[0]
-    return outcome[0], first

@@ -1,6 +1,7 @@
 """What several tests share: a clock that stands still, short ways to common objects, and small real implementations."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Event
@@ -53,6 +54,15 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         self._now += seconds
         self._monotonic += seconds
+
+
+def wait_for(look: Callable[[], object]) -> None:
+    """Waits until another thread has done something."""
+    for _ in range(3000):
+        if look():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it does not happen")
 
 
 # Short ways ---------------------------------------------------------------------------------------------------------
@@ -233,6 +243,9 @@ class DirectRunner:
             self.kept[key] = json.dumps(outcome.to_document())
         reached("unit.persisted")
         return Outcome.from_document(json.loads(self.kept[key]))
+
+    def interrupt(self) -> bool:
+        return False
 
 
 class ScriptedMeter:

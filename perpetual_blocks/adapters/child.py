@@ -111,11 +111,14 @@ def check_guarded(agent: type[PerpetualAgent]) -> None:
 # The session's side -------------------------------------------------------------------------------------------------
 
 
-def run_in_child(agent: PerpetualAgent, unit: Unit) -> dict[str, Any]:
+def run_in_child(agent: PerpetualAgent, unit: Unit, interrupt: Event | None = None) -> dict[str, Any]:
     """Runs a unit in a fresh process; the document of its outcome.
 
+    Args:
+        interrupt: Ends the unit when it is set.
+
     Raises:
-        CutOff: the unit's time was up, or it says itself that it has no room.
+        CutOff: the unit's time was up, it was interrupted, or it says itself that it has no room.
         RaisedInChild: the unit raised.
         UnitDied: its process ended by itself.
         InvalidInput: a new process cannot import the agent, or be handed its fields.
@@ -129,7 +132,7 @@ def run_in_child(agent: PerpetualAgent, unit: Unit) -> dict[str, Any]:
             child = context.Process(target=_work, args=arguments, name=f"{unit.id} · {unit.number}")
             child.start()
         try:
-            outcome = _follow(child, ours, unit)
+            outcome = _follow(child, ours, unit, interrupt or Event())
             child.join(GRACE_SECONDS)
             return outcome
         finally:
@@ -154,11 +157,11 @@ def _fields(agent: PerpetualAgent) -> Any:
         raise InvalidInput(f"{type(agent).__name__}.isolated: got {error}; expected fields that are JSON") from error
 
 
-def _follow(child: SpawnProcess, pipe: Connection, unit: Unit) -> dict[str, Any]:
+def _follow(child: SpawnProcess, pipe: Connection, unit: Unit, interrupt: Event) -> dict[str, Any]:
     began = asked = False
     while True:
         left = unit.remaining.get("seconds", math.inf)
-        if left <= 0:
+        if left <= 0 or interrupt.is_set():
             _end(child)
         over = child.exitcode is not None
         message = _receive(pipe, 0.0 if over else min(left, LOOK_SECONDS))
@@ -178,6 +181,8 @@ def _follow(child: SpawnProcess, pipe: Connection, unit: Unit) -> dict[str, Any]
             case None if over:  # and all that it had said was heard
                 if left <= 0:
                     raise unit.time_is_up()
+                if interrupt.is_set():
+                    raise unit.interrupted()
                 raise _died(child, unit, began=began)
         if not asked and unit.should_wrap():
             asked = True

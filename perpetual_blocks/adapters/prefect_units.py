@@ -1,9 +1,8 @@
 """Units as Prefect tasks, whose outcomes Prefect persists as JSON under our keys."""
 
-import asyncio
 import inspect
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from threading import Event
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
@@ -12,6 +11,7 @@ from prefect.results import ResultStore
 from prefect.serializers import JSONSerializer
 
 from perpetual_blocks.adapters.child import run_in_child
+from perpetual_blocks.adapters.coroutines import Coroutines
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import DamagedDocument, StorageError
@@ -19,20 +19,15 @@ from perpetual_blocks.faults import reached
 from perpetual_blocks.session.ports import UnitRaised
 from perpetual_blocks.work import Outcome, Unit
 
-T = TypeVar("T")
-
 
 class PrefectUnits:
-    """Runs units as Prefect tasks whose outcomes Prefect persists as JSON under our keys.
-
-    Async agents have one event loop for the whole session, so that what they open (an HTTP client) lives on from unit
-    to unit.
-    """
+    """Runs units as Prefect tasks whose outcomes Prefect persists as JSON under our keys."""
 
     def __init__(self, agent: PerpetualAgent, storage: WritableFileSystem, slug: str | None) -> None:
         self._agent = agent
         self._store = ResultStore(result_storage=storage, serializer=JSONSerializer())
-        self._loop: asyncio.Runner | None = None
+        self._coroutines = Coroutines()
+        self._interrupt = Event()
         self._unit: Unit | None = None
         self._raised: Exception | None = None
         self._task = task(
@@ -54,10 +49,16 @@ class PrefectUnits:
             # What lies there is no outcome that this version knows: the unit runs again, and replaces it.
             return Outcome.from_document(self._run_task(self._task.with_options(refresh_cache=True), key, unit))
 
+    def interrupt(self) -> bool:
+        """See `UnitRunner.interrupt`."""
+        if self._agent.isolated:
+            self._interrupt.set()
+            return True
+        return self._coroutines.interrupt()
+
     def close(self) -> None:
         """Closes the event loop, if an async unit has opened one."""
-        if self._loop is not None:
-            self._loop.close()
+        self._coroutines.close()
 
     def _run_task(self, unit_task: Any, key: str, unit: Unit) -> Any:
         self._unit, self._raised = unit, None
@@ -82,25 +83,13 @@ class PrefectUnits:
         started = clock.monotonic()
         try:
             if self._agent.isolated:
-                document = run_in_child(self._agent, unit)
+                document = run_in_child(self._agent, unit, self._interrupt)
                 document["usage"]["seconds"] = clock.monotonic() - started  # the process's start and end included
                 return document
             returned = self._agent.work_unit(unit)
             if inspect.iscoroutine(returned):
-                self._loop = self._loop or asyncio.Runner()
-                returned = self._loop.run(_in_time(returned, unit))
+                returned = self._coroutines.run(returned, unit)
             return unit.outcome(returned, clock.monotonic() - started).to_document()
         except Exception as error:
             self._raised = error
             raise
-
-
-async def _in_time(work: Coroutine[Any, Any, T], unit: Unit) -> T:
-    """Awaits the work of a unit, and cancels it when only what is kept for the shutdown is left of the time."""
-    try:
-        async with asyncio.timeout(unit.remaining.get("seconds")) as deadline:
-            return await work
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise  # the agent's own
-        raise unit.time_is_up() from error

@@ -28,6 +28,10 @@ SAMPLE_SECONDS = 0.2
 """How often a gauge is read while a unit runs. A peak between two readings is missed."""
 
 
+LEAST_SHUTDOWN_SECONDS = 5.0
+"""What is kept of the time before the process is killed, however quick earlier shutdowns were."""
+
+
 class Meter(Protocol):
     """Reads the level of a gauge: `level()` in the resource's unit, and `capacity()`, the most the machine allows."""
 
@@ -187,6 +191,13 @@ class BudgetMonitor:
                 continue
             cost = seconds if resource == "seconds" else usage.get(resource, 0.0)
             self.forecasts[resource].close(cost, graceful=reading.used <= reading.amount, risk=self._budget.risk)
+        if "seconds" not in self._accounts:
+            # Whoever ends the process allows it so many seconds, whatever the budget says.
+            self.forecasts["seconds"].shutdowns.add(seconds)
+
+    def shutdown_seconds(self) -> float:
+        """What the shutdown will hardly exceed."""
+        return max(LEAST_SHUTDOWN_SECONDS, self.forecasts["seconds"].shutdown_cost(0.05))
 
     # Asking ---------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from perpetual_blocks.session.ports import Closing, Fence, Opened, UnitRaised
 from perpetual_blocks.session.restore import Restored, restore
 from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
 from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.session.unit_thread import LeftBehind, UnitThread
 from perpetual_blocks.session.watch import Look, Watch, wishes
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import (
@@ -77,6 +78,7 @@ class Session:
         self._task = task
         self._follow_on = follow_on
         self._stop = stop or StopRequest()
+        self._units = UnitThread(world.clock, self._stop)
         self._budget = budget
         self._until = until
         self._began = world.clock.monotonic()
@@ -121,12 +123,15 @@ class Session:
                     follow_on=self._follow_on,
                     passed_over=self._passed_over,
                     choices=self._choices,
+                    stop=self._stop,
                 ).run(reason)
             except Fenced:
                 raise
             except Exception as error:
                 self._fail(fence, error)
                 raise
+            finally:
+                self._units.close()
         self._world.tell(SessionEnded(fence.chain, fence.ordinal, end.session, end.reason.message))
         return SessionEnd(fence.ordinal, end.session, end.reason)
 
@@ -208,15 +213,29 @@ class Session:
         return None
 
     def _run_unit(self, opened: Opened, item: Item, unit: Unit, chooser: Chooser) -> Outcome | StopReason | None:
-        """Runs one unit and commits what came of it; None when it failed, and a reason when it had no room."""
+        """Runs one unit and commits what came of it; None when it failed, a reason when it had no room or time."""
         fence = opened.fence
         key = unit_key(fence.chain, opened.chain.uid, item)
         fresh = self._monitor.units == 0
         started = self._world.clock.monotonic()
         try:
             with self._monitor.watch():
-                outcome = self._world.runner.run(key, unit)
+                outcome = self._units.run(
+                    partial(self._world.runner.run, key, unit),
+                    self._world.runner.interrupt,
+                    self._monitor.shutdown_seconds,
+                )
+        except LeftBehind:
+            # Its key stays as it is: should it still end before the process does, the next session finds its outcome.
+            self._ledger.release(fence, item)
+            why = f"{item.id}: unit {unit.number} could not be waited for, as the process is about to end"
+            self._world.tell(UnitCutOff(fence.chain, item.id, why, discarded=False))
+            return self._stop.reason
         except UnitRaised as raised:
+            if self._units.interrupted:
+                spent = {**unit.usage, "seconds": self._world.clock.monotonic() - started}
+                self._cut_off(fence, item, spent, unit.interrupted(), fresh=False)
+                return self._stop.reason
             if isinstance(raised.__cause__, CutOff):
                 spent = {**unit.usage, "seconds": self._world.clock.monotonic() - started}
                 self._cut_off(fence, item, spent, raised.__cause__, fresh=fresh)

@@ -195,3 +195,6 @@ class NoUnits:
 
     def run(self, key: str, unit: Unit) -> Outcome:
         raise UnitRaised(f"{unit.id}: a session by hand runs no units")
+
+    def interrupt(self) -> bool:
+        return False

@@ -382,6 +382,12 @@ class UnitRunner(Protocol):
             StorageError: the outcome could not be persisted.
         """
 
+    def interrupt(self) -> bool:
+        """Ends the unit that runs, from another thread; False where it is one that cannot be ended.
+
+        What `run` raises then does not count as a failed attempt.
+        """
+
 
 class UnitRaised(Exception):
     """The agent's code raised; the cause is what it raised."""

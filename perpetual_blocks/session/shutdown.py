@@ -9,6 +9,9 @@
 
 1, 3, 4 and 5 are best effort: what fails is written into the handoff and the session's record. 2 and 6 are essential:
 where they fail, the session fails and the last good state stands.
+
+When the process is about to be killed, 1 to 5 have the time that is left without what 6 needs. What there was no time
+for is recorded as `skipped`. 6 is the minimal save: all that the next session needs is in the ledger.
 """
 
 from collections.abc import Callable
@@ -29,6 +32,7 @@ from perpetual_blocks.session.manners import restrain
 from perpetual_blocks.session.planning import outlook
 from perpetual_blocks.session.ports import Closing, Document, Fence, FollowOn
 from perpetual_blocks.session.steps import Steps
+from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import StepFailed
 
@@ -43,6 +47,7 @@ class Shutdown:
     Attributes:
         resumed: What was found when the session started, for the handoff.
         follow_on: None where the run has no deployment that could go on.
+        stop: Says when the process will be killed.
     """
 
     agent: Agent
@@ -55,6 +60,7 @@ class Shutdown:
     follow_on: FollowOnMaker | None
     passed_over: dict[str, str] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def run(self, reason: StopReason) -> Ending:
         """Runs the steps.
@@ -65,15 +71,19 @@ class Shutdown:
             LedgerError: the session could not be closed.
         """
         world, fence = self.world, self.fence
-        steps = Steps(world.clock, lambda step, error: world.tell(StepFailed(fence.chain, step, error)))
+        steps = Steps(
+            world.clock,
+            lambda step, error: world.tell(StepFailed(fence.chain, step, error)),
+            killed_at=lambda: self.stop.by,
+        )
         steps.best_effort("finish_unit", self.agent.finish_unit)
         if reason.resume_at is not None:
             wait = max(0.0, reason.resume_at - world.clock.now())
             reason = replace(reason, resume_at=reason.resume_at + jitter(self.uid, wait))
         end = self._ending(reason)
         checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text()
-        key = steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
-        steps.best_effort("backup", lambda: self._back_up(key, checkpoint))
+        steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
+        steps.best_effort("backup", lambda: self._back_up(checkpoint))
         steps.best_effort("prune", self._prune)
         commit = steps.best_effort("commit_changes", lambda: self._commit(end))
         handoff = self._handoff(end, steps, commit)
@@ -94,21 +104,22 @@ class Shutdown:
         this = replace(this, state=end.session, stop_reason=end.reason.code, ended_at=now)
         return restrain(end, ledger.chain(self.fence.chain), [*before, this], now)
 
-    def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> str:
-        """Writes a document, then points at it: a crash in between costs a rewrite and never a lie."""
+    def _key(self, kind: Literal["checkpoint", "handoff"]) -> str:
         suffix = "json" if kind == "checkpoint" else "md"
-        key = f"{chain_folder(self.fence.chain, self.uid)}/{kind}s/{self.fence.ordinal:06d}.{suffix}"
-        documents, written = self.world.documents, digest(text)
+        return f"{chain_folder(self.fence.chain, self.uid)}/{kind}s/{self.fence.ordinal:06d}.{suffix}"
+
+    def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> None:
+        """Writes a document, then points at it: a crash in between costs a rewrite and never a lie."""
+        documents, key, written = self.world.documents, self._key(kind), digest(text)
         documents.write(key, text)
         reached(f"{kind}.written")
         if digest(documents.read(key)) != written:
             raise DamagedDocument(f"results storage: {key} was read back with other bytes than were written")
         document = Document(kind, self.fence.ordinal, key, written, len(text.encode()))
         self.world.ledger.record_document(self.fence, document)
-        return key
 
-    def _back_up(self, key: str, checkpoint: str) -> None:
-        self.world.saved_work.backup(key, checkpoint)
+    def _back_up(self, checkpoint: str) -> None:
+        self.world.saved_work.backup(self._key("checkpoint"), checkpoint)
         self.agent.backup(checkpoint)
 
     def _prune(self) -> None:
@@ -155,7 +166,8 @@ class Shutdown:
 
     def _close(self, end: Ending, steps: Steps) -> None:
         world, fence = self.world, self.fence
-        self.monitor.shut_down(self.agent.drain_spent(), sum(step["seconds"] for step in steps.record))
+        if steps.complete:  # one that was cut short says nothing of the next
+            self.monitor.shut_down(self.agent.drain_spent(), sum(step["seconds"] for step in steps.record))
         follow_on = self.follow_on(self.uid, fence, end.reason.resume_at) if end.goes_on and self.follow_on else None
         closing = Closing(
             state=end.session,
@@ -173,4 +185,4 @@ class Shutdown:
         runs = world.runs
         if follow_on is not None and runs is not None:
             # What cannot be created now stays in the outbox for whoever comes by next.
-            steps.best_effort("follow_on", lambda: create_follow_ons(world.ledger, runs, fence.chain))
+            steps.last("follow_on", lambda: create_follow_ons(world.ledger, runs, fence.chain))

@@ -240,6 +240,10 @@ class Unit:
         """What ends a unit when only what is kept for the shutdown is left of the time."""
         return CutOff(f"{self.id}: unit {self.number} ran until its time was up", "seconds")
 
+    def interrupted(self) -> "CutOff":
+        """What ends a unit when its process is about to be killed."""
+        return CutOff(f"{self.id}: unit {self.number} was interrupted, as the process is about to end", "seconds")
+
     def outcome(self, returned: Any, seconds: float) -> Outcome:
         """What the unit came to, given what the agent's `work_unit` returned and how long it took.
 

@@ -29,6 +29,7 @@ from support import (
     one_line,
     open_session,
     status_of,
+    wait_for,
 )
 
 import perpetual_blocks
@@ -781,6 +782,157 @@ def test_a_signal_stops_between_units(make_rig: MakeRig) -> None:
     assert rig.ledger.counts("mine")[ItemStatus.AVAILABLE] == 2
     assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == [2]
     assert rig.run().state is SessionState.FINISHED
+
+
+class Surprised(Reader):
+    """Is at work in the second document when a signal comes: its process will be killed in thirty seconds."""
+
+    documents: int = 3
+
+    def work_unit(self, unit: Unit) -> Any:
+        if unit.id == "doc-1" and self._signals:
+            unit.spend(tokens=30)
+            self._stop.ask(self._signals.pop(), by=self._clock.monotonic() + 30)
+            self._stop.ask(StopReason("signal", "a second signal"), by=self._clock.monotonic() + 60)
+            self.ended.wait()
+            if self.is_cut_off:
+                raise RuntimeError("whatever it makes of it")
+        return super().work_unit(unit)
+
+    def __init__(self, stop: StopRequest, clock: FakeClock, **fields: Any) -> None:
+        super().__init__(**fields)
+        self._stop, self._clock = stop, clock
+        self._signals = [StopReason("signal", "the process was asked to end")]
+        self._ended = Event()
+        self._cut_off = False
+
+    @property
+    def ended(self) -> Event:
+        """Set when the unit is to go on."""
+        return self._ended
+
+    @property
+    def is_cut_off(self) -> bool:
+        return self._cut_off
+
+    def cut_off(self) -> bool:
+        """What a runner of units that can be interrupted does."""
+        self._cut_off = True
+        self._ended.set()
+        return True
+
+
+class WaitingClock(FakeClock):
+    """Lets the time pass until an agent's unit is to end, and waits for that then."""
+
+    agent: Surprised
+
+    def wait(self, event: Event, seconds: float) -> bool:
+        return event.wait(30) if self.agent.ended.is_set() else super().wait(event, seconds)
+
+
+def test_a_unit_that_does_not_end_before_the_process_is_left_behind(make_rig: MakeRig, clock: FakeClock) -> None:
+    """The session ends in order without it; no attempt is counted, and what it still finishes is not done again."""
+    stop = StopRequest()
+    agent = Surprised(stop, clock)
+    rig = make_rig(agent)
+
+    end = rig.run(stop=stop)
+
+    assert (end.state, end.reason) == (SessionState.WRAPPED, StopReason("signal", "the process was asked to end"))
+    (session,) = rig.ledger.sessions("mine")
+    assert (session.graceful, session.units, [step for step in session.steps if not step["ok"]]) == (True, 1, [])
+    given_back = item_in(rig.ledger, "doc-1")
+    assert (given_back.status, given_back.attempts, given_back.failures, given_back.interruptions) == (
+        ItemStatus.AVAILABLE, 0, 0, 1
+    )  # fmt: skip
+    (told,) = rig.told(UnitCutOff)
+    assert (told.item, told.discarded) == ("doc-1", False)
+    assert "session 1 · Wrapped" in rig.document("handoff", 1)
+    assert list(rig.runs.created)
+
+    agent.ended.set()  # it is done before the process is killed after all
+    wait_for(lambda: len(rig.runner.kept) == 2)
+
+    assert rig.run().state is SessionState.FINISHED
+    assert len(rig.runner.ran) == len(set(rig.runner.ran)) == 3
+
+
+def test_a_unit_that_can_be_interrupted_is_given_back_with_what_it_spent(
+    make_rig: MakeRig, make_ledger: LedgerFactory
+) -> None:
+    """Whatever it makes of the interruption is no failure: no attempt is counted, and it is not taken for hopeless."""
+    stop, clock = StopRequest(), WaitingClock()
+    clock.agent = agent = Surprised(stop, clock)
+    rig = Rig(make_ledger(clock=clock), clock, agent)
+    rig.runner.interrupt = agent.cut_off  # type: ignore[method-assign]
+
+    end = rig.run(stop=stop)
+
+    assert (end.state, end.reason.code) == (SessionState.WRAPPED, "signal")
+    given_back = item_in(rig.ledger, "doc-1")
+    assert (given_back.status, given_back.attempts, given_back.cut_offs, given_back.interruptions) == (
+        ItemStatus.AVAILABLE, 0, 0, 1
+    )  # fmt: skip
+    (session,) = rig.ledger.sessions("mine")
+    assert session.usage["tokens"] == 130
+    assert [told.item for told in rig.told(UnitCutOff)] == ["doc-1"]
+    assert rig.run().state is SessionState.FINISHED
+
+
+class Slow(Reader):
+    """Has hooks that take their time."""
+
+    seconds: float
+
+    def finish_unit(self) -> None:
+        self._stop.ask(StopReason("signal", "too late to be the reason"), by=self._clock.monotonic() + 12)
+        self._clock.advance(self.seconds)
+
+    def __init__(self, stop: StopRequest, clock: FakeClock, **fields: Any) -> None:
+        super().__init__(**fields)
+        self._stop, self._clock = stop, clock
+
+
+def test_a_shutdown_without_time_still_closes_the_session(make_rig: MakeRig, clock: FakeClock) -> None:
+    """A signal in the middle of the shutdown: what does not fit is skipped and recorded; the session is closed, its
+    follow-on is created, and the next session goes on without the documents."""
+    stop = StopRequest()
+    rig = make_rig(Slow(stop, clock, documents=3, seconds=10))
+
+    end = rig.run(tokens(200), stop=stop)
+
+    assert (end.state, end.reason.code) == (SessionState.WRAPPED, "budget:tokens")
+    (session,) = rig.ledger.sessions("mine")
+    assert session.graceful
+    assert [step["step"] for step in session.steps if step.get("skipped")] == [
+        "save_state", "backup", "prune", "commit_changes", "create_handoff", "handoff", "publish"
+    ]  # fmt: skip
+    assert rig.documents.content == {}
+    assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == [2]
+    assert learned(rig.ledger, rig.ledger.chain("mine"))["seconds"].shutdown_cost(0.01) == 0
+
+    assert rig.run(tokens(200), invited=next(iter(rig.runs.created))).state is SessionState.FINISHED
+
+
+def test_a_follow_on_for_which_there_is_no_time_stays_in_the_outbox(make_rig: MakeRig, clock: FakeClock) -> None:
+    """The closing transaction records it, whatever the time is; whoever comes by next creates it."""
+    stop = StopRequest()
+    rig = make_rig(Slow(stop, clock, documents=3, seconds=12))
+
+    assert rig.run(tokens(200), stop=stop).state is SessionState.WRAPPED
+
+    assert rig.runs.created == {}
+    assert [follow_on.ordinal for follow_on in rig.ledger.pending_follow_ons("mine")] == [2]
+
+
+def test_how_long_a_shutdown_takes_is_learned_without_a_limit_on_time(make_rig: MakeRig, clock: FakeClock) -> None:
+    """Whoever ends the process gives it so many seconds, whatever the budget limits."""
+    rig = make_rig(Slow(StopRequest(), clock, documents=3, seconds=9))
+
+    rig.run(tokens(200))
+
+    assert learned(rig.ledger, rig.ledger.chain("mine"))["seconds"].shutdown_cost(0.5) >= 9
 
 
 def test_a_cancelled_session_cancels_its_chain(make_rig: MakeRig) -> None:
