@@ -54,7 +54,11 @@ WAYS, DATABASES = ("serve", "worker", "run"), ("sqlite", "postgres")
 PROBABILITY = 0.04
 """Of a kill at each point: some six units lie between two kills."""
 
-FROM_OUTSIDE_SECONDS = 3.0
+AT_POINTS = 4
+"""So many are killed at points before one is killed from outside."""
+
+FROM_OUTSIDE = "from outside"
+
 CALM_SECONDS = 300.0
 """How long a chain may take to its end once nobody is killed any more."""
 
@@ -173,17 +177,22 @@ class Lane:
             self.trigger()
 
 
-def kill(pids: list[int], log: Path, what: str) -> None:
-    """Kills these processes, which are all ours, and says so in the log."""
+def kill(pids: list[int], log: Path) -> int:
+    """Kills these processes, which are all ours, and says so in the log; how many there were."""
+    count = 0
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+            count += 1
             with log.open("ab", buffering=0) as lines:
-                lines.write(f"{pid} {what}\n".encode())
+                lines.write(f"{pid} {FROM_OUTSIDE}\n".encode())
+    return count
 
 
-def killed(log: Path) -> int:
-    return len(log.read_bytes().splitlines()) if log.exists() else 0
+def killed(log: Path, but: str = "nothing") -> int:
+    """How many were killed so far."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return sum(not line.endswith(but) for line in lines)
 
 
 @dataclass
@@ -204,6 +213,9 @@ class Count:
     def add(self, lane: Lane, chain: str, ledger: SqlLedger) -> None:
         """Counts one chain."""
         self.chains += 1
+        if chain not in [row.name for row in ledger.chains()]:
+            self.stuck.append(f"{chain}: it never began")
+            return
         row, sessions, items = ledger.chain(chain), ledger.sessions(chain), ledger.items(chain, limit=10_000)
         self.sessions += len(sessions)
         self.crashed += sum(session.state is SessionState.CRASHED for session in sessions)
@@ -304,14 +316,13 @@ def run(kills: int, seed: int, lanes: Lanes, probability: float = PROBABILITY) -
     with ExitStack() as stack:
         folder = Path(keep or stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         made, log = stack.enter_context(stage(lanes, seed, probability, folder))
-        next_from_outside = time.monotonic() + FROM_OUTSIDE_SECONDS
+        from_outside = 0
         while killed(log) < kills:
             for lane in made:
                 lane.keep_alive()
                 lane.restart_if_never_begun()
-            if time.monotonic() >= next_from_outside:
-                next_from_outside += FROM_OUTSIDE_SECONDS * chance.uniform(0.2, 1.8)
-                kill(chance.choice(made).victim(chance), log, "from outside")
+            if killed(log, but=FROM_OUTSIDE) >= AT_POINTS * (from_outside + 1):
+                from_outside += kill(chance.choice(made).victim(chance), log)
             show(f"{killed(log)} of {kills} killed, {sum(len(lane.chains) for lane in made)} chains")
             time.sleep(0.2)
         log.with_name(f"{log.name}.over").touch()
