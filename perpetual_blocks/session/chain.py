@@ -65,10 +65,11 @@ class StopReason:
     """Why a session ends.
 
     Attributes:
-        code: For programs: `queue-empty`, `blocked`, `nothing-fits`, `too-large`, `budget:<resource>`,
+        code: For programs: `queue-empty`, `blocked`, `backing-off`, `nothing-fits`, `too-large`, `budget:<resource>`,
             `exhausted:<resource>`, `session-length`, `signal`, `cancelled`, `fenced`, `asked`, `error` or `crashed`.
         message: For people, one sentence.
-        resume_at: When there will be room for the next unit, in seconds since the Unix epoch; None for at once.
+        resume_at: When there will be room for the next unit, or the next failed item is tried again, in seconds since
+            the Unix epoch; None for at once.
     """
 
     code: str
@@ -116,6 +117,7 @@ class SessionRecord:
         choices: What was decided automatically, and why.
         resume_seconds: From the start of the session to the start of its first unit.
         verified: How many fields of the checkpoint were checked when it resumed, and how many agreed.
+        attempts: Attempts that failed or were cut off.
         steps: The steps of its shutdown, each with `ok`, `seconds` and, where it failed, `error`.
     """
 
@@ -133,6 +135,7 @@ class SessionRecord:
     stop_message: str | None = None
     graceful: bool = False
     units: int = 0
+    attempts: int = 0
     usage: dict[str, float] = field(default_factory=dict)
     limits: list[dict[str, Any]] = field(default_factory=list)
     resume_seconds: float | None = None

@@ -50,11 +50,12 @@ def move_follow_ons(ledger: Ledger, runs: Runs, clock: Clock) -> int:
 
 
 def ready_at(ledger: Ledger, name: str, clock: Clock) -> float | None:
-    """When the first of a chain's next items fits every window and total; None if none ever does."""
+    """When the first of a chain's next items fits every window and total, and is not left alone after a failed attempt;
+    None if none ever does."""
     chain = ledger.chain(name)
     budget = Budget.from_json(chain.settings.get("budget") or [])
     account = budget_record(ledger, chain, budget, clock.now(), before=chain.ordinal + 1)
     monitor = BudgetMonitor(budget, clock, {}, account)
     items = ledger.items(name, ItemStatus.AVAILABLE, LOOKED_AT)
-    moments = [moment for item in items if (moment := monitor.ready_at(item.expectation)) is not None]
-    return min(moments, default=None)
+    fitting = [(item, moment) for item in items if (moment := monitor.ready_at(item.expectation)) is not None]
+    return min((max(moment, item.retry_at or 0.0) for item, moment in fitting), default=None)

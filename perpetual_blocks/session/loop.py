@@ -22,6 +22,7 @@ from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import (
     BudgetWarned,
+    ItemDiscarded,
     ItemsAdded,
     SessionEnded,
     SessionStarted,
@@ -158,6 +159,8 @@ class Session:
             if isinstance(chosen, StopReason):
                 return chosen
             reached("unit.claimed")
+            for item, why in chooser.discarded.items():
+                self._world.tell(ItemDiscarded(opened.fence.chain, item, why))
             outcome = self._run_unit(opened, chosen, self._unit(chooser, chosen, context), chooser)
             if isinstance(outcome, StopReason):
                 return outcome
@@ -198,7 +201,7 @@ class Session:
         return None
 
     def _run_unit(self, opened: Opened, item: Item, unit: Unit, chooser: Chooser) -> Outcome | StopReason | None:
-        """Runs one unit and commits what came of it; None when it failed, and a reason when it had no room."""
+        """Runs one unit and commits what came of it; None when it failed, and a reason when the session has no room."""
         fence = opened.fence
         key = unit_key(fence.chain, opened.chain.uid, item)
         fresh = self._monitor.units == 0
