@@ -38,7 +38,7 @@ from perpetual_blocks.session.status import chain_status
 HERE = Where()
 
 LOOK_AGAIN_SECONDS = 5.0
-"""How often a chain that waits for its quota looks whether there is room earlier: a pool's others may use less."""
+"""How often a chain that waits looks whether it can go on earlier: a pool's others may use less, or items are added."""
 
 MOST_CRASHES = 3
 """So many sessions in a row may die without finishing a unit; a chain that crashes at once would never end."""
@@ -158,12 +158,14 @@ class _Sessions:
                     self.follower.look()
 
     def _wait_for_room(self) -> bool:
-        """Waits until a quota window has room for the next unit; whether it was interrupted."""
-        resume_at = self.ledger.chain(self.chain).resume_at
+        """Waits until a quota window has room for the next unit, or what has failed is tried again; whether it was
+        interrupted."""
+        chain = self.ledger.chain(self.chain)
+        resume_at = chain.resume_at
         if resume_at is None or resume_at <= time.time():
             return False
         when = datetime.fromtimestamp(resume_at).astimezone()
-        self.follower.note(f"waits for its quota until {when:%d %b %H:%M:%S %Z}, or for room before that")
+        self.follower.note(f"waits until {when:%d %b %H:%M:%S %Z}, or for work before that: {chain.reason}")
         asked = Event()
         with _signals(asked.set):
             while (left := resume_at - time.time()) > 0:
