@@ -1,13 +1,17 @@
 """Bad units: whatever one item does, the chain goes on with the others, and its story is told."""
 
+import json
 from collections.abc import Iterable
 from threading import Event
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import FakeClock, item_in, status_of
-from test_loop import Failing, MakeRig, Reader, make_rig, tokens
+from test_loop import Failing, MakeRig, Reader, Rig, make_rig, tokens
 
+from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.errors import InvalidInput
@@ -19,6 +23,8 @@ from perpetual_blocks.telemetry import ItemDiscarded
 from perpetual_blocks.work import ItemStatus, Unit, WorkItem
 
 __all__ = ["make_rig"]  # a fixture
+
+EXTREME = st.sampled_from([0.0, 1e-15, 1e-9, 1.0, 1000.0, 1e9, 1e18, 1e30])
 
 
 # Left alone for a while -----------------------------------------------------------------------------------------------
@@ -267,3 +273,38 @@ def test_a_plan_may_name_what_was_added_under_a_larger_budget(make_rig: MakeRig)
     rig.agent.costs = {"larger": 91}  # type: ignore[attr-defined]
     with pytest.raises(InvalidInput, match="larger"):
         rig.run(tokens(50))
+
+
+# Amounts out of this world --------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(
+    amounts=st.lists(st.tuples(EXTREME, EXTREME, st.booleans()), min_size=1, max_size=6),
+    amount=EXTREME.filter(bool),
+    scope=st.sampled_from(["session", "window"]),
+)
+def test_no_amount_stops_a_chain(amounts: list[tuple[float, float, bool]], amount: float, scope: Any) -> None:
+    """Whatever items say they need, and whatever their units spend: the session ends in order, and what was learned can
+    be kept."""
+
+    class Wild(PerpetualAgent):
+        """Says one thing and spends another."""
+
+        def plan(self) -> Iterable[WorkItem]:
+            for n, (said, _, bound) in enumerate(amounts):
+                needed = {"tokens": min(said, amount)}
+                yield WorkItem(id=f"{n}", estimate=needed, bound=needed if bound else {})
+
+        def work_unit(self, unit: Unit) -> Any:
+            unit.spend(tokens=amounts[int(unit.id)][1])
+
+    ledger, clock = SqlLedger("sqlite://"), FakeClock()
+    rig = Rig(ledger, clock, Wild())
+    limit = Limit("tokens", amount, scope=scope, window="1h" if scope == "window" else None)
+
+    for _ in range(3):
+        assert rig.run(Budget(limit)).state is not SessionState.FAILED
+        json.dumps(ledger.forecasts("mine"), allow_nan=False)
+        clock.advance(3700)
+    ledger.close()
