@@ -70,9 +70,23 @@ class GitError(PerpetualError):
     """A git command failed; the text holds the last line that git said."""
 
 
+MOST_ERROR_TEXT = 2000
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, cut short: a user's may say nothing at all, or quote a whole web page."""
+    try:
+        text = str(error)
+    except Exception as another:  # noqa: BLE001 - whatever it is, the error that cannot be told is still one
+        return f"(its text cannot be had: {type(another).__name__})"
+    more = len(text) - MOST_ERROR_TEXT
+    return text if more <= 0 else f"{text[:MOST_ERROR_TEXT]}... ({more:,} characters more)"
+
+
 def described(error: BaseException) -> str:
     """`ValueError: …` as any database can hold it.
 
     A file name that is not UTF-8 comes back in an error's text as half a surrogate pair, and PostgreSQL has no NUL.
     """
-    return f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+    text = f"{type(error).__name__}: {text_of(error)}"
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")

@@ -9,6 +9,7 @@ The core emits them; log lines, and whatever else wants to know, are observers o
 | `UnitCompleted` | a unit was committed, its item done or advanced |
 | `UnitFailed` | a unit raised; its attempt was counted |
 | `UnitCutOff` | a unit had no room to finish; its item was given back, or discarded the second time |
+| `ItemDiscarded` | an item that fits into no session was given up, as another was taken in its place |
 | `BudgetWarned` | a limit came near its threshold, once a session for each limit |
 | `StepFailed` | a step of the shutdown failed; the shutdown went on |
 | `SessionEnded` | the session was closed |
@@ -60,6 +61,13 @@ class UnitCutOff:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemDiscarded:
+    chain: str
+    item: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetWarned:
     chain: str
     resource: str
@@ -82,6 +90,14 @@ class SessionEnded:
 
 
 Moment = (
-    SessionStarted | ItemsAdded | UnitCompleted | UnitFailed | UnitCutOff | BudgetWarned | StepFailed | SessionEnded
+    SessionStarted
+    | ItemsAdded
+    | UnitCompleted
+    | UnitFailed
+    | UnitCutOff
+    | ItemDiscarded
+    | BudgetWarned
+    | StepFailed
+    | SessionEnded
 )
 Observer = Callable[[Moment], None]

@@ -34,7 +34,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget.room import Room
-from perpetual_blocks.errors import InvalidInput, PerpetualError
+from perpetual_blocks.errors import InvalidInput, PerpetualError, text_of
 from perpetual_blocks.work import CutOff, Item, Unit
 
 LOOK_SECONDS = 0.1
@@ -273,5 +273,5 @@ def _work(
     except CutOff as error:
         answer = ("cut off", str(error), error.resource)
     except BaseException as error:  # noqa: BLE001 - the session wants to know, whatever it is
-        answer = ("raised", type(error).__name__, str(error), traceback.format_exc())
+        answer = ("raised", type(error).__name__, text_of(error), traceback.format_exc())
     send(*answer)

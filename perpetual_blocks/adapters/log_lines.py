@@ -5,6 +5,7 @@ from typing import Any
 
 from perpetual_blocks.telemetry import (
     BudgetWarned,
+    ItemDiscarded,
     ItemsAdded,
     Moment,
     Observer,
@@ -33,6 +34,8 @@ def log_moments(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Observ
                 logger.warning("%s: attempt %d of %d failed: %s", item, attempt, most, error)
             case UnitCutOff(_, _, reason, discarded):
                 logger.warning("%s; %s", reason, "discarded" if discarded else "given back")
+            case ItemDiscarded(_, item, reason):
+                logger.warning("%s: discarded: %s", item, reason)
             case BudgetWarned(_, _, reason):
                 logger.warning("Budget: %s", reason)
             case StepFailed(_, step, error):

@@ -14,10 +14,14 @@ from perpetual_blocks.adapters.child import run_in_child
 from perpetual_blocks.adapters.coroutines import Coroutines
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import DamagedDocument, StorageError
+from perpetual_blocks.errors import DamagedDocument, StorageError, text_of
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.ports import UnitRaised
 from perpetual_blocks.work import Outcome, Unit
+
+
+class UnitLeft(Exception):
+    """What a unit raised to end more than itself, such as `SystemExit`, under the original's name."""
 
 
 class PrefectUnits:
@@ -65,8 +69,9 @@ class PrefectUnits:
         try:
             document = unit_task(key=key, label=f"{unit.id} · {unit.number}")
         except Exception as error:
-            if error is self._raised:
-                raise UnitRaised from error
+            # Prefect may have stumbled over what the unit raised: over an error without a text, say.
+            if self._raised is not None:
+                raise UnitRaised from self._raised
             raise StorageError(
                 f"unit {unit.id}: Prefect could not run its task: {type(error).__name__}: {error}"
             ) from error
@@ -93,3 +98,8 @@ class PrefectUnits:
         except Exception as error:
             self._raised = error
             raise
+        except BaseException as error:
+            # Signals arrive in the main thread, and units run in another one: this is the unit's own doing, as of a
+            # library that calls sys.exit(). It ends the unit, and neither the session nor the process.
+            self._raised = type(type(error).__name__, (UnitLeft,), {})(text_of(error))
+            raise self._raised from error

@@ -18,6 +18,7 @@ from perpetual_blocks.budget.stopping import (
     judge,
     refuse,
     reservation,
+    too_large,
 )
 from perpetual_blocks.budget.windows import Spend
 from perpetual_blocks.clock import Clock
@@ -213,6 +214,10 @@ class BudgetMonitor:
     def refuse(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> Refusal | None:
         """Why this unit should not be started now; None when it should."""
         return refuse(self._or_now(readings), unit, risk=self._budget.risk, first=self.units == 0)
+
+    def too_large(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> str | None:
+        """Why this unit fits into no session at all; None when it does into some."""
+        return too_large(self._or_now(readings), unit)
 
     def ready_at(self, unit: Expectation) -> float | None:
         """The first moment at which this unit fits every window and total, in a fresh session.

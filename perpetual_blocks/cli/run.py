@@ -40,7 +40,7 @@ from perpetual_blocks.session.supervisor import Supervisor
 HERE = Where()
 
 LOOK_AGAIN_SECONDS = 5.0
-"""How often a chain that waits for its quota looks whether there is room earlier: a pool's others may use less."""
+"""How often a chain that waits looks whether it can go on earlier: a pool's others may use less, or items are added."""
 
 GOES_ON = ("running", "waiting")
 
@@ -172,12 +172,13 @@ class _Sessions:
                     self.follower.look()
 
     def _wait(self) -> bool:
-        """Waits until the next session may begin: for its quota, or after a crash; whether it was interrupted."""
-        resume_at = self.ledger.chain(self.chain).resume_at
+        """Waits until the next session may begin: for its quota, or after a failure; whether it was interrupted."""
+        chain = self.ledger.chain(self.chain)
+        resume_at = chain.resume_at
         if resume_at is None or resume_at <= time.time():
             return False
         when = datetime.fromtimestamp(resume_at).astimezone()
-        self.follower.note(f"waits until {when:%d %b %H:%M:%S %Z}, or for room before that")
+        self.follower.note(f"waits until {when:%d %b %H:%M:%S %Z}, or for work before that: {chain.reason}")
         asked = Event()
         with _signals(asked.set):
             while (left := resume_at - time.time()) > 0:

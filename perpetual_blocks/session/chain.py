@@ -74,12 +74,13 @@ class StopReason:
     """Why a session ends.
 
     Attributes:
-        code: For programs: `queue-empty`, `blocked`, `nothing-fits`, `too-large`, `budget:<resource>`,
+        code: For programs: `queue-empty`, `blocked`, `backing-off`, `nothing-fits`, `too-large`, `budget:<resource>`,
             `exhausted:<resource>`, `session-length`, `signal`, `paused`, `cancelled`, `quiet-hours`, `fenced`, `asked`,
             `error` or `crashed`; and where a chain is held back, `no-progress`, `evicted`, `max-sessions` or
             `unattended`.
         message: For people, one sentence.
-        resume_at: When there will be room for the next unit, in seconds since the Unix epoch; None for at once.
+        resume_at: When there will be room for the next unit, or the next failed item is tried again, in seconds since
+            the Unix epoch; None for at once.
     """
 
     code: str
@@ -152,6 +153,7 @@ class SessionRecord:
     stop_message: str | None = None
     graceful: bool = False
     units: int = 0
+    attempts: int = 0
     usage: dict[str, float] = field(default_factory=dict)
     limits: list[dict[str, Any]] = field(default_factory=list)
     resume_seconds: float | None = None
@@ -159,7 +161,6 @@ class SessionRecord:
     steps: list[dict[str, Any]] = field(default_factory=list)
     passed_over: dict[str, str] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
-    attempts: int = 0
     machine: str | None = None
     template: dict[str, Any] | None = None
 

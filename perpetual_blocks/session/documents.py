@@ -10,6 +10,7 @@ from perpetual_blocks.checkpoint import Checkpoint, digest
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, SessionLine, WorkLine
 from perpetual_blocks.session.advice import advice
+from perpetual_blocks.session.attempts import Story
 from perpetual_blocks.session.chain import SessionRecord
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.metrics import success_metrics
@@ -130,7 +131,10 @@ def handoff_now(
         usage_total=chain_usage(sessions),
         limits=[LimitLine(**limit) for limit in limits],
         next_items=[_line(item) for item in ledger.items(fence.chain, ItemStatus.AVAILABLE, LISTED)],
-        discarded=[_line(item) for item in ledger.items(fence.chain, ItemStatus.DISCARDED, LISTED)],
+        discarded=[
+            _dead_letter(ledger.story(fence.chain, item.id))
+            for item in ledger.items(fence.chain, ItemStatus.DISCARDED, LISTED)
+        ],
         sessions=[_session_line(session) for session in sessions[-LISTED - 1 : -1]],
         resumed=list(resumed),
         steps=list(failed_steps),
@@ -169,6 +173,11 @@ def _line(item: Item) -> WorkLine:
         next_action=item.next_action,
         error=item.error,
     )
+
+
+def _dead_letter(story: Story) -> WorkLine:
+    told = {"failed": story.failed, "cut_off": story.cut_off, "sessions": story.sessions, "wasted": story.wasted}
+    return _line(story.item).model_copy(update=told)
 
 
 def _session_line(session: SessionRecord) -> SessionLine:

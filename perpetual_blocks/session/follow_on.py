@@ -18,6 +18,9 @@ SOONER_SECONDS = MOST_JITTER_SECONDS + 5.0
 
 LOOKED_AT = 20
 
+WAITS_FOR_ROOM = ("budget", "nothing-fits", "backing-off")
+"""Stop reasons after which the follow-on may start as soon as an item can be claimed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTemplate:
@@ -108,19 +111,21 @@ def move_follow_ons(ledger: Ledger, runs: Runs, clock: Clock) -> int:
 
 
 def ready_at(ledger: Ledger, name: str, clock: Clock) -> float | None:
-    """When the first of a chain's next items fits every window and total, and it is not to be quiet.
+    """When the first of a chain's next items fits every window and total, is not left alone after a failed attempt, and
+    it is not to be quiet.
 
     None if none ever does, or if the chain waits for something else: a back-off is not over when a quota is free.
     """
     chain = ledger.chain(name)
     latest = ledger.sessions(name)[-1:]
-    if not latest or (latest[0].stop_reason or "").partition(":")[0] not in ("budget", "nothing-fits"):
+    if not latest or (latest[0].stop_reason or "").partition(":")[0] not in WAITS_FOR_ROOM:
         return None
     budget = Budget.from_json(chain.settings.get("budget") or [])
     account = budget_record(ledger, chain, budget, clock.now(), before=chain.ordinal + 1)
     monitor = BudgetMonitor(budget, clock, {}, account)
     items = ledger.items(name, ItemStatus.AVAILABLE, LOOKED_AT)
-    moments = [moment for item in items if (moment := monitor.ready_at(item.expectation)) is not None]
-    if not moments:
+    fitting = [(item, moment) for item in items if (moment := monitor.ready_at(item.expectation)) is not None]
+    if not fitting:
         return None
-    return Manners.of(chain.settings).quiet_until(min(moments)) or min(moments)
+    ready = min(max(moment, item.retry_at or 0.0) for item, moment in fitting)
+    return Manners.of(chain.settings).quiet_until(ready) or ready

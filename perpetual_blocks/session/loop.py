@@ -25,6 +25,7 @@ from perpetual_blocks.session.watch import Look, Watch, wishes
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import (
     BudgetWarned,
+    ItemDiscarded,
     ItemsAdded,
     SessionEnded,
     SessionStarted,
@@ -171,6 +172,8 @@ class Session:
             if isinstance(chosen, StopReason):
                 return chosen
             reached("unit.claimed")
+            for item, why in chooser.discarded.items():
+                self._world.tell(ItemDiscarded(opened.fence.chain, item, why))
             outcome = self._run_unit(opened, chosen, self._unit(chooser, chosen, context), chooser)
             if isinstance(outcome, StopReason):
                 return outcome

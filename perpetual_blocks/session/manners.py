@@ -196,7 +196,8 @@ def _kind(session: SessionRecord) -> Kind:
         return "crashed"
     if session.stop_reason == "signal":
         return "evicted"
-    # A person, or an error that is counted elsewhere, was the cause.
-    if session.state in (SessionState.PAUSED, SessionState.CANCELLED, SessionState.FAILED, SessionState.FINISHED):
+    # A person, an error that is counted elsewhere, or an item that is left alone for a while, was the cause.
+    others = (SessionState.PAUSED, SessionState.CANCELLED, SessionState.FAILED, SessionState.FINISHED)
+    if session.state in others or session.stop_reason == "backing-off":
         return "held"
     return "idle"

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from perpetual_blocks.budget import Expectation, Limit, Spend
+from perpetual_blocks.session.attempts import Story
 from perpetual_blocks.session.chain import (
     Chain,
     ChainStatus,
@@ -109,10 +110,12 @@ class Misfit:
 
     Attributes:
         patient: Whether it will fit by itself, later: then it is passed over in a few sessions at most.
+        never: Why it fits into no session at all; then it is given up, after it was passed over in a few.
     """
 
     why: str
     patient: bool = True
+    never: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +127,17 @@ class Claim:
         passed_over: Why others were not taken, by id; the first of them.
         others: How many more were not taken.
         contended: Whether one was not taken only because others have reserved what they may give back.
+        retry_at: When the first of those that are left alone after a failed attempt may be claimed; None if there are
+            none, or an item was claimed.
+        discarded: What was given up because it fits into no session, while others do: why, by id.
     """
 
     item: Item | None
     passed_over: dict[str, str] = field(default_factory=dict)
     others: int = 0
     contended: bool = False
+    retry_at: float | None = None
+    discarded: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +202,9 @@ class Ledger(Protocol):
     ) -> Claim:
         """Claims the first available item that fits, of the first thousand: by priority, fewest failures, then age.
 
-        An item that would fit later is passed over in three sessions; then nothing behind it is taken any more, so that
-        what it needs can become free.
+        One that has failed is left alone for a while. An item that would fit later is passed over in three sessions;
+        then nothing behind it is taken any more, so that what it needs can become free. One that fits into no session
+        is then discarded, once another is taken in its place: where nothing fits, it is the budget that is wrong.
 
         Args:
             misfit: Says of an item why it does not fit, or None.
@@ -220,7 +229,11 @@ class Ledger(Protocol):
     def fail_unit(
         self, fence: Fence, item: Item, error: str, usage: Mapping[str, float], spent: Mapping[str, float]
     ) -> ItemStatus:
-        """Counts a failed attempt with what it spent; returns what became of the item: available or discarded."""
+        """Counts a failed attempt with what it spent, and leaves the item alone for a while; returns what became of it.
+
+        It is discarded, and not available again, when its attempts are used up, or have together used more than a whole
+        session may.
+        """
 
     def cut_off(
         self, fence: Fence, item: Item, why: str, usage: Mapping[str, float], spent: Mapping[str, float], *, fresh: bool
@@ -351,8 +364,11 @@ class Ledger(Protocol):
     def items(self, chain: str, status: ItemStatus | None = None, limit: int = 100) -> list[Item]:
         """Items in the order in which they would be claimed."""
 
+    def story(self, chain: str, item: str) -> Story:
+        """An item with its attempts that came to nothing. Raises `UnknownChain` for an item that is not there too."""
+
     def retry_items(self, chain: str, ids: Sequence[str]) -> int:
-        """Gives discarded items another try; returns how many."""
+        """Gives items another try, at once and afresh, that are discarded or left alone; returns how many."""
 
     def discard_items(self, chain: str, ids: Sequence[str], reason: str) -> int:
         """Gives items up that are blocked or available; returns how many."""

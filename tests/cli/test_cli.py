@@ -44,6 +44,7 @@ COMMANDS = (
     "handoff",
     "check",
     "items list",
+    "items show",
     "items add",
     "items retry",
     "items discard",
@@ -270,6 +271,38 @@ def test_the_queue_in_a_persons_hands(shell: Shell, ledger: SqlLedger) -> None:
     assert item_in(ledger, "one").status == ItemStatus.AVAILABLE
 
 
+def test_the_story_of_an_item(shell: Shell, ledger: SqlLedger) -> None:
+    """An item with its attempts that came to nothing, for people and for programs."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [WorkItem(id="a:x:b", max_attempts=1), WorkItem(id="quiet")])
+    item = ledger.claim(fence, lambda _item: None).item
+    assert item is not None
+    spent = {"tokens": 1200.0, "seconds": 2.5}
+    ledger.cut_off(fence, item, "no room", spent, spent, fresh=False)
+    item = ledger.claim(fence, lambda _item: None).item
+    assert item is not None
+    ledger.fail_unit(fence, item, "ValueError: not [this]", {"tokens": 50.0}, spent)
+
+    told = shell("items", "show", "mine", "a:x:b", "--json").json()
+    seen = shell.here("items", "show", "mine", "a:x:b")
+    quiet = shell.here("items", "show", "mine", "quiet")
+
+    assert (told["id"], told["status"], told["attempts"]) == ("a:x:b", "discarded", 1)
+    assert told["retry_at"] is None
+    assert told["wasted"] == {"seconds": 2.5, "tokens": 1250}
+    assert [(one["number"], one["session"], one["error"], one["cut_off"]) for one in told["story"]] == [
+        (1, 1, "no room", True),
+        (2, 1, "ValueError: not [this]", False),
+    ]
+    assert told["story"][0]["usage"] == spent
+    assert all(one["at"].endswith("Z") for one in told["story"])
+    lines = [" ".join(line.split()) for line in seen.out.splitlines()]
+    assert "failed once, cut off once (session 1), 2.5 s, 1,250 tokens spent in vain" in lines
+    assert lines[0] == "a:x:b discarded 0 units finished"
+    assert any(line.startswith("2 1 1 ") and line.endswith("50 tokens ValueError: not [this]") for line in lines)
+    assert "no attempt of it has failed" in quiet.out
+
+
 def test_an_item_is_added_once(shell: Shell, ledger: SqlLedger) -> None:
     """The same item again changes nothing and is no error; another one under its id is."""
     open_session(ledger)
@@ -322,6 +355,8 @@ REFUSALS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     # name: the command, and what its line on standard error must hold
     "status-unknown": (["status", "nope"], ("chain", "nope", "mine")),
     "plan-unknown": (["plan", "nope"], ("chain", "nope", "mine")),
+    "items-show": (["items", "show", "mine", "nope"], ("item", "nope", "mine", "perpetual items list mine")),
+    "items-show-unknown": (["items", "show", "nope", "a"], ("chain", "nope", "mine")),
     "plan-what-if": (["plan", "mine", "--what-if", "calls/fortnight=5"], ("window", "fortnight", "day")),
     "plan-amount": (["plan", "mine", "--what-if", "tokens=many"], ("--what-if", "tokens=many", "calls/day=1000")),
     "plan-param": (["plan", "mine", "--param", "upto=5"], ("--param", "upto=5")),

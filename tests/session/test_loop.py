@@ -747,7 +747,8 @@ def test_a_chain_whose_items_wait_for_a_dead_letter_is_stalled(make_rig: MakeRig
         "waits too": ItemStatus.BLOCKED,
     }
     assert item_in(rig.ledger, "broken").error == "ValueError: cannot read broken, attempt 2"
-    assert "- `broken`: ValueError: cannot read broken, attempt 2" in rig.document("handoff", 1)
+    told = "- `broken`: failed 2 times (session 1), 20 tokens spent in vain: ValueError: cannot read broken, attempt 2"
+    assert told in rig.document("handoff", 1)
     assert rig.runs.created == {}
 
 

@@ -1,9 +1,12 @@
 """What several transactions do with a chain's rows: lock it, find its sessions, bury a dead one, record a follow-on."""
 
+from typing import Any
+
 from sqlalchemy import Connection, and_, insert, select, update
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.rows import FOLLOW_ON_COLUMNS, chain_of, session_of
+from perpetual_blocks.session.attempts import back_off
 from perpetual_blocks.session.chain import Chain, SessionRecord, SessionState
 from perpetual_blocks.session.ports import FollowOn
 from perpetual_blocks.work import ItemStatus
@@ -39,18 +42,16 @@ def bury(connection: Connection, chain: str, ordinal: int, now: float, why: str)
         .values(state=SessionState.CRASHED, ended_at=now, stop_reason="crashed", stop_message=why, graceful=False)
     )
     claimed = and_(t.items.c.chain == chain, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claimed_by == ordinal)
-    connection.execute(update(t.items).where(claimed).values(crashes=t.items.c.crashes + 1))
-    connection.execute(
-        update(t.items)
-        .where(claimed, t.items.c.crashes >= MOST_CRASHES)
-        .values(
-            status=ItemStatus.DISCARDED,
-            claimed_by=None,
-            interruptions=t.items.c.interruptions + 1,
-            error=f"quarantined: {MOST_CRASHES} processes in a row died while they worked on it; the last: {why}",
-            updated_at=now,
-        )
-    )
+    for item, before in connection.execute(select(t.items.c.id, t.items.c.crashes).where(claimed)).all():
+        crashes = before + 1
+        values: dict[str, Any] = {"crashes": crashes, "updated_at": now}
+        if crashes >= MOST_CRASHES:
+            values |= {"status": ItemStatus.DISCARDED, "claimed_by": None}
+            values["error"] = f"quarantined: {crashes} processes in a row died while they worked on it; the last: {why}"
+            values["interruptions"] = t.items.c.interruptions + 1
+        elif crashes > 1:  # once is bad luck; then others go first
+            values["retry_at"] = now + back_off(crashes - 1)
+        connection.execute(update(t.items).where(claimed, t.items.c.id == item).values(**values))
     give_back(connection, chain, ordinal, now)
 
 

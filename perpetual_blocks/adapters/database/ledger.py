@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, insert, literal, or_, select, update
 
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
@@ -38,6 +38,7 @@ from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import Fenced, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.faults import reached
+from perpetual_blocks.session.attempts import back_off, quarantine
 from perpetual_blocks.session.chain import (
     Chain,
     ChainStatus,
@@ -251,9 +252,10 @@ class SqlLedger(ChainControl):
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
             passed_over: dict[str, str] = {}
+            never: dict[str, str] = {}
             others = 0
             contended = False
-            for row in _queue(connection, fence.chain):
+            for row in _queue(connection, fence.chain, now):
                 item = item_of(row)
                 reason = misfit(item)
                 wanted = reserves(item) if reason is None else []
@@ -270,17 +272,24 @@ class SqlLedger(ChainControl):
                         claimed_by=fence.ordinal,
                         passed_over=0,
                     )
+                    for hopeless, why in never.items():
+                        _move(connection, fence.chain, hopeless, ItemStatus.DISCARDED, now, error=why)
+                        passed_over.pop(hopeless, None)
                     if passed_over:
                         _count_passed_over(connection, fence, list(passed_over))
-                    return Claim(item, passed_over, others)
+                    return Claim(item, passed_over, others, discarded=never)
                 if len(passed_over) < PASSED_OVER_SHOWN:
                     passed_over[item.id] = reason.why
                 else:
                     others += 1
                 waited_long = item.passed_over >= PATIENCE and row["passed_over_in"] != fence.ordinal
-                if (reason.patient and waited_long) or len(passed_over) + others >= MOST_LOOKED_AT:
+                if waited_long and reason.never is not None:
+                    never[item.id] = reason.never
+                elif (waited_long and reason.patient) or len(passed_over) + others >= MOST_LOOKED_AT:
                     break
-            return Claim(None, passed_over, others, contended)
+            left_alone = {"of_chain": fence.chain, "now": now}
+            retry_at: float | None = connection.execute(_NEXT_RETRY, left_alone).scalar()
+            return Claim(None, passed_over, others, contended, retry_at)
 
     def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
         with self._writing() as connection:
@@ -312,6 +321,7 @@ class SqlLedger(ChainControl):
                 attempts=0,
                 cut_offs=0,
                 crashes=0,
+                retry_at=None,
                 error=None,
                 progress=list(outcome.progress) if outcome.progress else None,
                 cursor=outcome.cursor,
@@ -335,12 +345,16 @@ class SqlLedger(ChainControl):
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
             attempts, failures = item.attempts + 1, item.failures + 1
-            target = ItemStatus.DISCARDED if attempts >= item.max_attempts else ItemStatus.AVAILABLE
-            counted = {"attempts": attempts, "failures": failures, "error": error, "claimed_by": None}
-            _move(connection, fence.chain, item.id, target, now, **counted)
-            _count_usage(connection, fence, item, failures, usage, now)
+            _count_failure(connection, fence, item, error, usage, now, cut_off=False)
+            too_dear = quarantine(_wasted(connection, fence.chain, item.id, attempts), _budget(connection, fence))
+            given_up = too_dear is not None or attempts >= item.max_attempts
+            target = ItemStatus.DISCARDED if given_up else ItemStatus.AVAILABLE
+            text = error if too_dear is None else f"{too_dear}: {error}"
+            retry_at = None if given_up else now + back_off(attempts)
+            counted = {"attempts": attempts, "failures": failures, "retry_at": retry_at}
+            _move(connection, fence.chain, item.id, target, now, error=text, claimed_by=None, **counted)
             self._settle(connection, fence, item, failures, usage, now)
-            connection.execute(_UPDATE_SESSION, {**_of_session(fence), "usage": dict(spent)})
+            connection.execute(_COUNT_ATTEMPT, {**_of_session(fence), "usage": dict(spent)})
             return target
 
     def cut_off(
@@ -354,9 +368,9 @@ class SqlLedger(ChainControl):
             error = f"it had a whole session {cut_offs} times and could not finish: {why}" if hopeless else None
             counted = {"cut_offs": cut_offs, "failures": failures, "interruptions": item.interruptions + 1}
             _move(connection, fence.chain, item.id, target, now, error=error, claimed_by=None, **counted)
-            _count_usage(connection, fence, item, failures, usage, now)
+            _count_failure(connection, fence, item, why, usage, now, cut_off=True)
             self._settle(connection, fence, item, failures, usage, now)
-            connection.execute(_UPDATE_SESSION, {**_of_session(fence), "usage": dict(spent)})
+            connection.execute(_COUNT_ATTEMPT, {**_of_session(fence), "usage": dict(spent)})
             return target
 
     def release(self, fence: Fence, item: Item) -> None:
@@ -455,17 +469,20 @@ class SqlLedger(ChainControl):
         with self._writing() as connection:
             lock_chain(connection, chain)
             now = self._clock.now()
+            afresh = {"attempts": 0, "cut_offs": 0, "passed_over": 0, "passed_over_in": None, "retry_at": None}
+            afresh["crashes"] = 0
+            these = and_(t.items.c.chain == chain, t.items.c.id.in_(ids))
             rows = connection.execute(
-                select(t.items.c.id, t.items.c.blockers).where(
-                    t.items.c.chain == chain, t.items.c.status == ItemStatus.DISCARDED, t.items.c.id.in_(ids)
-                )
+                select(t.items.c.id, t.items.c.blockers).where(these, t.items.c.status == ItemStatus.DISCARDED)
             ).all()
+            left_alone = and_(these, t.items.c.status == ItemStatus.AVAILABLE, t.items.c.retry_at > now)
+            sooner = connection.execute(update(t.items).where(left_alone).values(updated_at=now, **afresh)).rowcount
             for item, blockers in rows:
                 target = ItemStatus.BLOCKED if blockers else ItemStatus.AVAILABLE
-                _move(connection, chain, item, target, now, attempts=0)
+                _move(connection, chain, item, target, now, **afresh)
             if rows:
                 _reopen(connection, chain, now)
-            return len(rows)
+            return len(rows) + sooner
 
     def discard_items(self, chain: str, ids: Sequence[str], reason: str) -> int:
         with self._writing() as connection:
@@ -478,7 +495,7 @@ class SqlLedger(ChainControl):
             ).scalars()
             wanted = list(found)
             for item in wanted:
-                _move(connection, chain, item, ItemStatus.DISCARDED, self._clock.now(), error=reason)
+                _move(connection, chain, item, ItemStatus.DISCARDED, self._clock.now(), error=reason, retry_at=None)
             return len(wanted)
 
 
@@ -504,6 +521,7 @@ _PASS_FENCE = update(t.chains).where(
 _UPDATE_SESSION = update(t.sessions).where(
     t.sessions.c.chain == bindparam("of_chain"), t.sessions.c.ordinal == bindparam("of_ordinal")
 )
+_COUNT_ATTEMPT = _UPDATE_SESSION.values(attempts=t.sessions.c.attempts + 1, usage=bindparam("usage"))
 _COUNT_UNIT = _UPDATE_SESSION.values(units=t.sessions.c.units + 1, usage=bindparam("usage"))
 _MOVE = {
     target: update(t.items).where(
@@ -515,10 +533,19 @@ _MOVE = {
 }
 _QUEUE = (
     select(t.items)
-    .where(t.items.c.chain == bindparam("of_chain"), t.items.c.status == ItemStatus.AVAILABLE)
+    .where(
+        t.items.c.chain == bindparam("of_chain"),
+        t.items.c.status == ItemStatus.AVAILABLE,
+        or_(t.items.c.retry_at.is_(None), t.items.c.retry_at <= bindparam("now")),
+    )
     .order_by(*CLAIM_ORDER)
     .limit(bindparam("many"))
     .offset(bindparam("after"))
+)
+_NEXT_RETRY = select(func.min(t.items.c.retry_at)).where(
+    t.items.c.chain == bindparam("of_chain"),
+    t.items.c.status == ItemStatus.AVAILABLE,
+    t.items.c.retry_at > bindparam("now"),
 )
 _COUNT_USAGE = insert(t.usage)
 _DEPENDENTS = select(t.dependencies.c.item).where(
@@ -625,11 +652,47 @@ def _count_usage(
         connection.execute(_COUNT_USAGE, rows)
 
 
-def _queue(connection: Connection, chain: str) -> Iterator[RowMapping]:
+def _count_failure(
+    connection: Connection,
+    fence: Fence,
+    item: Item,
+    error: str,
+    usage: Mapping[str, float],
+    now: float,
+    *,
+    cut_off: bool,
+) -> None:
+    """Writes down an attempt that came to nothing, and what it spent."""
+    failure = item.failures + 1
+    row = {"item": item.id, "failure": failure, "unit": item.units, "error": error, "cut_off": cut_off}
+    connection.execute(insert(t.failures).values(chain=fence.chain, session=fence.ordinal, at=now, **row))
+    _count_usage(connection, fence, item, failure, usage, now)
+
+
+def _wasted(connection: Connection, chain: str, item: str, attempts: int) -> dict[str, float]:
+    """What an item's last failed attempts have used together: as many as its next unit has had since it was retried."""
+    of_item = and_(t.failures.c.chain == chain, t.failures.c.item == item, t.failures.c.cut_off.is_(False))
+    last = select(t.failures.c.failure).where(of_item).order_by(t.failures.c.failure.desc()).limit(attempts)
+    used = (
+        select(t.usage.c.resource, func.sum(t.usage.c.amount))
+        .where(t.usage.c.chain == chain, t.usage.c.item == item, t.usage.c.failure.in_(last))
+        .group_by(t.usage.c.resource)
+    )
+    return {resource: amount for resource, amount in connection.execute(used)}
+
+
+def _budget(connection: Connection, fence: Fence) -> Budget:
+    chain = find_chain(connection, fence.chain)
+    return Budget.from_json(chain.settings.get("budget") or []) if chain else Budget()
+
+
+def _queue(connection: Connection, chain: str, now: float) -> Iterator[RowMapping]:
     """Available items in the order of claiming, page by page: usually the first row is the one."""
     offset, limit = 0, 1
     while True:
-        page = connection.execute(_QUEUE, {"of_chain": chain, "many": limit, "after": offset}).mappings().all()
+        page = (
+            connection.execute(_QUEUE, {"of_chain": chain, "now": now, "many": limit, "after": offset}).mappings().all()
+        )
         yield from page
         if len(page) < limit:
             return

@@ -19,6 +19,7 @@ from perpetual_blocks.adapters.database.rows import (
 from perpetual_blocks.budget import Expectation, Limit, Spend
 from perpetual_blocks.clock import Clock, SystemClock
 from perpetual_blocks.errors import UnknownChain
+from perpetual_blocks.session.attempts import Attempt, Story
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord
 from perpetual_blocks.session.ports import Document, FollowOn, UnitCost
 from perpetual_blocks.work import Item, ItemStatus
@@ -88,6 +89,37 @@ class LedgerReader:
             rows = rows.where(t.items.c.status == status)
         with reading(self._engine) as connection:
             return [item_of(row) for row in connection.execute(rows).mappings()]
+
+    def story(self, chain: str, item: str) -> Story:
+        of_item = and_(t.failures.c.chain == chain, t.failures.c.item == item)
+        spent = and_(t.usage.c.chain == chain, t.usage.c.item == item, t.usage.c.failure > 0)
+        with reading(self._engine) as connection:
+            row = (
+                connection.execute(select(t.items).where(t.items.c.chain == chain, t.items.c.id == item))
+                .mappings()
+                .first()
+            )
+            if row is None:
+                raise UnknownChain(
+                    f"item: got {item!r}; expected an item of {chain}; `perpetual items list {chain}` has them"
+                )
+            usage: dict[int, dict[str, float]] = {}
+            for one in connection.execute(select(t.usage).where(spent).order_by(t.usage.c.resource)).mappings():
+                usage.setdefault(one["failure"], {})[one["resource"]] = one["amount"]
+            failures = connection.execute(select(t.failures).where(of_item).order_by(t.failures.c.failure)).mappings()
+            attempts = [
+                Attempt(
+                    number=one["failure"],
+                    unit=one["unit"] + 1,
+                    session=one["session"],
+                    error=one["error"],
+                    cut_off=one["cut_off"],
+                    usage=usage.get(one["failure"], {}),
+                    at=one["at"],
+                )
+                for one in failures
+            ]
+            return Story(item_of(row), attempts)
 
     # Follow-ons -----------------------------------------------------------------------------------------------------
 

@@ -186,6 +186,8 @@ failures = Table(
     Column("unit", Integer, nullable=False),
     Column("session", Integer, nullable=False),
     Column("error", Text, nullable=False),
+    # Whether it had no room to finish: then it was no failed attempt.
+    Column("cut_off", Boolean, nullable=False),
     Column("at", Float, nullable=False),
 )
 

@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("unit", sa.Integer(), nullable=False),
         sa.Column("session", sa.Integer(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("cut_off", sa.Boolean(), nullable=False),
         sa.Column("at", sa.Float(), nullable=False),
         sa.ForeignKeyConstraint(["chain"], ["chains.name"], name=op.f("fk_failures_chain"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("chain", "item", "failure", name=op.f("pk_failures")),
