@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.exceptions import Pause
 from prefect.filesystems import WritableFileSystem
 from prefect.results import ResultStore
 from prefect.serializers import JSONSerializer
@@ -16,7 +17,7 @@ from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import DamagedDocument, StorageError, text_of
 from perpetual_blocks.faults import reached
-from perpetual_blocks.session.ports import UnitRaised
+from perpetual_blocks.session.ports import RunPaused, UnitRaised
 from perpetual_blocks.work import Outcome, Unit
 
 
@@ -68,6 +69,8 @@ class PrefectUnits:
         self._unit, self._raised = unit, None
         try:
             document = unit_task(key=key, label=f"{unit.id} · {unit.number}")
+        except Pause as pause:  # Prefect lets no task begin in a run that was suspended
+            raise RunPaused from pause
         except Exception as error:
             # Prefect may have stumbled over what the unit raised: over an error without a text, say.
             if self._raised is not None:

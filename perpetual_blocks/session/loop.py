@@ -16,7 +16,7 @@ from perpetual_blocks.session.choosing import Chooser
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
 from perpetual_blocks.session.heartbeat import Heartbeat
 from perpetual_blocks.session.manners import Manners
-from perpetual_blocks.session.ports import Closing, Fence, Opened, UnitRaised
+from perpetual_blocks.session.ports import Closing, Fence, Opened, RunPaused, UnitRaised
 from perpetual_blocks.session.restore import Restored, restore
 from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
 from perpetual_blocks.session.stop import StopRequest
@@ -234,6 +234,9 @@ class Session:
             why = f"{item.id}: unit {unit.number} could not be waited for, as the process is about to end"
             self._world.tell(UnitCutOff(fence.chain, item.id, why, discarded=False))
             return self._stop.reason
+        except RunPaused:
+            self._ledger.release(fence, item)
+            return self._stop.reason or StopReason("paused", "its flow run was paused")
         except UnitRaised as raised:
             if self._units.interrupted:
                 spent = {**unit.usage, "seconds": self._world.clock.monotonic() - started}

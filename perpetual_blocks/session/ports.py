@@ -395,6 +395,7 @@ class UnitRunner(Protocol):
 
         Raises:
             UnitRaised: the agent's code raised, or returned what is no outcome.
+            RunPaused: no unit may begin any more.
             StorageError: the outcome could not be persisted.
         """
 
@@ -403,6 +404,10 @@ class UnitRunner(Protocol):
 
         What `run` raises then does not count as a failed attempt.
         """
+
+
+class RunPaused(Exception):
+    """The flow run was paused before the unit began; what is running is not asked to stop."""
 
 
 class UnitRaised(Exception):

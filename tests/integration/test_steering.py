@@ -50,6 +50,23 @@ def test_paused_in_the_ui_and_resumed_there(site: Site) -> None:
     assert ran(notes) == {f"n/{number}": 1 for number in range(16)}
 
 
+def test_suspended_from_outside(site: Site) -> None:
+    """A suspension that Prefect itself notices between two units wraps the session all the same; Resume goes on."""
+    site.serve(STEADY)
+    run, notes = started(site, "suspended")
+    details = {"pause_timeout": "2100-01-01T00:00:00Z", "pause_reschedule": True}
+    state = {"type": "PAUSED", "name": "Suspended", "state_details": details}
+    site.call("POST", f"/flow_runs/{run}/set_state", {"state": state, "force": False})
+    wait_until(lambda: site.status("suspended")["status"] == "paused", "paused", 30)
+    assert site.status("suspended")["sessions"][0]["graceful"]
+    wait_until(lambda: site.status("suspended")["sessions"][0]["state"] == "Paused", "wrapped", 30)
+
+    site.call("POST", f"/flow_runs/{run}/resume", {})
+
+    assert finished(site, "suspended")["sessions"][1]["flow_run_id"] == run
+    assert ran(notes) == {f"n/{number}": 1 for number in range(16)}
+
+
 def test_paused_and_resumed_from_the_shell(site: Site) -> None:
     """`perpetual pause` wraps the session within seconds; nothing follows until `perpetual resume`, which creates one
     follow-on; a run that is started meanwhile is refused."""
