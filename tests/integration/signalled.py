@@ -15,7 +15,7 @@ from perpetual_blocks import PerpetualAgent, WorkItem
 
 
 class Napping(PerpetualAgent):
-    """Take naps, and note when one begins and when it is over."""
+    """Take naps, and note when one begins and when it is over. The first does not begin before the signal has come."""
 
     notes: Path
     n: int = 2
@@ -28,6 +28,8 @@ class Napping(PerpetualAgent):
 
     async def work_unit(self, unit):
         self.note("began", unit)
+        while unit.id == "n/0" and not unit.should_wrap():
+            await asyncio.sleep(0.05)
         await asyncio.sleep(self.nap)
         self.note("ended", unit)
         return unit.id
@@ -48,6 +50,8 @@ class Blocking(Napping):
 
     def work_unit(self, unit):
         self.note("began", unit)
+        while unit.id == "n/0" and not unit.should_wrap():
+            time.sleep(0.05)
         time.sleep(self.nap)
         self.note("ended", unit)
         return unit.id
