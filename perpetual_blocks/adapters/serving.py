@@ -58,13 +58,21 @@ def wrapping_first() -> Iterator[None]:
 
 def _end_children(grace: float) -> None:
     """Asks the children to end, and waits until they have: in the handler, so that meanwhile no new run is started."""
-    children = psutil.Process().children()
+    children = [child for child in psutil.Process().children() if not _is_tracker(child)]
     for child in children:
         with suppress(psutil.Error):
             child.terminate()
     until = time.monotonic() + grace
     while any(_is_at_work(child) for child in children) and time.monotonic() < until:
         time.sleep(LOOK_SECONDS)
+
+
+def _is_tracker(child: psutil.Process) -> bool:
+    """Whether it is multiprocessing's own helper, which takes no notice of signals and ends with this process."""
+    try:
+        return any("resource_tracker" in argument for argument in child.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _is_at_work(child: psutil.Process) -> bool:

@@ -1,7 +1,13 @@
-"""Agents whose units are at work when a signal comes: async, in a thread, and in processes of their own."""
+"""Agents whose units are at work when a signal comes: async, in a thread, and in processes of their own.
+
+`signalled.py serve NAME` serves the first of them as a deployment of that name; `signalled.py call FLOW PARAMETERS`
+calls a flow as any script does.
+"""
 
 import asyncio
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -9,11 +15,12 @@ from perpetual_blocks import PerpetualAgent, WorkItem
 
 
 class Napping(PerpetualAgent):
-    """Take naps, and note when one begins and when it is over."""
+    """Take naps, and note when one begins and when it is over. The first does not begin before the signal has come."""
 
     notes: Path
-    n: int = 3
-    nap: float = 2.0
+    n: int = 2
+    nap: float = 1.0
+    farewell: float = 0.0
 
     def plan(self):
         for number in range(self.n):
@@ -21,9 +28,16 @@ class Napping(PerpetualAgent):
 
     async def work_unit(self, unit):
         self.note("began", unit)
+        while unit.id == "n/0" and not unit.should_wrap():
+            await asyncio.sleep(0.05)
         await asyncio.sleep(self.nap)
         self.note("ended", unit)
         return unit.id
+
+    def finish_unit(self):
+        with self.notes.open("a") as notes:
+            notes.write(f"wraps - {os.getpid()}\n")
+        time.sleep(self.farewell)
 
     def note(self, what, unit):
         unit.spend(tokens=10)
@@ -36,6 +50,8 @@ class Blocking(Napping):
 
     def work_unit(self, unit):
         self.note("began", unit)
+        while unit.id == "n/0" and not unit.should_wrap():
+            time.sleep(0.05)
         time.sleep(self.nap)
         self.note("ended", unit)
         return unit.id
@@ -52,6 +68,9 @@ blocking = Blocking.as_flow(name="blocking")
 apart = Apart.as_flow(name="apart")
 
 if __name__ == "__main__":
-    from prefect import serve
-
-    serve(*(flow.to_deployment("served") for flow in (napping, blocking, apart)))
+    what, name, *parameters = sys.argv[1:]
+    if what == "serve":
+        napping.serve(name=name)
+    else:
+        globals()[name](**json.loads(parameters[0]))
+        print("came back")
