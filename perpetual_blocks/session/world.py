@@ -34,6 +34,7 @@ class World:
     """Everything outside that a session works with.
 
     Attributes:
+        backup: The second storage, which the ledger's rows are backed up to; None where there is none.
         keep_checkpoints: How many checkpoints of a chain are kept; the one before the last is there for when the last
             is damaged.
         price: What a model's usage costs in US dollars; None where that is not known.
@@ -47,6 +48,7 @@ class World:
     meters: dict[str, Meter] = field(default_factory=dict)
     runs: Runs | None = None
     observers: Sequence[Observer] = ()
+    backup: Documents | None = None
     keep_checkpoints: int = 50
     price: Callable[[LlmUsage], float | None] | None = None
 

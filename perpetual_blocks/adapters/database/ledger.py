@@ -19,6 +19,7 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, in
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.engine import insert_if_new, writing
+from perpetual_blocks.adapters.database.export import pause_restored, put_rows
 from perpetual_blocks.adapters.database.items import add_items
 from perpetual_blocks.adapters.database.reader import LedgerReader
 from perpetual_blocks.adapters.database.rows import (
@@ -32,7 +33,7 @@ from perpetual_blocks.adapters.database.rows import (
 )
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.clock import Clock
-from perpetual_blocks.errors import Fenced, LedgerError, Superseded, UnknownChain
+from perpetual_blocks.errors import Fenced, InvalidInput, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import (
     Chain,
@@ -42,7 +43,7 @@ from perpetual_blocks.session.chain import (
     SessionState,
     refusal,
 )
-from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, Reserve
+from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, Reserve, Row
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem, sources
 
 DEFAULT_LEASE_SECONDS = 60.0
@@ -258,7 +259,7 @@ class SqlLedger(LedgerReader):
                         passed_over=0,
                     )
                     if passed_over:
-                        _count_passed_over(connection, fence, list(passed_over))
+                        _count_passed_over(connection, fence, list(passed_over), now)
                     return Claim(item, passed_over, others)
                 if len(passed_over) < PASSED_OVER_SHOWN:
                     passed_over[item.id] = reason.why
@@ -400,6 +401,11 @@ class SqlLedger(LedgerReader):
     def record_document(self, fence: Fence, document: Document) -> None:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
+            if document.kind == "backup":
+                # Its place is one of two that are written in turn, so what the row before says does not hold any more.
+                connection.execute(
+                    delete(t.documents).where(t.documents.c.chain == fence.chain, t.documents.c.kind == "backup")
+                )
             connection.execute(
                 insert(t.documents).values(
                     chain=fence.chain,
@@ -434,6 +440,13 @@ class SqlLedger(LedgerReader):
             this = and_(t.outbox.c.chain == follow_on.chain, t.outbox.c.ordinal == follow_on.ordinal)
             connection.execute(update(t.outbox).where(this).values(not_before=not_before))
             connection.execute(update(t.chains).where(t.chains.c.name == follow_on.chain).values(resume_at=not_before))
+
+    def rebuild(self, chain: str, segments: Iterable[Iterable[Row]], reason: str) -> None:
+        with self._writing(synced=True) as connection:
+            if _lock_chain(connection, chain) is not None:
+                raise InvalidInput.of("chain", chain, "a chain that this ledger does not have")
+            put_rows(connection, segments)
+            pause_restored(connection, chain, reason, self._clock.now())
 
     # A person's decisions -------------------------------------------------------------------------------------------
 
@@ -512,13 +525,13 @@ _DEPENDENTS = select(t.dependencies.c.item).where(
 )
 
 
-def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str]) -> None:
+def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str], now: float) -> None:
     """Counts once a session that something was taken in place of these."""
     not_yet = func.coalesce(t.items.c.passed_over_in, 0) != fence.ordinal
     connection.execute(
         update(t.items)
         .where(t.items.c.chain == fence.chain, t.items.c.id.in_(ids), not_yet)
-        .values(passed_over=t.items.c.passed_over + 1, passed_over_in=fence.ordinal)
+        .values(passed_over=t.items.c.passed_over + 1, passed_over_in=fence.ordinal, updated_at=now)
     )
 
 
@@ -626,7 +639,7 @@ def _unblock(connection: Connection, chain: str, completed: str, now: float) -> 
     connection.execute(
         update(t.items)
         .where(t.items.c.chain == bindparam("of"), t.items.c.id == bindparam("item"))
-        .values(blockers=t.items.c.blockers - 1),
+        .values(blockers=t.items.c.blockers - 1, updated_at=now),
         [{"of": chain, "item": item} for item in waiting],
     )
     connection.execute(

@@ -1,12 +1,15 @@
 """What can be read of the ledger, by anybody and at any time: each method is one snapshot, and locks nothing."""
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import and_, func, select
 
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.engine import connect, reading, shown
+from perpetual_blocks.adapters.database.export import changed_rows, mark_of
 from perpetual_blocks.adapters.database.rows import (
     CLAIM_ORDER,
     chain_of,
@@ -20,7 +23,7 @@ from perpetual_blocks.budget import Expectation, Limit, Spend
 from perpetual_blocks.clock import Clock, SystemClock
 from perpetual_blocks.errors import UnknownChain
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord
-from perpetual_blocks.session.ports import Document, FollowOn, UnitCost
+from perpetual_blocks.session.ports import Document, DocumentKind, Export, FollowOn, Mark, UnitCost
 from perpetual_blocks.work import Item, ItemStatus
 
 LEARNED_ROWS = 2048
@@ -64,7 +67,7 @@ class LedgerReader:
         with reading(self._engine) as connection:
             return [session_of(row) for row in connection.execute(rows).mappings()]
 
-    def documents(self, chain: str, kind: Literal["checkpoint", "handoff"]) -> list[Document]:
+    def documents(self, chain: str, kind: DocumentKind) -> list[Document]:
         rows = (
             select(t.documents)
             .where(t.documents.c.chain == chain, t.documents.c.kind == kind)
@@ -88,6 +91,21 @@ class LedgerReader:
             rows = rows.where(t.items.c.status == status)
         with reading(self._engine) as connection:
             return [item_of(row) for row in connection.execute(rows).mappings()]
+
+    # Backups --------------------------------------------------------------------------------------------------------
+
+    def has_chain(self, chain: str) -> bool:
+        with reading(self._engine) as connection:
+            return find_chain(connection, chain) is not None
+
+    @contextmanager
+    def export(self, chain: str, after: Mark | None) -> Iterator[Export]:
+        now = self._clock.now()
+        with reading(self._engine, snapshot=True) as connection:
+            found = find_chain(connection, chain)
+            if found is None:
+                raise UnknownChain(f"chain: got {chain!r}; expected one of {self.shown}")
+            yield Export(found.uid, mark_of(connection, found, now), changed_rows(connection, found, after))
 
     # Follow-ons -----------------------------------------------------------------------------------------------------
 
