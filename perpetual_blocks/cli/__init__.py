@@ -13,7 +13,9 @@ from perpetual_blocks.cli.check import check
 from perpetual_blocks.cli.demo import demo
 from perpetual_blocks.cli.output import fail
 from perpetual_blocks.cli.plan import plan
+from perpetual_blocks.cli.restore import restore
 from perpetual_blocks.cli.run import run
+from perpetual_blocks.cli.verify import verify
 from perpetual_blocks.errors import InvalidInput, PerpetualError
 
 app = App(
@@ -21,7 +23,7 @@ app = App(
     help="Prefect flows that stop just before a limit, save where they are, and continue in a fresh run.",
     version=__version__,
 )
-for command in (demo, run, plan, status, handoff, check):
+for command in (demo, run, plan, status, handoff, check, verify, restore):
     app.command(command)
 app.command(items.app)
 app.command(session.app)

@@ -301,10 +301,11 @@ def rebuild(ledger: Ledger, storage: Documents, chain: str, until: int | None = 
         )
     indexes = Indexes.of(storage, chain)
     index = _choose(indexes, chain, until)
+    # The very first backup writes one index only; from then on there are two, and the other may have been the newer.
     notes = tuple(
         f"{key} is not usable ({error}); the index of session {index.last.ordinal} is used"
         for key, error in indexes.unusable.items()
-        if isinstance(error, DamagedDocument)
+        if isinstance(error, DamagedDocument) or index.sequence > 1
     )
     reason = (
         f"restored from the backup of session {index.last.ordinal}, made at {isoformat(index.last.at)}: "

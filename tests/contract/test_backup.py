@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,9 +52,9 @@ def storage() -> MemoryDocuments:
 
 
 @pytest.fixture
-def other(make_ledger: LedgerFactory) -> SqlLedger:
+def other(make_ledger: LedgerFactory, tmp_path: Path) -> SqlLedger:
     """An empty ledger to restore into."""
-    return make_ledger("sqlite://")
+    return make_ledger(str(tmp_path / "other.db"))
 
 
 def rows_of(ledger: SqlLedger, chain: str = "mine") -> Rows:
@@ -122,7 +123,7 @@ def test_a_chain_moves_from_one_ledger_to_another(
     make_ledger: LedgerFactory,
     target: str,
     request: pytest.FixtureRequest,
-    tmp_path: Any,
+    tmp_path: Path,
 ) -> None:
     """Backup and restore move a chain between ledgers of any database, and it goes on there with its next session."""
     saved = sessions(ledger, storage, clock, 3)
@@ -237,7 +238,6 @@ class Chain:
 
     def act(self, fence: Fence, action: str, number: int, spent: dict[str, float]) -> None:
         ledger = self.ledger
-        usage = {"tokens": 1.5 * number, "seconds": 0.1}
         ids = [item.id for item in ledger.items("mine", limit=1000)]
         match action:
             case "add":
@@ -249,33 +249,33 @@ class Chain:
             case "retry":
                 ledger.retry_items("mine", ids)
             case "pass over":
-                seen: list[str] = []
-                found = ledger.claim(
-                    fence, lambda item: Misfit("too big") if not seen and not seen.append("") else None
-                )  # type: ignore[func-returns-value]
+                found = ledger.claim(fence, lambda item: Misfit("too big") if item.id in ids[:1] else None)
                 if found.item:
                     ledger.release(fence, found.item)
             case "wait":
                 self.clock.advance(100.0 * number)
             case "checkpoint":
-                at = self.clock.now()
                 key = f"checkpoint-{fence.ordinal}"
                 if not any(one.key == key for one in ledger.documents("mine", "checkpoint")):
-                    ledger.record_document(fence, Document("checkpoint", fence.ordinal, key, "1" * 64, int(at)))
+                    ledger.record_document(fence, Document("checkpoint", fence.ordinal, key, "1" * 64, number))
                 ledger.forget_checkpoints(fence, 2)
             case _:
-                item = ledger.claim(fence, lambda item: None).item
-                if item is None:
-                    return
-                for name, amount in usage.items():
-                    spent[name] = spent.get(name, 0.0) + amount
-                done = Outcome(done=action == "finish", usage=usage, cursor=number, context={"n": number})
-                if action == "fail":
-                    ledger.fail_unit(fence, item, "it broke", usage, spent)
-                elif action == "cut off":
-                    ledger.cut_off(fence, item, "no room", usage, spent, fresh=number % 2 == 0)
-                else:
-                    ledger.commit_unit(fence, item, done, f"key/{item.id}/{item.units}/{fence.ordinal}", spent)
+                self.run_unit(fence, action, number, spent)
+
+    def run_unit(self, fence: Fence, action: str, number: int, spent: dict[str, float]) -> None:
+        item = self.ledger.claim(fence, lambda item: None).item
+        if item is None:
+            return
+        usage = {"tokens": 1.5 * number, "seconds": 0.1}
+        for name, amount in usage.items():
+            spent[name] = spent.get(name, 0.0) + amount
+        if action == "fail":
+            self.ledger.fail_unit(fence, item, "it broke", usage, spent)
+        elif action == "cut off":
+            self.ledger.cut_off(fence, item, "no room", usage, spent, fresh=number % 2 == 0)
+        else:
+            outcome = Outcome(done=action == "finish", usage=usage, cursor=number, context={"n": number})
+            self.ledger.commit_unit(fence, item, outcome, f"key/{item.id}/{item.units}/{fence.ordinal}", spent)
 
 
 SESSIONS = st.lists(
@@ -342,6 +342,28 @@ def test_a_segment_has_what_changed(ledger: SqlLedger, storage: MemoryDocuments,
     assert second.segments[0] == base.segments[0]
     # The chain, two sessions (the first one was open before), three items, and the usage of three units.
     assert [part.rows for part in second.segments[1].parts] == [1 + 2 + 3 + 3]
+
+
+def test_what_became_less_blocked_is_saved(
+    ledger: SqlLedger, storage: MemoryDocuments, clock: FakeClock, other: SqlLedger
+) -> None:
+    """An item that still waits, for fewer others than before, has changed; so has one in whose place another went."""
+    fence = open_session(ledger).fence
+    add(ledger, "first", "second")
+    add(ledger, "last", depends_on=("first", "second"))
+    clock.advance(2 * OVERLAP_SECONDS)
+    back_up(ledger, storage, fence)
+    clock.advance(2 * OVERLAP_SECONDS)
+    taken = ledger.claim(fence, lambda item: Misfit("too big") if item.id == "first" else None).item
+    assert taken is not None
+    ledger.commit_unit(fence, taken, Outcome(done=True), "key", {})
+
+    back_up(ledger, storage, fence)
+    rebuild(other, storage, "mine")
+
+    assert item_in(other, "first").passed_over == 1
+    assert rows_of(other)["items"] == rows_of(ledger)["items"]
+    assert [row["blockers"] for row in rows_of(other)["items"]] == [0, 1, 0]
 
 
 def test_a_large_segment_has_several_parts(
@@ -482,7 +504,7 @@ def test_a_chain_that_is_there_is_not_replaced(ledger: SqlLedger, storage: Memor
 def test_rows_of_a_newer_version(ledger: SqlLedger) -> None:
     """Columns and tables that this version does not know are refused, and nothing is written."""
     for rows in ([("chains", {"name": "mine", "flavour": 1})], [("flavours", {"name": "mine"})]):
-        with pytest.raises(DamagedDocument, match="flavour.*newer perpetual-blocks"):
+        with pytest.raises(DamagedDocument, match="newer perpetual-blocks"):
             ledger.rebuild("mine", [rows], "")
     assert not ledger.has_chain("mine")
 
@@ -535,15 +557,15 @@ def test_a_backup_that_comes_too_late_names_nothing(
     with pytest.raises(Fenced):
         back_up(ledger, storage, late)
 
-    assert Indexes.of(storage, "mine") == before or Indexes.of(storage, "mine").found == before.found
+    assert Indexes.of(storage, "mine").found == before.found
 
 
 def test_a_restored_chain_is_backed_up_anew(
-    ledger: SqlLedger, storage: MemoryDocuments, clock: FakeClock, make_ledger: LedgerFactory
+    ledger: SqlLedger, storage: MemoryDocuments, clock: FakeClock, make_ledger: LedgerFactory, tmp_path: Path
 ) -> None:
     """After a restore to an earlier session the next backup is a base, which a second restore finds."""
     sessions(ledger, storage, clock, 3)
-    second, third = make_ledger("sqlite://"), make_ledger("sqlite://")
+    second, third = (make_ledger(str(tmp_path / name)) for name in ("second.db", "third.db"))
     rebuild(second, storage, "mine", until=1)
     with second._writing() as connection:
         connection.execute(schema.chains.update().values(status=ChainStatus.WAITING))

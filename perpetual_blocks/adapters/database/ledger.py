@@ -19,6 +19,7 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, in
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.engine import insert_if_new, writing
+from perpetual_blocks.adapters.database.examine import repair_items
 from perpetual_blocks.adapters.database.export import pause_restored, put_rows
 from perpetual_blocks.adapters.database.items import add_items
 from perpetual_blocks.adapters.database.reader import LedgerReader
@@ -447,6 +448,27 @@ class SqlLedger(LedgerReader):
                 raise InvalidInput.of("chain", chain, "a chain that this ledger does not have")
             put_rows(connection, segments)
             pause_restored(connection, chain, reason, self._clock.now())
+
+    def repair_items(self, chain: str, ids: Sequence[str]) -> None:
+        with self._writing() as connection:
+            self._at_rest(connection, chain)
+            repair_items(connection, chain, ids, self._clock.now())
+
+    def forget_document(self, chain: str, document: Document) -> None:
+        with self._writing() as connection:
+            self._at_rest(connection, chain)
+            connection.execute(
+                delete(t.documents).where(t.documents.c.chain == chain, t.documents.c.key == document.key)
+            )
+
+    def _at_rest(self, connection: Connection, chain: str) -> None:
+        """Refuses to change the rows of a chain that a session works on."""
+        # Not as a `Chain`, which a row that is broken may not make.
+        row = select(t.chains.c.lease_until).where(t.chains.c.name == chain).with_for_update()
+        lease_until = connection.execute(row).scalar() or 0.0
+        running = select(literal(1)).where(t.sessions.c.chain == chain, t.sessions.c.state == SessionState.RUNNING)
+        if lease_until > self._clock.now() and connection.execute(running).first():
+            raise Superseded(f"a session of {chain} is at work; nothing is repaired meanwhile")
 
     # A person's decisions -------------------------------------------------------------------------------------------
 
