@@ -32,6 +32,7 @@ from perpetual_blocks.session import backup
 from perpetual_blocks.session.backup import BackupIndex, Indexes, back_up, index_keys, rebuild
 from perpetual_blocks.session.chain import ChainStatus, SessionState
 from perpetual_blocks.session.ports import Document, Fence, FollowOn, Misfit, Reserve
+from perpetual_blocks.session.verification import find_wrong_rows
 from perpetual_blocks.work import ItemStatus, Outcome, WorkItem
 
 DATABASES = ("sqlite-file", "postgres")
@@ -298,6 +299,9 @@ def check_random_work(chain: Chain, told: list[tuple[list[tuple[str, int]], bool
         return
     rebuild(target, chain.storage, "mine")
     assert as_restored(rows_of(target)) == as_restored(chain.saved)
+    for one in (chain.ledger, target):
+        with one.facts("mine") as facts:
+            assert list(find_wrong_rows(facts)) == []
 
 
 @settings(max_examples=60)

@@ -101,7 +101,9 @@ def desk(make_ledger: LedgerFactory, clock: FakeClock) -> Desk:
     return Desk(make_ledger(), clock)
 
 
-def test_what_was_finished_after_the_last_backup_is_not_run_again(desk: Desk, make_ledger: LedgerFactory, tmp_path: Path) -> None:
+def test_what_was_finished_after_the_last_backup_is_not_run_again(
+    desk: Desk, make_ledger: LedgerFactory, tmp_path: Path
+) -> None:
     """A session whose backup failed is lost with its ledger; the units that it finished are found in the results
     storage and applied when the restored chain comes to them, so that each unit ran once."""
     undisturbed = Desk(make_ledger(str(tmp_path / "undisturbed.db")), FakeClock())

@@ -105,11 +105,12 @@ def _not_json(connection: Connection, chain: str) -> Iterator[tuple[str, str, st
     if connection.dialect.name != "sqlite":
         return  # PostgreSQL refuses what is no JSON
     for name, table in TABLES.items():
-        key = [column for column in table.primary_key if column.name != "chain"]
+        key = [column for column in table.primary_key if column.name != "chain"] or list(table.primary_key)
         owner = table.c.get("chain", table.c.get("name"))
         for column in table.c:
             if isinstance(column.type, JSON) and owner is not None:
-                broken = select(*key).where(owner == chain, func.json_valid(cast(column, Text)) == 0)
+                there = cast(column, Text)
+                broken = select(*key).where(owner == chain, there.is_not(None), func.json_valid(there) == 0)
                 for row in connection.execute(broken):
                     yield name, " ".join(map(str, row)), column.name
 
