@@ -97,6 +97,7 @@ class Rig:
     agent: PerpetualAgent
     chain: str = "mine"
     documents: MemoryDocuments = field(default_factory=MemoryDocuments)
+    backup: MemoryDocuments = field(default_factory=MemoryDocuments)
     saved_work: MemorySavedWork = field(default_factory=MemorySavedWork)
     runs: MemoryRuns = field(default_factory=MemoryRuns)
     moments: list[Moment] = field(default_factory=list)
@@ -123,6 +124,7 @@ class Rig:
             clock=self.clock,
             runs=self.runs,
             observers=[self.moments.append],
+            backup=self.backup,
             **outside,
         )
         request = SessionRequest(
