@@ -279,7 +279,7 @@ def run_session(
     ledger = store.get_ledger()
     storage = load_storage(store.result_storage)
     StoredDocuments(storage).probe()
-    backup = load_storage(store.backup_storage, "backup_storage") if store.backup_storage else None
+    backup = StoredDocuments(load_storage(store.backup_storage, "backup_storage")) if store.backup_storage else None
     units = PrefectUnits(agent, storage, store.result_storage or None)
     template = own.template()
     request = SessionRequest(
@@ -301,7 +301,8 @@ def run_session(
         ledger=ledger,
         documents=StoredDocuments(storage),
         runner=units,
-        saved_work=PrefectSavedWork(StoredDocuments(backup) if backup else None),
+        saved_work=PrefectSavedWork(backup),
+        backup=backup,
         clock=SystemClock(),
         meters={**{name: make() for name, make in METERS.items() if name not in agent.meters}, **agent.meters},
         runs=runs,

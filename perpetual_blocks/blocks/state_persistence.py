@@ -25,7 +25,8 @@ class StatePersistence(Block):
     Attributes:
         ledger: The ledger database's address, as a secret because it may hold a password.
         result_storage: The storage block that outcomes and documents go to.
-        backup_storage: A storage block that each checkpoint is copied to.
+        backup_storage: A storage block for copies of each session's documents, and for what changed of the ledger's
+            rows: `perpetual restore` rebuilds a lost ledger from it.
         durability: Whether every commit is synced to the disk.
         keep_checkpoints: How many checkpoints of a chain are kept.
     """
@@ -55,7 +56,7 @@ class StatePersistence(Block):
     backup_storage: str = Field(
         default="",
         title="Backup storage",
-        description="A storage block's name that each checkpoint is copied to; empty for none.",
+        description="A storage block's name for copies of documents and of the ledger's rows; empty for none.",
     )
     durability: Literal["normal", "full"] = Field(
         default="normal",

@@ -163,12 +163,13 @@ def _world(where: Where) -> World:
     from perpetual_blocks.clock import SystemClock
 
     store = where.get_store()
-    backup = load_storage(store.backup_storage, "backup_storage") if store.backup_storage else None
+    backup = StoredDocuments(load_storage(store.backup_storage, "backup_storage")) if store.backup_storage else None
     return World(
         ledger=store.get_ledger(lease_seconds=LEASE_SECONDS),
         documents=StoredDocuments(load_storage(store.result_storage)),
         runner=NoUnits(),
-        saved_work=LocalSavedWork(StoredDocuments(backup) if backup else None),
+        saved_work=LocalSavedWork(backup),
+        backup=backup,
         clock=SystemClock(),
         meters={"memory": MemoryMeter()},
         keep_checkpoints=store.keep_checkpoints,

@@ -215,7 +215,9 @@ class Session:
                 self._world.tell(BudgetWarned(self._request.chain, verdict.reading.limit.resource, verdict.reason))
         return None
 
-    def _run_unit(self, opened: Opened, item: Item, unit: Unit, chooser: Chooser) -> Outcome | StopReason | None:
+    def _run_unit(  # noqa: PLR0911 - one for each way in which a unit ends
+        self, opened: Opened, item: Item, unit: Unit, chooser: Chooser
+    ) -> Outcome | StopReason | None:
         """Runs one unit and commits what came of it; None when it failed, a reason when it had no room or time."""
         fence = opened.fence
         key = unit_key(fence.chain, opened.chain.uid, item)
@@ -228,15 +230,15 @@ class Session:
                     self._world.runner.interrupt,
                     self._monitor.shutdown_seconds,
                 )
+        except RunPaused:
+            self._ledger.release(fence, item)
+            return self._stop.reason or StopReason("paused", "its flow run was paused")
         except LeftBehind:
             # Its key stays as it is: should it still end before the process does, the next session finds its outcome.
             self._ledger.release(fence, item)
             why = f"{item.id}: unit {unit.number} could not be waited for, as the process is about to end"
             self._world.tell(UnitCutOff(fence.chain, item.id, why, discarded=False))
             return self._stop.reason
-        except RunPaused:
-            self._ledger.release(fence, item)
-            return self._stop.reason or StopReason("paused", "its flow run was paused")
         except UnitRaised as raised:
             if self._units.interrupted:
                 spent = {**unit.usage, "seconds": self._world.clock.monotonic() - started}

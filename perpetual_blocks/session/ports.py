@@ -1,6 +1,7 @@
 """What the core needs of the world outside: one protocol for each seam. `adapters` has the implementations."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
@@ -46,21 +47,56 @@ class Opened:
     took_over: bool
 
 
+DocumentKind = Literal["checkpoint", "handoff", "backup"]
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document in the results storage, as the ledger knows it.
+    """A document in the results storage, or in the backup storage, as the ledger knows it.
 
     Attributes:
-        kind: checkpoint or handoff.
+        kind: checkpoint or handoff; or backup, for the index of a chain's backup.
         digest: SHA-256 of its bytes.
         size: In bytes.
     """
 
-    kind: Literal["checkpoint", "handoff"]
+    kind: DocumentKind
     ordinal: int
     key: str
     digest: str
     size: int
+
+
+Row = tuple[str, Mapping[str, Any]]
+"""A table's name, and the values of one of its rows by column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Up to where a backup has a chain; the next segment begins there.
+
+    Attributes:
+        ordinal: The latest session, which was about to end.
+        position: The last item's.
+        at: When the rows were read, in seconds since the Unix epoch.
+    """
+
+    ordinal: int
+    position: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Rows of one chain as they were at one moment.
+
+    Attributes:
+        rows: They are read while they are asked for.
+    """
+
+    uid: str
+    mark: Mark
+    rows: Iterator[Row]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +287,7 @@ class Ledger(Protocol):
         """Records what it took to resume."""
 
     def record_document(self, fence: Fence, document: Document) -> None:
-        """Points at a document that has been written and read back."""
+        """Points at a document that has been written and read back; of kind backup, instead of the one before."""
 
     def forget_checkpoints(self, fence: Fence, keep: int) -> list[str]:
         """Points at the latest `keep` checkpoints only; returns the keys of those that it forgot."""
@@ -355,7 +391,7 @@ class Ledger(Protocol):
     def sessions(self, chain: str) -> list[SessionRecord]:
         """A chain's sessions in order."""
 
-    def documents(self, chain: str, kind: Literal["checkpoint", "handoff"]) -> list[Document]:
+    def documents(self, chain: str, kind: DocumentKind) -> list[Document]:
         """A chain's documents of one kind, the latest first."""
 
     def counts(self, chain: str) -> dict[ItemStatus, int]:
@@ -372,6 +408,24 @@ class Ledger(Protocol):
 
     def discard_items(self, chain: str, ids: Sequence[str], reason: str) -> int:
         """Gives items up that are blocked or available; returns how many."""
+
+    def has_chain(self, chain: str) -> bool:
+        """Whether there is a chain of this name."""
+
+    def export(self, chain: str, after: Mark | None) -> AbstractContextManager[Export]:
+        """A snapshot of the chain's rows that changed after a mark; of all of them for None. Locks nothing.
+
+        Raises:
+            UnknownChain: there is no such chain.
+        """
+
+    def rebuild(self, chain: str, segments: Iterable[Iterable[Row]], reason: str) -> None:
+        """Adds the chain that segments, the newest first, have the rows of; it is paused with that reason.
+
+        Raises:
+            InvalidInput: there is such a chain.
+            DamagedDocument: the rows are not of tables and columns that this version knows.
+        """
 
 
 class Documents(Protocol):

@@ -2,7 +2,8 @@
 
 1. finish the running units (the loop has; the agent may flush what they left in memory)
 2. save state: the checkpoint is written, read back, compared, and then pointed at
-3. back up: the checkpoint is copied to a second storage; the oldest checkpoints are let go
+3. back up: the checkpoint and what changed of the ledger's rows go to a second storage; the oldest checkpoints are let
+   go
 4. commit the agent's work to git
 5. the handoff document
 6. close the session and record the follow-on, in one transaction; then create it
@@ -24,6 +25,7 @@ from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import DamagedDocument, InvalidInput
 from perpetual_blocks.faults import reached
 from perpetual_blocks.handoff import Handoff, to_markdown
+from perpetual_blocks.session.backup import back_up
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.continuation import Ending, ending
 from perpetual_blocks.session.documents import chain_folder, checkpoint_now, handoff_now, limits_now
@@ -85,13 +87,17 @@ class Shutdown:
         steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
         steps.best_effort("backup", lambda: self._back_up(checkpoint))
         steps.best_effort("prune", self._prune)
+        backup = world.backup
+        if backup is not None:
+            # After the pruning: a restored ledger must not point at a checkpoint that is gone.
+            steps.best_effort("back_up_ledger", lambda: back_up(world.ledger, backup, fence))
         commit = steps.best_effort("commit_changes", lambda: self._commit(end))
         handoff = self._handoff(end, steps, commit)
         markdown = steps.best_effort("create_handoff", lambda: to_markdown(self._ask_agent(handoff)))
         if markdown is None:
             # Whatever the agent's hook does, there is a handoff, and it says what the hook did.
             markdown = to_markdown(handoff.model_copy(update={"steps": steps.failures()}))
-        steps.best_effort("handoff", lambda: self._save("handoff", markdown))
+        steps.best_effort("handoff", lambda: self._save_handoff(markdown))
         steps.best_effort("publish", lambda: self._publish(markdown, end))
         self._close(end, steps)
         steps.best_effort("cleanup", self.agent.cleanup)
@@ -117,6 +123,10 @@ class Shutdown:
             raise DamagedDocument(f"results storage: {key} was read back with other bytes than were written")
         document = Document(kind, self.fence.ordinal, key, written, len(text.encode()))
         self.world.ledger.record_document(self.fence, document)
+
+    def _save_handoff(self, markdown: str) -> None:
+        self._save("handoff", markdown)
+        self.world.saved_work.backup(self._key("handoff"), markdown)
 
     def _back_up(self, checkpoint: str) -> None:
         self.world.saved_work.backup(self._key("checkpoint"), checkpoint)

@@ -35,6 +35,7 @@ class World:
     """Everything outside that a session works with.
 
     Attributes:
+        backup: The second storage, which the ledger's rows are backed up to; None where there is none.
         keep_checkpoints: How many checkpoints of a chain are kept; the one before the last is there for when the last
             is damaged.
         watched: What else is asked every two seconds whether the session is to stop, by a name for its thread.
@@ -49,6 +50,7 @@ class World:
     meters: dict[str, Meter] = field(default_factory=dict)
     runs: Runs | None = None
     observers: Sequence[Observer] = ()
+    backup: Documents | None = None
     keep_checkpoints: int = 50
     watched: Mapping[str, Look] = field(default_factory=dict)
     price: Callable[[LlmUsage], float | None] | None = None

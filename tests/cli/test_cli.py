@@ -43,6 +43,8 @@ COMMANDS = (
     "status",
     "handoff",
     "check",
+    "verify",
+    "restore",
     "items list",
     "items show",
     "items add",

@@ -98,6 +98,7 @@ class Rig:
     agent: PerpetualAgent
     chain: str = "mine"
     documents: MemoryDocuments = field(default_factory=MemoryDocuments)
+    backup: MemoryDocuments = field(default_factory=MemoryDocuments)
     saved_work: MemorySavedWork = field(default_factory=MemorySavedWork)
     runs: MemoryRuns = field(default_factory=MemoryRuns)
     moments: list[Moment] = field(default_factory=list)
@@ -124,6 +125,7 @@ class Rig:
             clock=self.clock,
             runs=self.runs,
             observers=[self.moments.append],
+            backup=self.backup,
             **outside,
         )
         request = SessionRequest(
@@ -232,9 +234,10 @@ def test_the_handoff_tells_the_next_session(make_rig: MakeRig) -> None:
     assert "- `doc-0` (2 of 3): read page 3" in handoff
     assert "*Outlook:* about 1 more session in 3.0 s, 200 tokens more." in handoff
     assert rig.saved_work.published[1] == handoff
-    (backup,) = rig.saved_work.backups.values()
+    backup, copy = rig.saved_work.backups.values()
     assert backup == rig.document("checkpoint", 1)
     assert '"next_action":"read page 3"' in backup
+    assert copy == handoff
 
 
 def test_moments_are_told_in_order(make_rig: MakeRig) -> None:

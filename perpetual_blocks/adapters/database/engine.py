@@ -1,6 +1,6 @@
 """Connecting to the ledger's database, transactions, and bringing its tables to this version."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import as_file, files
@@ -91,15 +91,21 @@ def writing(engine: Engine, *, synced: bool = False) -> Iterator[Connection]:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def reading(engine: Engine, *, snapshot: bool = False) -> Iterator[Connection]:
     """One transaction that only reads.
+
+    Args:
+        snapshot: Whether several statements must see the same moment. On SQLite they do in any case.
 
     Raises:
         LedgerError: the database could not be reached.
     """
+    options: dict[str, Any] = {"sqlite_begin": "BEGIN"}
+    if snapshot and engine.dialect.name != "sqlite":
+        options["isolation_level"] = "REPEATABLE READ"
     with (
         _errors(engine),
-        engine.connect().execution_options(sqlite_begin="BEGIN") as connection,
+        engine.connect().execution_options(**options) as connection,
         connection.begin(),
     ):
         yield connection
@@ -108,6 +114,11 @@ def reading(engine: Engine) -> Iterator[Connection]:
 def insert_if_new(connection: Connection, table: Table, **values: Any) -> bool:
     """Adds a row, or does nothing where one with its key is there; whether it was added."""
     return connection.execute(_insert_if_new(connection.dialect.name, table), values).rowcount == 1
+
+
+def insert_all_if_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds those of the rows, which all have the same columns, that are new by their keys."""
+    connection.execute(_insert_if_new(connection.dialect.name, table), list(rows))
 
 
 @cache

@@ -27,6 +27,8 @@ from perpetual_blocks.adapters.database.chains import (
 )
 from perpetual_blocks.adapters.database.control import ChainControl, all_stopped
 from perpetual_blocks.adapters.database.engine import insert_if_new
+from perpetual_blocks.adapters.database.examine import repair_items
+from perpetual_blocks.adapters.database.export import pause_restored, put_rows
 from perpetual_blocks.adapters.database.items import add_items
 from perpetual_blocks.adapters.database.rows import (
     CLAIM_ORDER,
@@ -36,7 +38,7 @@ from perpetual_blocks.adapters.database.rows import (
 )
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.clock import Clock
-from perpetual_blocks.errors import Fenced, LedgerError, Superseded, UnknownChain
+from perpetual_blocks.errors import Fenced, InvalidInput, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.attempts import back_off, quarantine
 from perpetual_blocks.session.chain import (
@@ -48,7 +50,7 @@ from perpetual_blocks.session.chain import (
     refusal,
     wanted_status,
 )
-from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, Reserve
+from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, Reserve, Row
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem, sources
 
 DEFAULT_LEASE_SECONDS = 60.0
@@ -276,7 +278,7 @@ class SqlLedger(ChainControl):
                         _move(connection, fence.chain, hopeless, ItemStatus.DISCARDED, now, error=why)
                         passed_over.pop(hopeless, None)
                     if passed_over:
-                        _count_passed_over(connection, fence, list(passed_over))
+                        _count_passed_over(connection, fence, list(passed_over), now)
                     return Claim(item, passed_over, others, discarded=never)
                 if len(passed_over) < PASSED_OVER_SHOWN:
                     passed_over[item.id] = reason.why
@@ -428,6 +430,11 @@ class SqlLedger(ChainControl):
     def record_document(self, fence: Fence, document: Document) -> None:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
+            if document.kind == "backup":
+                # Its place is one of two that are written in turn, so what the row before says does not hold any more.
+                connection.execute(
+                    delete(t.documents).where(t.documents.c.chain == fence.chain, t.documents.c.kind == "backup")
+                )
             connection.execute(
                 insert(t.documents).values(
                     chain=fence.chain,
@@ -462,6 +469,34 @@ class SqlLedger(ChainControl):
             this = and_(t.outbox.c.chain == follow_on.chain, t.outbox.c.ordinal == follow_on.ordinal)
             connection.execute(update(t.outbox).where(this).values(not_before=not_before))
             connection.execute(update(t.chains).where(t.chains.c.name == follow_on.chain).values(resume_at=not_before))
+
+    def rebuild(self, chain: str, segments: Iterable[Iterable[Row]], reason: str) -> None:
+        with self._writing(synced=True) as connection:
+            if lock_chain(connection, chain) is not None:
+                raise InvalidInput.of("chain", chain, "a chain that this ledger does not have")
+            put_rows(connection, segments)
+            pause_restored(connection, chain, reason, self._clock.now())
+
+    def repair_items(self, chain: str, ids: Sequence[str]) -> None:
+        with self._writing() as connection:
+            self._at_rest(connection, chain)
+            repair_items(connection, chain, ids, self._clock.now())
+
+    def forget_document(self, chain: str, document: Document) -> None:
+        with self._writing() as connection:
+            self._at_rest(connection, chain)
+            connection.execute(
+                delete(t.documents).where(t.documents.c.chain == chain, t.documents.c.key == document.key)
+            )
+
+    def _at_rest(self, connection: Connection, chain: str) -> None:
+        """Refuses to change the rows of a chain that a session works on."""
+        # Not as a `Chain`, which a row that is broken may not make.
+        row = select(t.chains.c.lease_until).where(t.chains.c.name == chain).with_for_update()
+        lease_until = connection.execute(row).scalar() or 0.0
+        running = select(literal(1)).where(t.sessions.c.chain == chain, t.sessions.c.state == SessionState.RUNNING)
+        if lease_until > self._clock.now() and connection.execute(running).first():
+            raise Superseded(f"a session of {chain} is at work; nothing is repaired meanwhile")
 
     # A person's decisions -------------------------------------------------------------------------------------------
 
@@ -553,13 +588,13 @@ _DEPENDENTS = select(t.dependencies.c.item).where(
 )
 
 
-def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str]) -> None:
+def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str], now: float) -> None:
     """Counts once a session that something was taken in place of these."""
     not_yet = func.coalesce(t.items.c.passed_over_in, 0) != fence.ordinal
     connection.execute(
         update(t.items)
         .where(t.items.c.chain == fence.chain, t.items.c.id.in_(ids), not_yet)
-        .values(passed_over=t.items.c.passed_over + 1, passed_over_in=fence.ordinal)
+        .values(passed_over=t.items.c.passed_over + 1, passed_over_in=fence.ordinal, updated_at=now)
     )
 
 
@@ -617,7 +652,7 @@ def _unblock(connection: Connection, chain: str, completed: str, now: float) -> 
     connection.execute(
         update(t.items)
         .where(t.items.c.chain == bindparam("of"), t.items.c.id == bindparam("item"))
-        .values(blockers=t.items.c.blockers - 1),
+        .values(blockers=t.items.c.blockers - 1, updated_at=now),
         [{"of": chain, "item": item} for item in waiting],
     )
     connection.execute(

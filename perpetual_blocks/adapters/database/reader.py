@@ -1,12 +1,16 @@
 """What can be read of the ledger, by anybody and at any time: each method is one snapshot, and locks nothing."""
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import and_, func, select
 
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.engine import connect, reading, shown
+from perpetual_blocks.adapters.database.examine import chain_facts, result_facts
+from perpetual_blocks.adapters.database.export import changed_rows, mark_of
 from perpetual_blocks.adapters.database.rows import (
     CLAIM_ORDER,
     chain_of,
@@ -21,7 +25,8 @@ from perpetual_blocks.clock import Clock, SystemClock
 from perpetual_blocks.errors import UnknownChain
 from perpetual_blocks.session.attempts import Attempt, Story
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord
-from perpetual_blocks.session.ports import Document, FollowOn, UnitCost
+from perpetual_blocks.session.ports import Document, DocumentKind, Export, FollowOn, Mark, UnitCost
+from perpetual_blocks.session.verification import ChainFacts, ResultFacts
 from perpetual_blocks.work import Item, ItemStatus
 
 LEARNED_ROWS = 2048
@@ -65,7 +70,7 @@ class LedgerReader:
         with reading(self._engine) as connection:
             return [session_of(row) for row in connection.execute(rows).mappings()]
 
-    def documents(self, chain: str, kind: Literal["checkpoint", "handoff"]) -> list[Document]:
+    def documents(self, chain: str, kind: DocumentKind) -> list[Document]:
         rows = (
             select(t.documents)
             .where(t.documents.c.chain == chain, t.documents.c.kind == kind)
@@ -120,6 +125,43 @@ class LedgerReader:
                 for one in failures
             ]
             return Story(item_of(row), attempts)
+
+    # Backups --------------------------------------------------------------------------------------------------------
+
+    def has_chain(self, chain: str) -> bool:
+        with reading(self._engine) as connection:
+            return find_chain(connection, chain) is not None
+
+    @contextmanager
+    def export(self, chain: str, after: Mark | None) -> Iterator[Export]:
+        now = self._clock.now()
+        with reading(self._engine, snapshot=True) as connection:
+            found = find_chain(connection, chain)
+            if found is None:
+                raise UnknownChain(f"chain: got {chain!r}; expected one of {self.shown}")
+            yield Export(found.uid, mark_of(connection, found, now), changed_rows(connection, found, after))
+
+    # Verification ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def facts(self, chain: str) -> Iterator[ChainFacts]:
+        with reading(self._engine, snapshot=True) as connection:
+            yield chain_facts(connection, chain, self._clock.now())
+
+    def results(self, chain: str, after: str, limit: int) -> list[ResultFacts]:
+        with reading(self._engine) as connection:
+            return result_facts(connection, chain, after, limit)
+
+    def finished_in(self, chain: str, item: str, unit: int) -> tuple[int, str | None] | None:
+        of_session = and_(t.sessions.c.chain == t.usage.c.chain, t.sessions.c.ordinal == t.usage.c.session)
+        # The account numbers units from 0.
+        this = and_(
+            t.usage.c.chain == chain, t.usage.c.item == item, t.usage.c.unit == unit - 1, t.usage.c.failure == 0
+        )
+        rows = select(t.sessions.c.ordinal, t.sessions.c.flow_run_id).join(t.usage, of_session).where(this).limit(1)
+        with reading(self._engine) as connection:
+            row = connection.execute(rows).first()
+            return (row[0], row[1]) if row else None
 
     # Follow-ons -----------------------------------------------------------------------------------------------------
 
