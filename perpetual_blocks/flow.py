@@ -15,19 +15,23 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from threading import Lock, Thread
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import httpx
 from prefect import Flow, get_run_logger
+from prefect.blocks.core import Block
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.states import Completed
+from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import Secret as PydanticSecret
 
 from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.child import Home, check_guarded
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline
 from perpetual_blocks.adapters.log_lines import log_moments
+from perpetual_blocks.adapters.masking import masked, redactor_for
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns, chain_tag, run_name
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.prices import price
@@ -39,6 +43,7 @@ from perpetual_blocks.blocks.state_persistence import DEFAULT
 from perpetual_blocks.budget import Budget, Meter, check_metered
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import Fenced, InvalidInput, StorageError, Superseded
+from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.chain import SessionRequest, StopReason, check_chain_name, invitation
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.loop import Session, SessionEnd
@@ -112,6 +117,7 @@ def make_flow(
     if store is not None and not isinstance(store, StatePersistence | str):
         raise InvalidInput.of("as_flow(store)", store, "a StatePersistence block or its name")
     _check_meters(agent)
+    _check_secrets(agent)
     if agent.isolated:
         Home.of(agent)
     if isinstance(budget, Budget):
@@ -119,12 +125,16 @@ def make_flow(
 
     def run(**parameters: Any) -> State[Any]:
         own = {field: parameters.pop(field) for field in OWN_PARAMETERS}
-        return run_session(
-            agent(**parameters),
-            chain=own["chain"],
-            budget=load_budget(own["budget"] or budget),
-            store=load_store(own["store"] or store),
-        )
+        program, where = agent(**parameters), load_store(own["store"] or store)
+        redactor = redactor_for(program, where.get_address())
+        with masked(redactor):
+            return run_session(
+                program,
+                chain=own["chain"],
+                budget=load_budget(own["budget"] or budget),
+                store=where,
+                redactor=redactor,
+            )
 
     run.__name__ = run.__qualname__ = re.sub(r"(?<!^)(?=[A-Z])", "_", agent.__name__).lower()
     run.__module__ = module
@@ -149,6 +159,29 @@ def _check_meters(agent: type[PerpetualAgent]) -> None:
             raise InvalidInput.of(where, name, f"a gauge: {', '.join(gauges)}, or one that define_resource made known")
         if isinstance(meter, type) or not all(callable(getattr(meter, part, None)) for part in ("level", "capacity")):
             raise InvalidInput.of(f"{where}[{name!r}]", meter, "an object with level() and capacity()")
+
+
+def _check_secrets(agent: type[PerpetualAgent]) -> None:
+    for name, field in agent.model_fields.items():
+        if holds_secret(field.annotation):
+            raise InvalidInput.of(
+                f"{agent.__name__}.{name}",
+                field.annotation,
+                f"a block, as a run's parameters are seen by everybody: `{name}: Secret` of prefect.blocks.system, of "
+                "which they hold the block's id only",
+            )
+
+
+def holds_secret(annotation: Any) -> bool:
+    """Whether a parameter of this type would hold a secret itself; a block does not, as it is passed by reference."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        if issubclass(annotation, SecretStr | SecretBytes | PydanticSecret):
+            return True
+        if issubclass(annotation, BaseModel) and not issubclass(annotation, Block):
+            return any(holds_secret(field.annotation) for field in annotation.model_fields.values())
+        return False
+    origin = get_origin(annotation)
+    return origin is PydanticSecret or any(holds_secret(inner) for inner in get_args(annotation))
 
 
 def load_budget(budget: Budget | ResourceBudget | str | None) -> Budget:
@@ -211,7 +244,9 @@ def _documentation(agent: type[PerpetualAgent]) -> str:
     return "\n".join([agent.task(), "", "Args:", *lines])
 
 
-def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, store: StatePersistence) -> State[Any]:
+def run_session(
+    agent: PerpetualAgent, *, chain: str | None, budget: Budget, store: StatePersistence, redactor: Redactor
+) -> State[Any]:
     """One session, within the current flow run; the state that the run ends in."""
     runs = PrefectRuns()
     own = _own_run(runs)
@@ -221,7 +256,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
     StoredDocuments(storage).probe()
     backup = load_storage(store.backup_storage, "backup_storage") if store.backup_storage else None
     stop = StopRequest()
-    units = PrefectUnits(agent, storage, store.result_storage or None)
+    units = PrefectUnits(agent, storage, store.result_storage or None, redactor)
     request = SessionRequest(
         chain=chain,
         agent=type(agent).__name__,
@@ -244,6 +279,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         runs=runs,
         keep_checkpoints=store.keep_checkpoints,
         price=price,
+        redactor=redactor,
         observers=(log_moments(get_run_logger()), _label_run(runs, own)),
     )
     session = Session(

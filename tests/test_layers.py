@@ -20,7 +20,7 @@ LAYERS = (
     ("agent", "session"),
     ("work", "budget", "checkpoint", "handoff"),
     ("telemetry",),
-    ("errors", "clock", "usage", "faults"),
+    ("errors", "clock", "usage", "faults", "redaction"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 CORE = {name for names in LAYERS[LAYER["session"] :] for name in names}

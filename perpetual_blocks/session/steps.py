@@ -27,6 +27,7 @@ class Steps:
 
     clock: Clock
     on_failure: Callable[[str, str], None]
+    redact: Callable[[str], str] = str
     record: list[dict[str, Any]] = field(default_factory=list)
 
     def essential(self, name: str, step: Callable[[], T]) -> T:
@@ -38,7 +39,7 @@ class Steps:
         try:
             return self._run(name, lambda: within(STEP_SECONDS, step))
         except Exception as error:  # noqa: BLE001 - user code may raise anything; the shutdown goes on
-            self.on_failure(name, f"{type(error).__name__}: {error}")
+            self.on_failure(name, self.redact(f"{type(error).__name__}: {error}"))
             return None
 
     def failures(self) -> list[str]:
@@ -53,7 +54,7 @@ class Steps:
         try:
             result = step()
         except Exception as error:
-            entry["error"] = f"{type(error).__name__}: {error}"
+            entry["error"] = self.redact(f"{type(error).__name__}: {error}")
             raise
         finally:
             entry["seconds"] = round(self.clock.monotonic() - started, 4)

@@ -8,6 +8,7 @@ from typing import Protocol
 from perpetual_blocks.budget import Meter
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.ports import Documents, Ledger, Runs, SavedWork, UnitRunner
 from perpetual_blocks.telemetry import Moment, Observer
 from perpetual_blocks.work import LlmUsage, WorkItem
@@ -37,6 +38,7 @@ class World:
         keep_checkpoints: How many checkpoints of a chain are kept; the one before the last is there for when the last
             is damaged.
         price: What a model's usage costs in US dollars; None where that is not known.
+        redactor: Masks secrets in what is committed, shown or told as text.
     """
 
     ledger: Ledger
@@ -49,6 +51,7 @@ class World:
     observers: Sequence[Observer] = ()
     keep_checkpoints: int = 50
     price: Callable[[LlmUsage], float | None] | None = None
+    redactor: Redactor = field(default_factory=Redactor)
 
     def tell(self, moment: Moment) -> None:
         """Tells every observer."""

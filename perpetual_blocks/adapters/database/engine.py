@@ -1,7 +1,7 @@
 """Connecting to the ledger's database, transactions, and bringing its tables to this version."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from perpetual_blocks.adapters.database import postgres, sqlite
 from perpetual_blocks.errors import InvalidInput, LedgerError
+from perpetual_blocks.redaction import url_passwords
 
 HEAD = "0004"
 """The newest migration. Kept here so that the usual start, at head, need not import Alembic; a test compares."""
@@ -43,8 +44,21 @@ def parse_address(address: str) -> URL:
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         return url
     if url.drivername in ("postgresql", "postgresql+psycopg") and url.database:
+        postgres.check_options(url)
         return url.set(drivername="postgresql+psycopg")
     raise refused
+
+
+def address_secrets(address: str) -> Iterator[str]:
+    """The passwords of an address, wherever in it they are."""
+    yield from url_passwords(address)
+    if "://" in address:
+        with suppress(InvalidInput):
+            url = parse_address(address)
+            yield str(url.password or "")
+            for name in ("password", "sslpassword"):
+                value = url.query.get(name, "")
+                yield from (value,) if isinstance(value, str) else value
 
 
 def shown(url: URL) -> str:
