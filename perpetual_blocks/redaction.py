@@ -32,9 +32,7 @@ _SECRET_NAME = re.compile(rf"(?i)(?:^|[^a-z])(?:{_NAMES})(?:$|[^a-z])")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 # A variable that says where a secret is, or how many there are, does not hold one.
-_NOT_ITSELF = re.compile(
-    r"(?i)_(?:file|path|dir|home|url|uri|endpoint|host|port|id|name|type|limit|ttl|seconds)$"
-)
+_NOT_ITSELF = re.compile(r"(?i)_(?:file|path|dir|home|url|uri|endpoint|host|port|id|name|type|limit|ttl|seconds)$")
 
 _URL_PASSWORD = r"://[^\s:/?#@'\"]{0,256}:"
 
