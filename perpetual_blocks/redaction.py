@@ -25,10 +25,10 @@ LEAST = 8
 
 _LEAST_LINE = 16
 _NAMES = (
-    r"pass[_-]?words?|passwd|pwd|pass[_-]?phrase|secrets?|token|credentials?|authorization|auth[_-]?string|"
+    r"pass[_-]?words?|passwd|pwd|pass[_-]?phrase|secrets?|token|credentials?|"
     r"(?:api|private|secret|access|account)[_-]?keys?"
 )
-_SECRET_NAME = re.compile(rf"(?i)(?:^|[^a-z])(?:{_NAMES})(?:$|[^a-z])")
+_SECRET_NAME = re.compile(rf"(?i)(?:^|[^a-z])(?:{_NAMES}|authorization|auth[_-]?string)(?:$|[^a-z])")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 # A variable that says where a secret is, or how many there are, does not hold one.

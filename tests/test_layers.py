@@ -188,6 +188,22 @@ def test_what_is_used_nowhere() -> None:
     assert wrong == []
 
 
+def test_no_shell_reads_what_we_call() -> None:
+    """Programs are started with a list of arguments, so that no text is taken for a command."""
+    wrong = [
+        f"{path.relative_to(REPOSITORY)}:{node.lineno}"
+        for path in sources("perpetual_blocks", "flows")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and (
+            ast.unparse(node.func) in ("os.system", "os.popen", "subprocess.getoutput", "eval", "exec")
+            or any(keyword.arg == "shell" for keyword in node.keywords)
+        )
+    ]
+
+    assert wrong == []
+
+
 def test_no_module_has_a_name_of_the_standard_library() -> None:
     """A module that is named like one of Python's own is mistaken for it when its folder is on the path."""
     files = [path for path in sources("perpetual_blocks", "flows", "tests") if not path.stem.startswith("__")]

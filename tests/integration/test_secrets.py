@@ -202,7 +202,8 @@ def plant(self, key, unit):
     serializer = {{"type": {serializer!r}}}
     if {serializer!r} == "json-class":
         serializer = {{"type": "json"}}
-        result = json.dumps({{"schema": 1, "x": {{"__class__": "subprocess.getoutput", "data": "touch {marker}"}}}}).encode()
+        named = {{"__class__": "subprocess.getoutput", "data": {{"cmd": "touch {marker}"}}}}
+        result = json.dumps({{"schema": 1, "x": named}}).encode()
     record = {{"metadata": {{"serializer": serializer, "storage_key": key}}, "result": result.decode()}}
     self._documents.write(key, json.dumps(record))
     return persisted(self, key, unit)

@@ -6,6 +6,7 @@ from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from sqlalchemy import Connection, Engine, Insert, Table, inspect, text
 from sqlalchemy.dialects import postgresql as postgresql_dialect
@@ -44,9 +45,14 @@ def parse_address(address: str) -> URL:
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         return url
     if url.drivername in ("postgresql", "postgresql+psycopg") and url.database:
-        postgres.check_options(url)
+        postgres.check_options({**_blank_options(address), **url.query})
         return url.set(drivername="postgresql+psycopg")
     raise refused
+
+
+def _blank_options(address: str) -> dict[str, str]:
+    """The options without a value, which SQLAlchemy drops."""
+    return {name: value for name, value in parse_qsl(address.partition("?")[2], keep_blank_values=True) if not value}
 
 
 def address_secrets(address: str) -> Iterator[str]:

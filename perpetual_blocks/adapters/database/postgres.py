@@ -6,6 +6,7 @@ change before the commit. Commits are synced to disk, unless the server's admini
 `synchronous_commit = off`; those that must be synced say so.
 """
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 from sqlalchemy import Connection, Engine, create_engine, text
@@ -35,13 +36,13 @@ _SSL_OPTIONS = (
 )
 
 
-def check_options(url: URL) -> None:
+def check_options(options: Mapping[str, object]) -> None:
     """Refuses an address whose options for TLS are misspelt, before somebody relies on them.
 
     Raises:
         InvalidInput: names the option.
     """
-    for name, value in url.query.items():
+    for name, value in options.items():
         is_like_one = name.lower().startswith("ssl") or get_close_matches(name.lower(), ("sslmode", "sslrootcert"))
         if is_like_one and name not in _SSL_OPTIONS:
             raise InvalidInput.of("ledger", f"?{name}=…", f"one of PostgreSQL's options: {', '.join(_SSL_OPTIONS)}")
