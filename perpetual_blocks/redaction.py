@@ -159,7 +159,8 @@ def secret_values(value: Any) -> Iterator[str]:
 def environment_secrets(environment: Mapping[str, str]) -> Iterator[str]:
     """The secrets of environment variables: of those that are named as such, and the passwords within addresses."""
     for name, value in environment.items():
-        if says_secret(name) and not _NOT_ITSELF.search(name) and not value.isdigit():
+        names_it = says_secret(name) and not _NOT_ITSELF.search(name) and name.upper() != "PWD"  # the current folder
+        if names_it and not value.isdigit():
             yield from _leaves(value)
         yield from url_passwords(value)
 

@@ -318,6 +318,7 @@ def test_the_secrets_of_the_environment_are_found_by_name() -> None:
         "TOKEN_LIMIT": "not-a-secret",
         "SECRET": "1234567890",
         "HOME": "/home/ada",
+        "PWD": "/home/ada/work",
     }
 
     assert set(environment_secrets(environment)) == {"of-a-token", "of-aws", "of-an-address"}

@@ -10,14 +10,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from perpetual_blocks.adapters.database.engine import address_secrets
 from perpetual_blocks.redaction import Redactor, environment_secrets, secret_values
 
 
 def redactor_for(agent: BaseModel | None = None, ledger: str = "") -> Redactor:
     """A redactor that knows the secrets of an agent, of a ledger's address and of this process's environment."""
     own = secret_values(agent) if agent is not None else ()
-    return Redactor(own, (*environment_secrets(os.environ), *address_secrets(ledger)))
+    others = list(environment_secrets(os.environ))
+    if ledger:
+        from perpetual_blocks.adapters.database.engine import address_secrets  # the process of a unit starts without
+
+        others += address_secrets(ledger)
+    return Redactor(own, others)
 
 
 @contextmanager
