@@ -126,8 +126,9 @@ class PerpetualAgent(BaseModel):
                 work if not given.
 
         Raises:
-            InvalidInput: a field of the agent has a name that the flow needs for itself, a meter is of no gauge, the
-                budget limits a gauge that nobody reads, or an isolated agent cannot be imported by a new process.
+            InvalidInput: a field of the agent has a name that the flow needs for itself or is a secret, a meter is of
+                no gauge, the budget limits a gauge that nobody reads, or an isolated agent cannot be imported by a new
+                process.
         """
         from perpetual_blocks.flow import make_flow
 

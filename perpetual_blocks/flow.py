@@ -19,20 +19,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import httpx
 from prefect import Flow, get_run_logger
+from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 from prefect.logging import get_logger
 from prefect.states import Cancelled, Completed
+from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import Secret as PydanticSecret
 
 from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.child import Home, check_guarded
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline, grace_seconds
 from perpetual_blocks.adapters.log_lines import log_moments
+from perpetual_blocks.adapters.masking import masked, redactor_for
 from perpetual_blocks.adapters.output import guard_output
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
@@ -47,6 +51,7 @@ from perpetual_blocks.blocks.state_persistence import DEFAULT
 from perpetual_blocks.budget import Budget, Meter, check_metered
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import Fenced, InvalidInput, StorageError, Superseded, UnknownChain
+from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.chain import SessionRequest, SessionState, StopReason, check_chain_name
 from perpetual_blocks.session.follow_on import RunTemplate, chain_tag, create_follow_ons, move_follow_ons, run_name
 from perpetual_blocks.session.loop import Session, SessionEnd
@@ -143,6 +148,7 @@ def make_flow(
     if manners is not None and not isinstance(manners, Manners):
         raise InvalidInput.of("as_flow(manners)", manners, "a Manners")
     _check_meters(agent)
+    _check_secrets(agent)
     if agent.isolated:
         Home.of(agent)
     if isinstance(budget, Budget):
@@ -154,14 +160,18 @@ def make_flow(
         stop = StopRequest()
 
         def session() -> State[Any]:
-            return run_session(
-                agent(**parameters),
-                chain=own["chain"],
-                budget=load_budget(own["budget"] or budget),
-                store=load_store(own["store"] or store),
-                manners=load_manners(own["budget"], manners),
-                stop=stop,
-            )
+            program, where = agent(**parameters), load_store(own["store"] or store)
+            redactor = redactor_for(program, where.get_address())
+            with masked(redactor):
+                return run_session(
+                    program,
+                    chain=own["chain"],
+                    budget=load_budget(own["budget"] or budget),
+                    store=where,
+                    manners=load_manners(own["budget"], manners),
+                    stop=stop,
+                    redactor=redactor,
+                )
 
         asked = partial(_ask_to_stop, stop, grace_seconds(os.environ), str(_flow_run().id))
         state, made.signalled = in_background(session, asked)
@@ -194,6 +204,29 @@ def _check_meters(agent: type[PerpetualAgent]) -> None:
             raise InvalidInput.of(where, name, f"a gauge: {', '.join(gauges)}, or one that define_resource made known")
         if isinstance(meter, type) or not all(callable(getattr(meter, part, None)) for part in ("level", "capacity")):
             raise InvalidInput.of(f"{where}[{name!r}]", meter, "an object with level() and capacity()")
+
+
+def _check_secrets(agent: type[PerpetualAgent]) -> None:
+    for name, field in agent.model_fields.items():
+        if holds_secret(field.annotation):
+            raise InvalidInput.of(
+                f"{agent.__name__}.{name}",
+                field.annotation,
+                f"a block, as a run's parameters are seen by everybody: `{name}: Secret` of prefect.blocks.system, of "
+                "which they hold the block's id only",
+            )
+
+
+def holds_secret(annotation: Any) -> bool:
+    """Whether a parameter of this type would hold a secret itself; a block does not, as it is passed by reference."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        if issubclass(annotation, SecretStr | SecretBytes | PydanticSecret):
+            return True
+        if issubclass(annotation, BaseModel) and not issubclass(annotation, Block):
+            return any(holds_secret(field.annotation) for field in annotation.model_fields.values())
+        return False
+    origin = get_origin(annotation)
+    return origin is PydanticSecret or any(holds_secret(inner) for inner in get_args(annotation))
 
 
 def load_budget(budget: Budget | ResourceBudget | str | None) -> Budget:
@@ -271,6 +304,7 @@ def run_session(
     store: StatePersistence,
     manners: Manners,
     stop: StopRequest,
+    redactor: Redactor,
 ) -> State[Any]:
     """One session, within the current flow run; the state that the run ends in."""
     runs = PrefectRuns()
@@ -280,7 +314,7 @@ def run_session(
     storage = load_storage(store.result_storage)
     StoredDocuments(storage).probe()
     backup = StoredDocuments(load_storage(store.backup_storage, "backup_storage")) if store.backup_storage else None
-    units = PrefectUnits(agent, storage, store.result_storage or None)
+    units = PrefectUnits(agent, storage, store.result_storage or None, redactor)
     template = own.template()
     request = SessionRequest(
         chain=chain,
@@ -309,6 +343,7 @@ def run_session(
         keep_checkpoints=store.keep_checkpoints,
         price=price,
         watched={"run": partial(_run_wishes, runs, own.id)},
+        redactor=redactor,
         observers=(log_moments(get_run_logger()), _label_run(runs, own)),
     )
     session = Session(

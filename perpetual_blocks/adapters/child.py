@@ -31,6 +31,7 @@ import psutil
 from pydantic import Secret, SecretBytes, SecretStr
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from perpetual_blocks.adapters.masking import masked_logs, redactor_for
 from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget.room import Room
@@ -266,9 +267,10 @@ def _work(
         its_room = Room(amounts, stopping=wrap.is_set, rung=room["rung"], quotas=room["quotas"])
         unit = Unit(item, context, its_room, price=price, told=lambda spent: send("spent", spent))
         began = time.monotonic()
-        returned = agent.work_unit(unit)
-        if inspect.iscoroutine(returned):
-            returned = asyncio.run(returned)
+        with masked_logs(redactor_for(agent)):
+            returned = agent.work_unit(unit)
+            if inspect.iscoroutine(returned):
+                returned = asyncio.run(returned)
         answer: tuple[Any, ...] = ("done", unit.outcome(returned, time.monotonic() - began).to_document())
     except CutOff as error:
         answer = ("cut off", str(error), error.resource)

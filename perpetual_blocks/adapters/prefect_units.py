@@ -1,6 +1,7 @@
 """Units as Prefect tasks, whose outcomes Prefect persists as JSON under our keys."""
 
 import inspect
+import json
 from threading import Event
 from typing import Any
 
@@ -8,15 +9,15 @@ from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.exceptions import Pause
 from prefect.filesystems import WritableFileSystem
-from prefect.results import ResultStore
-from prefect.serializers import JSONSerializer
 
 from perpetual_blocks.adapters.child import run_in_child
 from perpetual_blocks.adapters.coroutines import Coroutines
+from perpetual_blocks.adapters.result_storage import StoredDocuments
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import DamagedDocument, StorageError, text_of
 from perpetual_blocks.faults import reached
+from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.ports import RunPaused, UnitRaised
 from perpetual_blocks.work import Outcome, Unit
 
@@ -25,16 +26,26 @@ class UnitLeft(Exception):
     """What a unit raised to end more than itself, such as `SystemExit`, under the original's name."""
 
 
+_REFUSED_IN = {"result": "work_unit's result", "context": "unit.context", "added": "unit.add"}
+
+
 class PrefectUnits:
     """Runs units as Prefect tasks whose outcomes Prefect persists as JSON under our keys."""
 
-    def __init__(self, agent: PerpetualAgent, storage: WritableFileSystem, slug: str | None) -> None:
+    def __init__(
+        self,
+        agent: PerpetualAgent,
+        storage: WritableFileSystem,
+        slug: str | None,
+        redactor: Redactor | None = None,
+    ) -> None:
         self._agent = agent
-        self._store = ResultStore(result_storage=storage, serializer=JSONSerializer())
+        self._documents = StoredDocuments(storage)
+        self._redactor = redactor or Redactor()
         self._coroutines = Coroutines()
         self._interrupt = Event()
         self._unit: Unit | None = None
-        self._raised: Exception | None = None
+        self._raised: BaseException | None = None
         self._task = task(
             name="work unit",
             task_run_name="{label}",
@@ -42,17 +53,16 @@ class PrefectUnits:
             result_storage=slug,
             result_serializer="json",
             cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, parameters: str(parameters["key"])),
+            refresh_cache=True,  # what lies there already is read by us, below, and by nobody else
             retries=0,
         )(self._work)
 
     def run(self, key: str, unit: Unit) -> Outcome:
         """See `UnitRunner.run`."""
-        document = self._run_task(self._task, key, unit)
-        try:
-            return Outcome.from_document(document)
-        except DamagedDocument:
-            # What lies there is no outcome that this version knows: the unit runs again, and replaces it.
-            return Outcome.from_document(self._run_task(self._task.with_options(refresh_cache=True), key, unit))
+        # What lies there and is no outcome that this version knows is replaced: the unit runs again.
+        outcome = self._persisted(key) or Outcome.from_document(self._run_task(key, unit))
+        reached("unit.persisted")
+        return outcome
 
     def interrupt(self) -> bool:
         """See `UnitRunner.interrupt`."""
@@ -65,10 +75,24 @@ class PrefectUnits:
         """Closes the event loop, if an async unit has opened one."""
         self._coroutines.close()
 
-    def _run_task(self, unit_task: Any, key: str, unit: Unit) -> Any:
+    def _persisted(self, key: str) -> Outcome | None:
+        """The outcome that lies under the key.
+
+        Prefect reads a record with the serializer that the record itself names, and that may be pickle, which runs what
+        it reads; its JSON makes objects of any class that the text names. So a record is never given to it.
+        """
+        try:
+            record = json.loads(self._documents.read(key))
+            if record["metadata"]["serializer"]["type"] != "json":
+                return None
+            return Outcome.from_document(json.loads(record["result"]))
+        except (StorageError, DamagedDocument, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def _run_task(self, key: str, unit: Unit) -> Any:
         self._unit, self._raised = unit, None
         try:
-            document = unit_task(key=key, label=f"{unit.id} · {unit.number}")
+            document = self._task(key=key, label=f"{unit.id} · {unit.number}")
         except Pause as pause:  # Prefect lets no task begin in a run that was suspended
             raise RunPaused from pause
         except Exception as error:
@@ -79,30 +103,36 @@ class PrefectUnits:
                 f"unit {unit.id}: Prefect could not run its task: {type(error).__name__}: {error}"
             ) from error
         # Prefect logs a result that it could not write, and goes on; a row must not point at what is not there.
-        if not self._store.exists(key):
+        if self._persisted(key) is None:
             raise StorageError(f"results storage: the outcome of {unit.id} was not written under {key}")
-        reached("unit.persisted")
         return document
 
     def _work(self, key: str, label: str) -> dict[str, Any]:
         unit = self._unit
         assert unit is not None
-        clock = SystemClock()
-        started = clock.monotonic()
         try:
-            if self._agent.isolated:
-                document = run_in_child(self._agent, unit, self._interrupt)
-                document["usage"]["seconds"] = clock.monotonic() - started  # the process's start and end included
-                return document
-            returned = self._agent.work_unit(unit)
-            if inspect.iscoroutine(returned):
-                returned = self._coroutines.run(returned, unit)
-            return unit.outcome(returned, clock.monotonic() - started).to_document()
-        except Exception as error:
-            self._raised = error
-            raise
-        except BaseException as error:
+            document = self._do(unit)
+            for name in ("result", "cursor", "next_action", "context", "added"):
+                self._redactor.refuse(document[name], _REFUSED_IN.get(name, name))
+            return document
+        except Exception as error:  # noqa: BLE001 - handed on, below
+            self._raised = self._redactor.clean(error)
+        except BaseException as error:  # noqa: BLE001 - handed on, below
             # Signals arrive in the main thread, and units run in another one: this is the unit's own doing, as of a
             # library that calls sys.exit(). It ends the unit, and neither the session nor the process.
-            self._raised = type(type(error).__name__, (UnitLeft,), {})(text_of(error))
-            raise self._raised from error
+            self._raised = self._redactor.clean(type(type(error).__name__, (UnitLeft,), {})(text_of(error)))
+        # Prefect logs it, keeps its text and puts it into the state of the task run.
+        raise self._raised
+
+    def _do(self, unit: Unit) -> dict[str, Any]:
+        """The document of the unit's outcome."""
+        clock = SystemClock()
+        started = clock.monotonic()
+        if self._agent.isolated:
+            document = run_in_child(self._agent, unit, self._interrupt)
+            document["usage"]["seconds"] = clock.monotonic() - started  # the process's start and end included
+            return document
+        returned = self._agent.work_unit(unit)
+        if inspect.iscoroutine(returned):
+            returned = self._coroutines.run(returned, unit)
+        return unit.outcome(returned, clock.monotonic() - started).to_document()

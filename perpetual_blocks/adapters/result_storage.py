@@ -50,6 +50,19 @@ def load_storage(slug: str | None, field: str = "result_storage") -> WritableFil
     return block
 
 
+def check_key(key: str) -> str:
+    """The key, if it is one of ours: of plain names below `perpetual/`. What a row of the ledger says is not trusted.
+
+    Raises:
+        StorageError: it could lead elsewhere.
+    """
+    names = key.split("/")
+    plain = all(name not in ("", ".", "..") and name.isprintable() and not set(name) & set("\\:") for name in names)
+    if not plain or names[0] != "perpetual" or len(names) < 2:
+        raise StorageError(f"results storage: got the key {key[:120]!r}; expected names below perpetual/")
+    return key
+
+
 class StoredDocuments:
     """Text documents in a storage block."""
 
@@ -75,6 +88,7 @@ class StoredDocuments:
         Raises:
             StorageError: it cannot be written.
         """
+        check_key(key)
         try:
             self._storage.write_path(key, text.encode(), _sync=True)  # type: ignore[call-arg, unused-coroutine]
         except Exception as error:
@@ -86,6 +100,7 @@ class StoredDocuments:
         Raises:
             StorageError: it cannot be deleted.
         """
+        check_key(key)
         if isinstance(self._storage, LocalFileSystem):
             try:
                 (Path(self._storage.basepath or ".").expanduser() / key).unlink(missing_ok=True)
@@ -98,6 +113,7 @@ class StoredDocuments:
         Raises:
             StorageError: it is not there, cannot be read, or is not text.
         """
+        check_key(key)
         try:
             content: bytes = self._storage.read_path(key, _sync=True)  # type: ignore[call-arg, assignment]
             return content.decode()

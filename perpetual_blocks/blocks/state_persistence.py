@@ -81,6 +81,11 @@ class StatePersistence(Block):
             raise InvalidInput.of("ledger", address, "a database that outlives a process; this one is in memory")
         return value
 
+    def get_address(self) -> str:
+        """The ledger's address, with its password."""
+        address = self.ledger.get_secret_value()
+        return default_ledger() if address == DEFAULT else address
+
     def get_ledger(self, lease_seconds: float = DEFAULT_LEASE_SECONDS) -> SqlLedger:
         """Opens the ledger, making or migrating its tables.
 
@@ -90,9 +95,8 @@ class StatePersistence(Block):
         Raises:
             LedgerError: the database cannot be used.
         """
-        address = self.ledger.get_secret_value()
         return SqlLedger(
-            default_ledger() if address == DEFAULT else address,
+            self.get_address(),
             durability=self.durability,
             lease_seconds=lease_seconds,
         )

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,18 +65,19 @@ def run(
 
     Args:
         entrypoint: path/to/file.py:name of a flow made by as_flow().
-        param: A parameter of the flow, as name=value; may be given several times. chain=NAME names the chain.
+        param: A parameter of the flow, as name=value; may be given several times. chain=NAME names the chain; a block,
+            as a secret, is given by its name.
         json: Print the chain's status as one JSON object.
     """
     from perpetual_blocks.adapters.local_server import configured_server, local_server
-    from perpetual_blocks.cli.entrypoint import load_perpetual_flow, parse_parameters
+    from perpetual_blocks.cli.entrypoint import load_perpetual_flow, parse_parameters, resolve_blocks
     from perpetual_blocks.session.chain import check_chain_name
 
     flow = load_perpetual_flow(entrypoint)
     parameters = parse_parameters(flow, param or [])
     chain = check_chain_name(parameters.setdefault("chain", _new_name(flow.name)))
     ledger = where.get_store(flow.store).get_ledger()
-    command = [sys.executable, "-m", "perpetual_blocks.cli.one_session", entrypoint, jsonlib.dumps(parameters)]
+    command = [sys.executable, "-m", "perpetual_blocks.cli.one_session", entrypoint]
     command += [where.store] if where.store else []
     with ExitStack() as stack:
         follower = stack.enter_context(Follower(ledger, chain, err, quiet=json))
@@ -84,7 +85,9 @@ def run(
         if configured_server() is None:
             follower.note("starting a local Prefect server")
             environment["PREFECT_API_URL"] = stack.enter_context(local_server())
-        sessions = _Sessions(ledger, chain, command, environment, follower)
+        with _server_of(environment):
+            parameters = resolve_blocks(flow, parameters)
+        sessions = _Sessions(ledger, chain, command, jsonlib.dumps(parameters), environment, follower)
         interrupted = sessions.run_all()
     status = chain_status(ledger, chain)
     print_json(status) if json else out.print(chain_view(status))
@@ -106,6 +109,7 @@ class _Sessions:
     ledger: Ledger
     chain: str
     command: list[str]
+    parameters: str
     environment: dict[str, str]
     follower: Follower
 
@@ -153,8 +157,16 @@ class _Sessions:
         to_file = self.follower.draws or self.follower.quiet
         with self._log().open("ab") if to_file else nullcontext(sys.stderr) as output:
             child = subprocess.Popen(
-                self.command, stdout=output, stderr=output, env={**self.environment, **invited}, start_new_session=True
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**self.environment, **invited},
+                start_new_session=True,
             )
+            assert child.stdin is not None
+            with suppress(BrokenPipeError), child.stdin as pipe:  # one that has died already is noticed below
+                pipe.write(self.parameters.encode())
         interrupted = False
 
         def forward() -> None:
@@ -215,6 +227,16 @@ class _Sessions:
         lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         errors = [line for line in lines if "Error: " in line] or lines
         return f"{errors[-1].strip()} (see {log})" if errors else "see above"
+
+
+@contextmanager
+def _server_of(environment: Mapping[str, str]) -> Iterator[None]:
+    """Lets this process talk to the server that the sessions talk to."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    address = environment.get("PREFECT_API_URL")
+    with temporary_settings({PREFECT_API_URL: address}) if address else nullcontext():
+        yield
 
 
 @contextmanager

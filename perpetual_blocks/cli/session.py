@@ -157,12 +157,14 @@ def wrap(
 
 
 def _world(where: Where) -> World:
+    from perpetual_blocks.adapters.masking import redactor_for
     from perpetual_blocks.adapters.process import MemoryMeter
     from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
     from perpetual_blocks.adapters.saved_work import LocalSavedWork
     from perpetual_blocks.clock import SystemClock
 
     store = where.get_store()
+    redactor = redactor_for(ledger=store.get_address())
     backup = StoredDocuments(load_storage(store.backup_storage, "backup_storage")) if store.backup_storage else None
     return World(
         ledger=store.get_ledger(lease_seconds=LEASE_SECONDS),
@@ -173,6 +175,7 @@ def _world(where: Where) -> World:
         clock=SystemClock(),
         meters={"memory": MemoryMeter()},
         keep_checkpoints=store.keep_checkpoints,
+        redactor=redactor,
     )
 
 

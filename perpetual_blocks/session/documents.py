@@ -1,5 +1,6 @@
 """The documents of a session, made from what the ledger says."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,14 +32,29 @@ def unit_key(chain: str, uid: str, item: Item) -> str:
     """The key of a unit's outcome; never used for another unit.
 
     An interrupted unit has the same key when it is tried again, and so finds what was persisted; one that failed gets
-    a new one. A long or strange id is escaped, and cut and marked with its digest where a file name could not hold it.
+    a new one. A strange id is escaped; one that no file name could hold, or not on every system, is cut and marked with
+    its digest.
     """
     name = quote(item.id, safe="")
-    if len(name) > 120 or name in (".", ".."):
+    if len(name) > 120 or not _is_file_name(name):
         # quote() never lets a "=" through, so no other id looks like this one.
-        name = f"{name[:80].rstrip('%')}={digest(item.id)[:24]}"
+        name = f"{name[:80].rstrip('%').replace('.', '_')}={digest(item.id)[:24]}"
     attempt = f"-{item.failures}" if item.failures else ""
     return f"{chain_folder(chain, uid)}/units/{name}/{item.units + 1}{attempt}"
+
+
+_ESCAPE = re.compile(r"%[0-9A-F]{2}")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether an escaped id names the same file on every system, and no other id's.
+
+    Two ids that differ in capitals are one name on macOS and Windows; Windows drops a dot at the end, and takes some
+    names for devices.
+    """
+    plain = _ESCAPE.sub("", name)
+    return plain == plain.lower() and not name.endswith(".") and _DEVICE.fullmatch(name) is None
 
 
 def chain_usage(sessions: Sequence[SessionRecord]) -> dict[str, float]:

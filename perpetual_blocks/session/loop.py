@@ -1,6 +1,6 @@
 """The session: owns the chain, works through the queue until something says stop, and ends in order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from perpetual_blocks.telemetry import (
     UnitCutOff,
     UnitFailed,
 )
-from perpetual_blocks.work import CutOff, Item, Outcome, Unit
+from perpetual_blocks.work import CutOff, Item, Outcome, Unit, WorkItem
 from perpetual_blocks.work.item import ItemStatus
 
 
@@ -158,10 +158,17 @@ class Session:
                 restored = Restored(restored.verified, (note, *restored.notes))
         self._world.tell(SessionStarted(fence.chain, fence.ordinal, opened.took_over, restored.notes))
         if not opened.chain.planned:
-            added = self._ledger.add_items(fence.chain, self._agent.plan(), planned_by=fence)
+            added = self._ledger.add_items(fence.chain, self._plan(), planned_by=fence)
             self._world.tell(ItemsAdded(fence.chain, added))
         self._ledger.resumed(fence, self._monitor.elapsed(), restored.verified)
         return restored
+
+    def _plan(self) -> Iterator[WorkItem]:
+        for item in self._agent.plan():
+            if isinstance(item, WorkItem):  # what is none, the ledger refuses
+                self._world.redactor.refuse(item.id, "WorkItem.id")
+                self._world.redactor.refuse(item.payload, f"WorkItem({item.id!r}).payload")
+            yield item
 
     def _work(self, opened: Opened) -> StopReason:
         context = opened.chain.context
@@ -271,17 +278,18 @@ class Session:
 
     def _cut_off(self, fence: Fence, item: Item, usage: dict[str, float], error: CutOff, *, fresh: bool) -> None:
         self._monitor.record(usage, item.expectation, finished=False)
-        status = self._ledger.cut_off(fence, item, str(error), usage, self._monitor.spent, fresh=fresh)
-        self._world.tell(UnitCutOff(fence.chain, item.id, str(error), discarded=status is ItemStatus.DISCARDED))
+        why = self._world.redactor(str(error))
+        status = self._ledger.cut_off(fence, item, why, usage, self._monitor.spent, fresh=fresh)
+        self._world.tell(UnitCutOff(fence.chain, item.id, why, discarded=status is ItemStatus.DISCARDED))
 
     def _count_failure(self, fence: Fence, item: Item, usage: dict[str, float], error: BaseException) -> None:
-        text = described(error)
+        text = self._world.redactor(described(error))
         self._ledger.fail_unit(fence, item, text, usage, self._monitor.spent)
         self._world.tell(UnitFailed(fence.chain, item.id, item.attempts + 1, item.max_attempts, text))
 
     def _fail(self, fence: Fence, error: Exception) -> None:
         """Records a session that cannot go on. Where the ledger itself is away, the lease runs out instead."""
-        reason = StopReason("error", described(error))
+        reason = StopReason("error", self._world.redactor(described(error)))
         limits: list[dict[str, Any]] = []
         with suppress(Exception):  # it may be a meter that failed
             limits = limits_now(self._monitor.readings())

@@ -76,8 +76,10 @@ class Shutdown:
         steps = Steps(
             world.clock,
             lambda step, error: world.tell(StepFailed(fence.chain, step, error)),
+            world.redactor,
             killed_at=lambda: self.stop.by,
         )
+        reason = replace(reason, message=world.redactor(reason.message))
         steps.best_effort("finish_unit", self.agent.finish_unit)
         if reason.resume_at is not None:
             wait = max(0.0, reason.resume_at - world.clock.now())
@@ -93,10 +95,10 @@ class Shutdown:
             steps.best_effort("back_up_ledger", lambda: back_up(world.ledger, backup, fence))
         commit = steps.best_effort("commit_changes", lambda: self._commit(end))
         handoff = self._handoff(end, steps, commit)
-        markdown = steps.best_effort("create_handoff", lambda: to_markdown(self._ask_agent(handoff)))
+        markdown = steps.best_effort("create_handoff", lambda: self._markdown(self._ask_agent(handoff)))
         if markdown is None:
             # Whatever the agent's hook does, there is a handoff, and it says what the hook did.
-            markdown = to_markdown(handoff.model_copy(update={"steps": steps.failures()}))
+            markdown = self._markdown(handoff.model_copy(update={"steps": steps.failures()}))
         steps.best_effort("handoff", lambda: self._save_handoff(markdown))
         steps.best_effort("publish", lambda: self._publish(markdown, end))
         self._close(end, steps)
@@ -164,6 +166,11 @@ class Shutdown:
             commit=commit,
             outlook=foreseen,
         )
+
+    def _markdown(self, handoff: Handoff) -> str:
+        # Masked twice: a secret's name is seen in the value, and what the whole text holds is seen in the text.
+        redactor = self.world.redactor
+        return redactor(to_markdown(handoff.model_copy(update={"context": redactor.shown(handoff.context)})))
 
     def _ask_agent(self, handoff: Handoff) -> Handoff:
         changed = self.agent.create_handoff(handoff.model_copy(deep=True))

@@ -48,6 +48,7 @@ class Steps:
 
     clock: Clock
     on_failure: Callable[[str, str], None]
+    redact: Callable[[str], str] = str
     record: list[dict[str, Any]] = field(default_factory=list)
     killed_at: Callable[[], float | None] = _never
 
@@ -81,7 +82,7 @@ class Steps:
         try:
             return self._run(name, lambda: within(STEP_SECONDS, step, left))
         except Exception as error:  # noqa: BLE001 - user code may raise anything; the shutdown goes on
-            self.on_failure(name, f"{type(error).__name__}: {error}")
+            self.on_failure(name, self.redact(f"{type(error).__name__}: {error}"))
             return None
 
     def _left(self) -> float:
@@ -103,7 +104,7 @@ class Steps:
         except Exception as error:
             if isinstance(error, StepTimedOut) and self._left() <= 0:
                 entry["skipped"] = True
-            entry["error"] = f"{type(error).__name__}: {error}"
+            entry["error"] = self.redact(f"{type(error).__name__}: {error}")
             raise
         finally:
             entry["seconds"] = round(self.clock.monotonic() - started, 4)

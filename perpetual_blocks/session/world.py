@@ -8,6 +8,7 @@ from typing import Protocol
 from perpetual_blocks.budget import Meter
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.ports import Documents, Ledger, Runs, SavedWork, UnitRunner
 from perpetual_blocks.session.watch import Look
 from perpetual_blocks.telemetry import Moment, Observer
@@ -40,6 +41,7 @@ class World:
             is damaged.
         watched: What else is asked every two seconds whether the session is to stop, by a name for its thread.
         price: What a model's usage costs in US dollars; None where that is not known.
+        redactor: Masks secrets in what is committed, shown or told as text.
     """
 
     ledger: Ledger
@@ -54,6 +56,7 @@ class World:
     keep_checkpoints: int = 50
     watched: Mapping[str, Look] = field(default_factory=dict)
     price: Callable[[LlmUsage], float | None] | None = None
+    redactor: Redactor = field(default_factory=Redactor)
 
     def tell(self, moment: Moment) -> None:
         """Tells every observer."""

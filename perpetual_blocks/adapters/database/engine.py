@@ -1,11 +1,12 @@
 """Connecting to the ledger's database, transactions, and bringing its tables to this version."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from sqlalchemy import Connection, Engine, Insert, Table, inspect, text
 from sqlalchemy.dialects import postgresql as postgresql_dialect
@@ -15,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from perpetual_blocks.adapters.database import postgres, sqlite
 from perpetual_blocks.errors import InvalidInput, LedgerError
+from perpetual_blocks.redaction import url_passwords
 
 HEAD = "0004"
 """The newest migration. Kept here so that the usual start, at head, need not import Alembic; a test compares."""
@@ -43,8 +45,26 @@ def parse_address(address: str) -> URL:
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         return url
     if url.drivername in ("postgresql", "postgresql+psycopg") and url.database:
+        postgres.check_options({**_blank_options(address), **url.query})
         return url.set(drivername="postgresql+psycopg")
     raise refused
+
+
+def _blank_options(address: str) -> dict[str, str]:
+    """The options without a value, which SQLAlchemy drops."""
+    return {name: value for name, value in parse_qsl(address.partition("?")[2], keep_blank_values=True) if not value}
+
+
+def address_secrets(address: str) -> Iterator[str]:
+    """The passwords of an address, wherever in it they are."""
+    yield from url_passwords(address)
+    if "://" in address:
+        with suppress(InvalidInput):
+            url = parse_address(address)
+            yield str(url.password or "")
+            for name in ("password", "sslpassword"):
+                value = url.query.get(name, "")
+                yield from (value,) if isinstance(value, str) else value
 
 
 def shown(url: URL) -> str:

@@ -6,12 +6,48 @@ change before the commit. Commits are synced to disk, unless the server's admini
 `synchronous_commit = off`; those that must be synced say so.
 """
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL
 
 from perpetual_blocks.errors import InvalidInput
 
 _MIGRATIONS = 0x7065727065747561  # any number that no other program locks: "perpetua"
+
+
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+_SSL_OPTIONS = (
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslpassword",
+    "sslcrl",
+    "sslcrldir",
+    "sslsni",
+    "sslcertmode",
+    "sslnegotiation",
+    "sslcompression",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+)
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Refuses an address whose options for TLS are misspelt, before somebody relies on them.
+
+    Raises:
+        InvalidInput: names the option.
+    """
+    for name, value in options.items():
+        is_like_one = name.lower().startswith("ssl") or get_close_matches(name.lower(), ("sslmode", "sslrootcert"))
+        if is_like_one and name not in _SSL_OPTIONS:
+            raise InvalidInput.of("ledger", f"?{name}=…", f"one of PostgreSQL's options: {', '.join(_SSL_OPTIONS)}")
+        if name == "sslmode" and value not in SSL_MODES:
+            raise InvalidInput.of("ledger", f"?sslmode={value}", f"one of {', '.join(SSL_MODES)}")
 
 
 def make_engine(url: URL) -> Engine:
@@ -21,7 +57,7 @@ def make_engine(url: URL) -> Engine:
         InvalidInput: its driver is not installed.
     """
     try:
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url, pool_pre_ping=True, hide_parameters=True)
     except ImportError:
         raise InvalidInput.of(
             "ledger", "postgresql://…", "psycopg, PostgreSQL's driver: pip install perpetual-blocks[postgres]"
