@@ -18,12 +18,22 @@ def create_follow_ons(ledger: Ledger, runs: Runs, chain: str | None = None) -> i
     """Creates the flow runs that are recorded and not yet created; returns how many.
 
     Safe to call from anywhere and at any time: the idempotency key makes one run of it, whoever calls how often.
+
+    Raises:
+        Exception: what went wrong with the first that could not be created; the others were.
     """
     pending = ledger.pending_follow_ons(chain)
+    failed: list[Exception] = []
     for follow_on in pending:
-        flow_run_id = runs.create(follow_on)
+        try:
+            flow_run_id = runs.create(follow_on)
+        except Exception as error:  # noqa: BLE001 - a deployment that is gone must not keep other chains waiting
+            failed.append(error)
+            continue
         reached("follow_on.created")
         ledger.follow_on_created(follow_on, flow_run_id)
+    if failed:
+        raise failed[0]
     return len(pending)
 
 
