@@ -79,12 +79,22 @@ def create_follow_ons(ledger: Ledger, runs: Runs, chain: str | None = None, *, b
     Args:
         chain: Those of this chain only.
         but: Not those of this chain: its next session is about to begin anyway.
+
+    Raises:
+        Exception: what went wrong with the first that could not be created; the others were.
     """
     pending = [follow_on for follow_on in ledger.pending_follow_ons(chain) if follow_on.chain != but]
+    failed: list[Exception] = []
     for follow_on in pending:
-        flow_run_id = runs.create(follow_on)
+        try:
+            flow_run_id = runs.create(follow_on)
+        except Exception as error:  # noqa: BLE001 - a deployment that is gone must not keep other chains waiting
+            failed.append(error)
+            continue
         reached("follow_on.created")
         ledger.follow_on_created(follow_on, flow_run_id)
+    if failed:
+        raise failed[0]
     return len(pending)
 
 

@@ -101,6 +101,7 @@ class Shutdown:
             markdown = self._markdown(handoff.model_copy(update={"steps": steps.failures()}))
         steps.best_effort("handoff", lambda: self._save_handoff(markdown))
         steps.best_effort("publish", lambda: self._publish(markdown, end))
+        end = self._heard_last(end)
         self._close(end, steps)
         steps.best_effort("cleanup", self.agent.cleanup)
         return end
@@ -181,6 +182,13 @@ class Shutdown:
     def _publish(self, markdown: str, end: Ending) -> None:
         self.world.saved_work.publish(self.fence.chain, self.fence.ordinal, markdown, end.reason.message)
 
+    def _heard_last(self, end: Ending) -> Ending:
+        """The end, unless a person has wanted another one while the session was ending."""
+        reason = self.stop.reason
+        if end.goes_on and reason is not None and reason.code in ("cancelled", "paused"):
+            return self._ending(reason)
+        return end
+
     def _close(self, end: Ending, steps: Steps) -> None:
         world, fence = self.world, self.fence
         if steps.complete:  # one that was cut short says nothing of the next
@@ -200,6 +208,6 @@ class Shutdown:
         )
         world.ledger.close_session(fence, closing)
         runs = world.runs
-        if follow_on is not None and runs is not None:
+        if self.follow_on is not None and runs is not None:
             # What cannot be created now stays in the outbox for whoever comes by next.
             steps.last("follow_on", lambda: create_follow_ons(world.ledger, runs, fence.chain))

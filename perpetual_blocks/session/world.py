@@ -1,5 +1,6 @@
 """What a session works with: the agent, and everything outside."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import Protocol
 
 from perpetual_blocks.budget import Meter
 from perpetual_blocks.clock import Clock
+from perpetual_blocks.errors import described
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.ports import Documents, Ledger, Runs, SavedWork, UnitRunner
 from perpetual_blocks.session.watch import Look
 from perpetual_blocks.telemetry import Moment, Observer
 from perpetual_blocks.work import LlmUsage, WorkItem
+
+_log = logging.getLogger(__name__)
 
 
 class Agent(Protocol):
@@ -59,6 +63,9 @@ class World:
     redactor: Redactor = field(default_factory=Redactor)
 
     def tell(self, moment: Moment) -> None:
-        """Tells every observer."""
+        """Tells every observer. What one of them raises is logged and changes nothing: it has already happened."""
         for observer in self.observers:
-            observer(moment)
+            try:
+                observer(moment)
+            except Exception as error:  # noqa: BLE001 - observers are anybody's
+                _log.warning("observer %r failed at %s: %s", observer, type(moment).__name__, described(error))

@@ -953,6 +953,25 @@ def test_a_cancelled_session_cancels_its_chain(make_rig: MakeRig) -> None:
         rig.run()
 
 
+def test_a_cancel_that_comes_during_the_shutdown_cancels_the_chain(make_rig: MakeRig) -> None:
+    """A person who cancels a run while its session ends for its budget has cancelled the chain: no follow-on."""
+    stop = StopRequest()
+
+    class Cancelled(Reader):
+        """Is cancelled while its work is committed."""
+
+        def commit_changes(self) -> Iterable[Path]:
+            stop.ask(StopReason("cancelled", "its flow run was cancelled"))
+            return []
+
+    rig = make_rig(Cancelled(documents=2))
+
+    end = rig.run(tokens(100), stop=stop)
+
+    assert (end.state, rig.ledger.chain("mine").status) == (SessionState.CANCELLED, ChainStatus.CANCELLED)
+    assert rig.runs.created == {}
+
+
 def test_a_stop_that_was_asked_for_before_the_start(make_rig: MakeRig) -> None:
     """A session that is asked to stop while it starts plans, runs no unit, and hands over."""
     stop = StopRequest()

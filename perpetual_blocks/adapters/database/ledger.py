@@ -50,6 +50,7 @@ from perpetual_blocks.session.chain import (
     refusal,
     wanted_status,
 )
+from perpetual_blocks.session.follow_on import RunTemplate
 from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, Reserve, Row
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem, sources
 
@@ -59,6 +60,7 @@ PASSED_OVER_SHOWN = 10
 MOST_LOOKED_AT = 1000  # items, at each claim
 PATIENCE = 3  # sessions in which something else is taken in an item's place
 MOST_CUT_OFFS = 2  # whole sessions that a unit may use up in vain
+_NOTHING_LEFT = ("queue-empty", "blocked")  # the ends of a session that had nothing to do any more
 
 
 class SqlLedger(ChainControl):
@@ -175,8 +177,10 @@ class SqlLedger(ChainControl):
                     choices=[],
                 )
             )
-            pools.release_all(connection, chain.uid)
-            for limit in self._shared(connection, fence).limits:
+            self._shared_limits = None  # of a start that was rolled back, under the same epoch
+            shared = self._shared(connection, fence).limits
+            pools.release_all(connection, chain.uid, [(pool_key(limit), limit.resource) for limit in shared])
+            for limit in shared:
                 pool, share, priority = pool_key(limit), limit.share, limit.priority
                 pools.join(connection, pool, limit.resource, chain.uid, share=share, priority=priority)
             opened = find_chain(connection, request.chain)
@@ -226,9 +230,20 @@ class SqlLedger(ChainControl):
                     insert(t.forecasts).values(chain=fence.chain, session=fence.ordinal, state=closing.forecasts)
                 )
             give_back(connection, fence.chain, fence.ordinal, now)
+            self._give_back_reserved(connection, fence)
+            if closing.stop.code in _NOTHING_LEFT and _has_work(connection, fence.chain):
+                self._go_on(connection, fence, now)  # it came while the session was ending
             if closing.follow_on is not None:
                 record_follow_on(connection, closing.follow_on, now)
         reached("session.closed")
+
+    def _go_on(self, connection: Connection, fence: Fence, now: float) -> None:
+        _reopen(connection, fence.chain, now)
+        template = session(connection, fence.chain, fence.ordinal).template
+        if template is not None:
+            uid = self._shared(connection, fence).uid
+            made = RunTemplate.from_json(template).follow_on(fence.chain, uid, fence.ordinal + 1, None)
+            record_follow_on(connection, made, now)
 
     # Units ----------------------------------------------------------------------------------------------------------
 
@@ -398,7 +413,9 @@ class SqlLedger(ChainControl):
     def _reserve(
         self, connection: Connection, fence: Fence, item: Item, wanted: Sequence[Reserve], now: float
     ) -> pools.Refused | None:
+        """All of them, or none and why."""
         uid = self._shared(connection, fence).uid
+        several = connection.begin_nested() if len(wanted) > 1 else None
         for one in sorted(wanted, key=lambda reserve: (pool_key(reserve.limit), reserve.limit.resource)):
             limit = one.limit
             request = pools.PoolRequest(
@@ -410,7 +427,11 @@ class SqlLedger(ChainControl):
             )
             answer = pools.reserve(connection, request, now)
             if isinstance(answer, pools.Refused):
+                if several is not None:
+                    several.rollback()
                 return answer
+        if several is not None:
+            several.commit()
         return None
 
     def _settle(
@@ -732,6 +753,11 @@ def _queue(connection: Connection, chain: str, now: float) -> Iterator[RowMappin
         if len(page) < limit:
             return
         offset, limit = offset + limit, PAGE
+
+
+def _has_work(connection: Connection, chain: str) -> bool:
+    rows = select(literal(1)).where(t.items.c.chain == chain, t.items.c.status == ItemStatus.AVAILABLE)
+    return connection.execute(rows.limit(1)).first() is not None
 
 
 def _reopen(connection: Connection, chain: str, now: float) -> None:
