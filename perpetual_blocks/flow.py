@@ -26,6 +26,7 @@ from prefect.states import Completed
 
 from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.child import Home, check_guarded
+from perpetual_blocks.adapters.code_version import code_version
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline
 from perpetual_blocks.adapters.log_lines import log_moments
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns, chain_tag, run_name
@@ -33,6 +34,7 @@ from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
 from perpetual_blocks.adapters.saved_work import PrefectSavedWork
+from perpetual_blocks.adapters.signing import load_signer
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.blocks import ResourceBudget, StatePersistence
 from perpetual_blocks.blocks.state_persistence import DEFAULT
@@ -215,6 +217,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
     """One session, within the current flow run; the state that the run ends in."""
     runs = PrefectRuns()
     own = _own_run(runs)
+    signer = load_signer(store.signing_secret)
     chain = check_chain_name(chain) if chain else _new_chain_name(own)
     ledger = store.get_ledger()
     storage = load_storage(store.result_storage)
@@ -233,6 +236,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         deployment_id=own.deployment_id,
         invitation=own.invitation,
         settings={"kinds": list(agent.kinds), "budget": budget.to_json()},
+        code=code_version(type(agent), _version(own)),
     )
     world = World(
         ledger=ledger,
@@ -243,6 +247,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
         meters={**{name: make() for name, make in METERS.items() if name not in agent.meters}, **agent.meters},
         runs=runs,
         keep_checkpoints=store.keep_checkpoints,
+        signer=signer,
         price=price,
         observers=(log_moments(get_run_logger()), _label_run(runs, own)),
     )
@@ -297,6 +302,13 @@ def _own_run(runs: PrefectRuns) -> OwnRun:
     own = OwnRun.of(context.flow_run)
     # The context's parameters are resolved; the server's still name blocks by reference, as a follow-on needs them.
     return runs.read(own.id) if own.deployment_id else own
+
+
+def _version(own: OwnRun) -> str | None:
+    """The deployment's version. One that was given none has its flow's, which says nothing of the agent."""
+    context = FlowRunContext.get()
+    default = context.flow.version if context and context.flow else None
+    return own.deployment_version if own.deployment_version != default else None
 
 
 def _until() -> float | None:

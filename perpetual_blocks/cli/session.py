@@ -160,6 +160,7 @@ def _world(where: Where) -> World:
     from perpetual_blocks.adapters.process import MemoryMeter
     from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
     from perpetual_blocks.adapters.saved_work import LocalSavedWork
+    from perpetual_blocks.adapters.signing import load_signer
     from perpetual_blocks.clock import SystemClock
 
     store = where.get_store()
@@ -172,6 +173,7 @@ def _world(where: Where) -> World:
         clock=SystemClock(),
         meters={"memory": MemoryMeter()},
         keep_checkpoints=store.keep_checkpoints,
+        signer=load_signer(store.signing_secret),
     )
 
 

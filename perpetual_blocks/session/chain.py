@@ -16,10 +16,13 @@ lease has run out: it takes over, the epoch goes up, and whatever the old owner 
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.errors import InvalidInput
+
+CodePolicy = Literal["warn", "refuse", "go-on"]
+"""What a session does when its agent's code is another than the session before had."""
 
 _CHAIN_NAME = re.compile(r"[a-z0-9-]{1,64}")
 
@@ -86,6 +89,8 @@ class Chain:
         settings: The kinds and the budget of its agent, against which new items are checked.
         quotas: What providers said of their quota windows, by the limit's name: remaining, reset, when.
         resume_at: When its next unit will have room, where it waits for that.
+        code: The code that its latest session ran; None where that is not known, or any is welcome.
+        context_version: The version of its context, as the agent counts it.
     """
 
     name: str
@@ -104,6 +109,8 @@ class Chain:
     updated_at: float
     quotas: dict[str, list[float | None]] = field(default_factory=dict)
     resume_at: float | None = None
+    code: str | None = None
+    context_version: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +155,9 @@ class SessionRequest:
 
     Attributes:
         invitation: The idempotency key under which this flow run was created, where it is a follow-on.
+        code: Which code the agent is, `digest` or `digest version`; None where that is not known.
+        context_version: The version of the context that the agent knows.
+        on_code_change: What is to be done where the session before ran other code.
     """
 
     chain: str
@@ -160,6 +170,9 @@ class SessionRequest:
     deployment_id: str | None = None
     invitation: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    code: str | None = None
+    context_version: int = 1
+    on_code_change: CodePolicy = "warn"
 
 
 def invitation(uid: str, ordinal: int) -> str:

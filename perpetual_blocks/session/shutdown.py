@@ -11,6 +11,7 @@
 where they fail, the session fails and the last good state stands.
 """
 
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import DamagedDocument, InvalidInput
 from perpetual_blocks.faults import reached
 from perpetual_blocks.handoff import Handoff, to_markdown
+from perpetual_blocks.session.advice import CHECKPOINT_BUDGET
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.continuation import Ending, ending
 from perpetual_blocks.session.documents import chain_folder, checkpoint_now, handoff_now, limits_now
@@ -29,7 +31,7 @@ from perpetual_blocks.session.planning import outlook
 from perpetual_blocks.session.ports import Closing, Document, Fence, FollowOn
 from perpetual_blocks.session.steps import Steps
 from perpetual_blocks.session.world import Agent, World
-from perpetual_blocks.telemetry import StepFailed
+from perpetual_blocks.telemetry import CheckpointLarge, StepFailed
 
 FollowOnMaker = Callable[[str, Fence, float | None], FollowOn]
 """Makes the follow-on of a session, given the chain's uid, the fence, and when it is to start."""
@@ -70,8 +72,11 @@ class Shutdown:
             wait = max(0.0, reason.resume_at - world.clock.now())
             reason = replace(reason, resume_at=reason.resume_at + jitter(self.uid, wait))
         end = ending(reason, world.ledger.counts(fence.chain))
-        checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text()
+        checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text(world.signer)
         key = steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
+        size = len(checkpoint.encode())
+        if size > CHECKPOINT_BUDGET:
+            world.tell(CheckpointLarge(fence.chain, fence.ordinal, size, CHECKPOINT_BUDGET))
         steps.best_effort("backup", lambda: self._back_up(key, checkpoint))
         steps.best_effort("prune", self._prune)
         commit = steps.best_effort("commit_changes", lambda: self._commit(end))
@@ -89,7 +94,9 @@ class Shutdown:
     def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> str:
         """Writes a document, then points at it: a crash in between costs a rewrite and never a lie."""
         suffix = "json" if kind == "checkpoint" else "md"
-        key = f"{chain_folder(self.fence.chain, self.uid)}/{kind}s/{self.fence.ordinal:06d}.{suffix}"
+        # Random, because a chain that was restored from a backup may come to this session a second time.
+        name = f"{self.fence.ordinal:06d}-{secrets.token_hex(3)}.{suffix}"
+        key = f"{chain_folder(self.fence.chain, self.uid)}/{kind}s/{name}"
         documents, written = self.world.documents, digest(text)
         documents.write(key, text)
         reached(f"{kind}.written")

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from perpetual_blocks.budget import Meter
+from perpetual_blocks.checkpoint import Signer
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.session.chain import CodePolicy
 from perpetual_blocks.session.ports import Documents, Ledger, Runs, SavedWork, UnitRunner
 from perpetual_blocks.telemetry import Moment, Observer
 from perpetual_blocks.work import LlmUsage, WorkItem
@@ -18,7 +20,12 @@ class Agent(Protocol):
 
     @property
     def ladder(self) -> Mapping[float, str]: ...
+    @property
+    def context_version(self) -> int: ...
+    @property
+    def on_code_change(self) -> CodePolicy: ...
 
+    def on_context_upgrade(self, context: dict[str, Any], from_version: int) -> dict[str, Any]: ...
     def plan(self) -> Iterable[WorkItem]: ...
     def finish_unit(self) -> None: ...
     def backup(self, checkpoint: str) -> None: ...
@@ -36,6 +43,7 @@ class World:
     Attributes:
         keep_checkpoints: How many checkpoints of a chain are kept; the one before the last is there for when the last
             is damaged.
+        signer: Signs checkpoints and checks their signatures; None where they have none.
         price: What a model's usage costs in US dollars; None where that is not known.
     """
 
@@ -48,6 +56,7 @@ class World:
     runs: Runs | None = None
     observers: Sequence[Observer] = ()
     keep_checkpoints: int = 50
+    signer: Signer | None = None
     price: Callable[[LlmUsage], float | None] | None = None
 
     def tell(self, moment: Moment) -> None:

@@ -846,7 +846,7 @@ def test_a_session_whose_chain_was_taken_over_commits_nothing_more(
 
     def take_over() -> None:
         clock.advance(LEASE)
-        open_session(ledger, "mine", "robber")
+        open_session(ledger, "mine", "robber", agent="Robbed")
 
     rig = make_rig(Robbed(take_over), ledger=ledger)
 
@@ -885,7 +885,7 @@ def test_the_lease_is_kept_while_a_unit_runs(tmp_path: Path, clock: FakeClock) -
             ledger.beat.clear()
             assert ledger.beat.wait(30)
         try:
-            open_session(ledger, "mine", "second")
+            open_session(ledger, "mine", "second", agent="Robbed")
         except Superseded as error:
             refused.append(str(error))
 
@@ -1234,7 +1234,7 @@ def test_a_storage_that_gives_back_other_bytes(make_rig: MakeRig) -> None:
     with pytest.raises(DamagedDocument) as damaged:
         rig.run()
 
-    one_line(damaged.value, "results storage", "checkpoints/000001.json")
+    one_line(damaged.value, "results storage", "checkpoints/000001-")
     assert rig.ledger.documents("mine", "checkpoint") == []
     assert rig.ledger.sessions("mine")[0].state is SessionState.FAILED
     assert rig.ledger.chain("mine").status is ChainStatus.STALLED
