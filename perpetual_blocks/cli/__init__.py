@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from perpetual_blocks import __version__
-from perpetual_blocks.cli import items, session
+from perpetual_blocks.cli import checkpoints, items, session
 from perpetual_blocks.cli.chains import handoff, status
 from perpetual_blocks.cli.check import check
 from perpetual_blocks.cli.demo import demo
@@ -24,6 +24,7 @@ app = App(
 for command in (demo, run, plan, status, handoff, check):
     app.command(command)
 app.command(items.app)
+app.command(checkpoints.app)
 app.command(session.app)
 
 
