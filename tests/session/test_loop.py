@@ -111,6 +111,7 @@ class Rig:
         *,
         stop: StopRequest | None = None,
         invited: str | None = None,
+        code: str | None = None,
         **outside: Any,
     ) -> SessionEnd:
         """Runs the chain's next session, as a flow run of its own; `outside` is more of the world."""
@@ -136,6 +137,7 @@ class Rig:
             deployment_id="deployment",
             invitation=invited,
             settings={"kinds": list(KINDS), "budget": budget.to_json()},
+            code=code,
         )
         session = Session(
             self.agent, request, budget, world, task=self.agent.task(), follow_on=self.follow_on, stop=stop
