@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from perpetual_blocks.budget import Budget, Meter
+from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.session.chain import CodePolicy
 from perpetual_blocks.usage import add, validated_usage
 from perpetual_blocks.work import Unit, WorkItem
 
@@ -56,6 +58,14 @@ class PerpetualAgent(BaseModel):
     units left in it, there is no Prefect run, and what is reserved of a pool cannot become more. The agent's module is
     imported anew, so that a script runs its flow under `if __name__ == "__main__":`."""
 
+    context_version: ClassVar[int] = 1
+    """Goes up by one when what `unit.context` holds changes its form: `on_context_upgrade` then makes the new form of
+    the old one in chains that are under way, and code of before does not touch them any more."""
+
+    on_code_change: ClassVar[CodePolicy] = "warn"
+    """What a session does when the agent's source, or its deployment's version, is another than the session before had:
+    say so and go on; refuse, so that the chain is paused until a person resumes it; or go on without a word."""
+
     def plan(self) -> Iterable[WorkItem]:
         """Yields the work. Asked once for a chain, and again when a finished chain is started again; items that the
         queue has already are left as they are. Items can also be added from a unit, or by `perpetual items add`."""
@@ -85,6 +95,14 @@ class PerpetualAgent(BaseModel):
 
     def cleanup(self) -> None:
         """Last step: the session is closed; frees what the agent holds."""
+
+    def on_context_upgrade(self, context: dict[str, Any], from_version: int) -> dict[str, Any]:
+        """Makes a context of this version of one of an older version; called before a session's first unit."""
+        raise InvalidInput.of(
+            f"{type(self).__name__}.on_context_upgrade",
+            "none",
+            f"a method that makes context_version {self.context_version} of a context of version {from_version}",
+        )
 
     def spend(self, usage: Any = None, /, **amounts: float) -> None:
         """Records what a hook of the shutdown has spent, as `unit.spend` does in a unit: an LLM's words in the handoff.

@@ -34,6 +34,7 @@ from pydantic import Secret as PydanticSecret
 
 from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.child import Home, check_guarded
+from perpetual_blocks.adapters.code_version import code_version
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline, grace_seconds
 from perpetual_blocks.adapters.log_lines import log_moments
 from perpetual_blocks.adapters.masking import masked, redactor_for
@@ -45,6 +46,7 @@ from perpetual_blocks.adapters.result_storage import StoredDocuments, load_stora
 from perpetual_blocks.adapters.saved_work import PrefectSavedWork
 from perpetual_blocks.adapters.serving import wrapping_first
 from perpetual_blocks.adapters.signals import in_background, pass_on
+from perpetual_blocks.adapters.signing import load_signer
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.blocks import ResourceBudget, StatePersistence
 from perpetual_blocks.blocks.state_persistence import DEFAULT
@@ -309,6 +311,7 @@ def run_session(
     """One session, within the current flow run; the state that the run ends in."""
     runs = PrefectRuns()
     own = _own_run(runs)
+    signer = load_signer(store.signing_secret)
     chain = check_chain_name(chain) if chain else _new_chain_name(own)
     ledger = store.get_ledger()
     storage = load_storage(store.result_storage)
@@ -330,6 +333,7 @@ def run_session(
         attended=own.attended,
         machine=process.machine(),
         template=template.to_json() if template else None,
+        code=code_version(type(agent), _version(own)),
     )
     world = World(
         ledger=ledger,
@@ -341,6 +345,7 @@ def run_session(
         meters={**{name: make() for name, make in METERS.items() if name not in agent.meters}, **agent.meters},
         runs=runs,
         keep_checkpoints=store.keep_checkpoints,
+        signer=signer,
         price=price,
         watched={"run": partial(_run_wishes, runs, own.id)},
         redactor=redactor,
@@ -454,6 +459,13 @@ def _own_run(runs: PrefectRuns) -> OwnRun:
         own = replace(own, invitation=invited, attended=False)
     # The context's parameters are resolved; the server's still name blocks by reference, as a follow-on needs them.
     return runs.read(own.id) if own.deployment_id else own
+
+
+def _version(own: OwnRun) -> str | None:
+    """The deployment's version. One that was given none has its flow's, which says nothing of the agent."""
+    context = FlowRunContext.get()
+    default = context.flow.version if context and context.flow else None
+    return own.deployment_version if own.deployment_version != default else None
 
 
 def _until() -> float | None:

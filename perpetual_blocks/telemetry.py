@@ -12,6 +12,8 @@ The core emits them; log lines, and whatever else wants to know, are observers o
 | `ItemDiscarded` | an item that fits into no session was given up, as another was taken in its place |
 | `BudgetWarned` | a limit came near its threshold, once a session for each limit |
 | `StepFailed` | a step of the shutdown failed; the shutdown went on |
+| `CodeChanged` | the agent's code is another than the session before had; it goes on with it |
+| `CheckpointLarge` | a checkpoint was saved that is larger than its size budget |
 | `SessionEnded` | the session was closed |
 """
 
@@ -82,6 +84,21 @@ class StepFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeChanged:
+    chain: str
+    ordinal: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointLarge:
+    chain: str
+    ordinal: int
+    size: int
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
 class SessionEnded:
     chain: str
     ordinal: int
@@ -95,9 +112,11 @@ Moment = (
     | UnitCompleted
     | UnitFailed
     | UnitCutOff
-    | ItemDiscarded
     | BudgetWarned
     | StepFailed
+    | CodeChanged
+    | CheckpointLarge
+    | ItemDiscarded
     | SessionEnded
 )
 Observer = Callable[[Moment], None]

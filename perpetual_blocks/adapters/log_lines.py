@@ -5,6 +5,8 @@ from typing import Any
 
 from perpetual_blocks.telemetry import (
     BudgetWarned,
+    CheckpointLarge,
+    CodeChanged,
     ItemDiscarded,
     ItemsAdded,
     Moment,
@@ -16,6 +18,7 @@ from perpetual_blocks.telemetry import (
     UnitCutOff,
     UnitFailed,
 )
+from perpetual_blocks.usage import show_bytes
 
 
 def log_moments(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Observer:
@@ -40,6 +43,15 @@ def log_moments(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Observ
                 logger.warning("Budget: %s", reason)
             case StepFailed(_, step, error):
                 logger.warning("Shutdown step %s failed, going on: %s", step, error)
+            case CodeChanged(chain, _, what):
+                logger.warning("%s: %s", chain, what)
+            case CheckpointLarge(_, ordinal, size, budget):
+                logger.warning(
+                    "The checkpoint of session %d has %s; more than %s is too much for a context",
+                    ordinal,
+                    show_bytes(size),
+                    show_bytes(budget),
+                )
             case SessionEnded(chain, ordinal, state, reason):
                 logger.info("Session %d of %s: %s, because %s", ordinal, chain, state, reason)
 

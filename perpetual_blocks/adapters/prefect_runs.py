@@ -47,6 +47,7 @@ class OwnRun:
     tags: tuple[str, ...] = ()
     job_variables: dict[str, Any] = field(default_factory=dict)
     work_queue: str | None = None
+    deployment_version: str | None = None
 
     @classmethod
     def of(cls, run: FlowRun) -> "OwnRun":
@@ -62,6 +63,7 @@ class OwnRun:
             tags=tuple(run.tags or ()),
             job_variables=dict(run.job_variables or {}),
             work_queue=run.work_queue_name if run.work_pool_name else None,
+            deployment_version=run.deployment_version,
         )
 
     def template(self) -> RunTemplate | None:

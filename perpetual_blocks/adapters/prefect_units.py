@@ -1,7 +1,7 @@
 """Units as Prefect tasks, whose outcomes Prefect persists as JSON under our keys."""
 
 import inspect
-import json
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -12,10 +12,11 @@ from prefect.filesystems import WritableFileSystem
 
 from perpetual_blocks.adapters.child import run_in_child
 from perpetual_blocks.adapters.coroutines import Coroutines
+from perpetual_blocks.adapters.outcome_records import read_outcome
 from perpetual_blocks.adapters.result_storage import StoredDocuments
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import DamagedDocument, StorageError, text_of
+from perpetual_blocks.errors import StorageError, text_of
 from perpetual_blocks.faults import reached
 from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.ports import RunPaused, UnitRaised
@@ -40,7 +41,7 @@ class PrefectUnits:
         redactor: Redactor | None = None,
     ) -> None:
         self._agent = agent
-        self._documents = StoredDocuments(storage)
+        self._records = StoredDocuments(storage)
         self._redactor = redactor or Redactor()
         self._coroutines = Coroutines()
         self._interrupt = Event()
@@ -53,16 +54,29 @@ class PrefectUnits:
             result_storage=slug,
             result_serializer="json",
             cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, parameters: str(parameters["key"])),
-            refresh_cache=True,  # what lies there already is read by us, below, and by nobody else
+            # Prefect writes records and does not read them: see `outcome_records`.
+            refresh_cache=True,
             retries=0,
         )(self._work)
 
     def run(self, key: str, unit: Unit) -> Outcome:
         """See `UnitRunner.run`."""
-        # What lies there and is no outcome that this version knows is replaced: the unit runs again.
-        outcome = self._persisted(key) or Outcome.from_document(self._run_task(key, unit))
+        outcome = self._kept(key)
+        if outcome is None:
+            self._run_task(key, unit)
+            # Prefect logs a result that it could not write, and goes on; a row must not point at what is not there.
+            outcome = self._kept(key)
+        if outcome is None:
+            raise StorageError(f"results storage: the outcome of {unit.id} was not written under {key}")
         reached("unit.persisted")
         return outcome
+
+    def _kept(self, key: str) -> Outcome | None:
+        """What is persisted under the key. What is damaged is as good as nothing: the unit runs, and replaces it."""
+        try:
+            return read_outcome(self._records.read(key))
+        except StorageError:
+            return None
 
     def interrupt(self) -> bool:
         """See `UnitRunner.interrupt`."""
@@ -75,24 +89,10 @@ class PrefectUnits:
         """Closes the event loop, if an async unit has opened one."""
         self._coroutines.close()
 
-    def _persisted(self, key: str) -> Outcome | None:
-        """The outcome that lies under the key.
-
-        Prefect reads a record with the serializer that the record itself names, and that may be pickle, which runs what
-        it reads; its JSON makes objects of any class that the text names. So a record is never given to it.
-        """
-        try:
-            record = json.loads(self._documents.read(key))
-            if record["metadata"]["serializer"]["type"] != "json":
-                return None
-            return Outcome.from_document(json.loads(record["result"]))
-        except (StorageError, DamagedDocument, ValueError, KeyError, TypeError, RecursionError):
-            return None
-
-    def _run_task(self, key: str, unit: Unit) -> Any:
+    def _run_task(self, key: str, unit: Unit) -> None:
         self._unit, self._raised = unit, None
         try:
-            document = self._task(key=key, label=f"{unit.id} · {unit.number}")
+            self._task(key=key, label=f"{unit.id} · {unit.number}")
         except Pause as pause:  # Prefect lets no task begin in a run that was suspended
             raise RunPaused from pause
         except Exception as error:
@@ -102,10 +102,6 @@ class PrefectUnits:
             raise StorageError(
                 f"unit {unit.id}: Prefect could not run its task: {type(error).__name__}: {error}"
             ) from error
-        # Prefect logs a result that it could not write, and goes on; a row must not point at what is not there.
-        if self._persisted(key) is None:
-            raise StorageError(f"results storage: the outcome of {unit.id} was not written under {key}")
-        return document
 
     def _work(self, key: str, label: str) -> dict[str, Any]:
         unit = self._unit
@@ -129,9 +125,9 @@ class PrefectUnits:
         clock = SystemClock()
         started = clock.monotonic()
         if self._agent.isolated:
-            document = run_in_child(self._agent, unit, self._interrupt)
-            document["usage"]["seconds"] = clock.monotonic() - started  # the process's start and end included
-            return document
+            outcome = Outcome.from_document(run_in_child(self._agent, unit, self._interrupt))
+            seconds = clock.monotonic() - started  # the process's start and end included
+            return replace(outcome, usage={**outcome.usage, "seconds": seconds}).to_document()
         returned = self._agent.work_unit(unit)
         if inspect.iscoroutine(returned):
             returned = self._coroutines.run(returned, unit)

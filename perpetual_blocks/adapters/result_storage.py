@@ -12,7 +12,7 @@ from prefect.filesystems import LocalFileSystem, WritableFileSystem
 from prefect.results import get_default_result_storage
 from prefect.settings import get_current_settings
 
-from perpetual_blocks.errors import InvalidInput, StorageError
+from perpetual_blocks.errors import DamagedDocument, InvalidInput, StorageError
 
 PROBE_FOLDER = "perpetual/probes"
 PROBE_TEXT = "Written to see whether this storage can be written. It may be deleted."
@@ -111,11 +111,15 @@ class StoredDocuments:
         """Reads a document.
 
         Raises:
-            StorageError: it is not there, cannot be read, or is not text.
+            StorageError: it is not there, or cannot be read.
+            DamagedDocument: it is not text.
         """
         check_key(key)
         try:
             content: bytes = self._storage.read_path(key, _sync=True)  # type: ignore[call-arg, assignment]
-            return content.decode()
         except Exception as error:
             raise StorageError(f"results storage: cannot read {key}: {type(error).__name__}: {error}") from error
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise DamagedDocument(f"results storage: {key} is not text: {error}") from error

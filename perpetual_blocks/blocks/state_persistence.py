@@ -29,6 +29,7 @@ class StatePersistence(Block):
             rows: `perpetual restore` rebuilds a lost ledger from it.
         durability: Whether every commit is synced to the disk.
         keep_checkpoints: How many checkpoints of a chain are kept.
+        signing_secret: The Secret block with whose value checkpoints are signed.
     """
 
     # An address that is refused may hold a password, and pydantic would show it.
@@ -69,6 +70,12 @@ class StatePersistence(Block):
         ge=2,
         title="Checkpoints to keep",
         description="Of each chain; older ones are deleted where the storage can. At least 2: the last may be damaged.",
+    )
+
+    signing_secret: str = Field(
+        default="",
+        title="Signing secret",
+        description="A Secret block's name: checkpoints are signed with its value, and used only with its signature.",
     )
 
     @field_validator("ledger")

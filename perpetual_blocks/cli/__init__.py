@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from perpetual_blocks import __version__
-from perpetual_blocks.cli import automations, items, session
+from perpetual_blocks.cli import automations, checkpoints, items, session
 from perpetual_blocks.cli.chains import handoff, status
 from perpetual_blocks.cli.check import check
 from perpetual_blocks.cli.demo import demo
@@ -28,6 +28,7 @@ for command in (demo, run, plan, status, handoff, pause, resume, cancel, stop_al
     app.command(command)
 app.command(automations.app)
 app.command(items.app)
+app.command(checkpoints.app)
 app.command(session.app)
 
 

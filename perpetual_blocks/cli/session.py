@@ -161,6 +161,7 @@ def _world(where: Where) -> World:
     from perpetual_blocks.adapters.process import MemoryMeter
     from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
     from perpetual_blocks.adapters.saved_work import LocalSavedWork
+    from perpetual_blocks.adapters.signing import load_signer
     from perpetual_blocks.clock import SystemClock
 
     store = where.get_store()
@@ -176,6 +177,7 @@ def _world(where: Where) -> World:
         meters={"memory": MemoryMeter()},
         keep_checkpoints=store.keep_checkpoints,
         redactor=redactor,
+        signer=load_signer(store.signing_secret),
     )
 
 

@@ -34,8 +34,8 @@ def verify(
         repair: Repair what can be repaired; the chain must not be at work.
         json: Print one JSON object.
     """
+    from perpetual_blocks.adapters.outcome_records import StoredOutcomes
     from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
-    from perpetual_blocks.adapters.stored_outcomes import StoredOutcomes
 
     store = where.get_store()
     storage = load_storage(store.result_storage)
@@ -43,7 +43,7 @@ def verify(
     verification = Verification(
         ledger=store.get_ledger(),
         documents=StoredDocuments(storage),
-        outcomes=StoredOutcomes(storage),
+        outcomes=StoredOutcomes(StoredDocuments(storage)),
         backup=backup,
         chain=chain,
     )

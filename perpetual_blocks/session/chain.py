@@ -16,10 +16,13 @@ lease has run out: it takes over, the epoch goes up, and whatever the old owner 
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.errors import InvalidInput
+
+CodePolicy = Literal["warn", "refuse", "go-on"]
+"""What a session does when its agent's code is another than the session before had."""
 
 _CHAIN_NAME = re.compile(r"[a-z0-9-]{1,64}")
 
@@ -100,6 +103,8 @@ class Chain:
         resume_at: When its next unit will have room, where it waits for that.
         wanted: What a person wants of it, and `wanted_why`; None as long as it may go on.
         attended: The latest session that a person has started, or after which one has resumed it.
+        code: The code that its latest session ran; None where that is not known, or any is welcome.
+        context_version: The version of its context, as the agent counts it.
     """
 
     name: str
@@ -121,6 +126,8 @@ class Chain:
     wanted: Wanted | None = None
     wanted_why: str | None = None
     attended: int = 0
+    code: str | None = None
+    context_version: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +181,9 @@ class SessionRequest:
         attended: Whether a person has started this run.
         machine: Where `pid` means this process.
         template: What a run that goes on from this one is made of; None without a deployment.
+        code: Which code the agent is, `digest` or `digest version`; None where that is not known.
+        context_version: The version of the context that the agent knows.
+        on_code_change: What is to be done where the session before ran other code.
     """
 
     chain: str
@@ -189,6 +199,9 @@ class SessionRequest:
     attended: bool = True
     machine: str | None = None
     template: dict[str, Any] | None = None
+    code: str | None = None
+    context_version: int = 1
+    on_code_change: CodePolicy = "warn"
 
 
 def invitation(uid: str, ordinal: int, renewal: str = "") -> str:

@@ -15,7 +15,7 @@ from perpetual_blocks.session.attempts import Story
 from perpetual_blocks.session.chain import SessionRecord
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.metrics import success_metrics
-from perpetual_blocks.session.ports import Fence, Ledger
+from perpetual_blocks.session.ports import Document, Fence, Ledger
 from perpetual_blocks.usage import add
 from perpetual_blocks.work import Item, ItemStatus
 
@@ -79,6 +79,15 @@ def limits_now(readings: Sequence[Reading]) -> list[dict[str, Any]]:
     ]
 
 
+def checkpoints_so_far(sessions: Sequence[SessionRecord], checkpoints: Sequence[Document], ordinal: int) -> int:
+    """The sequence number of a session's checkpoint: how many the chain has written, with this one.
+
+    A session that ended in order has written one, be it still there or not.
+    """
+    written = {session.ordinal for session in sessions if session.graceful}
+    return len(written | {document.ordinal for document in checkpoints} | {ordinal})
+
+
 def checkpoint_now(ledger: Ledger, fence: Fence, task: str, now: float) -> Checkpoint:
     """What a checkpoint says at this moment."""
     chain, sessions = ledger.chain(fence.chain), ledger.sessions(fence.chain)
@@ -87,11 +96,13 @@ def checkpoint_now(ledger: Ledger, fence: Fence, task: str, now: float) -> Check
         chain=chain.name,
         uid=chain.uid,
         ordinal=fence.ordinal,
+        checkpoints=checkpoints_so_far(sessions, ledger.documents(fence.chain, "checkpoint"), fence.ordinal),
         agent=chain.agent,
         task=task,
         items={status.value: count for status, count in ledger.counts(fence.chain).items()},
         units=sum(session.units for session in sessions),
         context=chain.context,
+        context_version=chain.context_version,
         next_action=upcoming[0].next_action if upcoming else None,
         usage=chain_usage(sessions),
         at=isoformat(now) or "",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
 from perpetual_blocks.session.choosing import Chooser
+from perpetual_blocks.session.context import upgraded_context
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
 from perpetual_blocks.session.heartbeat import Heartbeat
 from perpetual_blocks.session.manners import Manners
@@ -25,6 +26,7 @@ from perpetual_blocks.session.watch import Look, Watch, wishes
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import (
     BudgetWarned,
+    CodeChanged,
     ItemDiscarded,
     ItemsAdded,
     SessionEnded,
@@ -73,7 +75,7 @@ class Session:
     ) -> None:
         check_metered(budget, world.meters)
         self._agent = agent
-        self._request = request
+        self._request = replace(request, context_version=agent.context_version, on_code_change=agent.on_code_change)
         self._world = world
         self._ledger = world.ledger
         self._task = task
@@ -91,12 +93,14 @@ class Session:
         self._choices: list[str] = []
         self._manners = Manners.of(request.settings)
         self._quiet_from = self._manners.quiet_from(world.clock.now())
+        self._context: dict[str, Any] = {}
 
     def run(self) -> SessionEnd:
         """Works until something says stop.
 
         Raises:
-            Superseded: another session works on the chain; nothing was done.
+            Superseded: another session works on the chain, or it is paused; nothing was done.
+            InvalidInput: the chain is not one of this agent; nothing was done.
             Fenced: another session took over in between; what was committed until then stands.
             PerpetualError: an essential step failed; the session is recorded as failed where the ledger allows it.
         """
@@ -152,10 +156,15 @@ class Session:
         if previous is not None:
             now = checkpoint_now(self._ledger, fence, self._task, self._world.clock.now())
             checkpoints = self._ledger.documents(fence.chain, "checkpoint")
-            restored = restore(checkpoints, self._world.documents, now, graceful=previous.graceful)
+            restored = restore(checkpoints, self._world.documents, now, graceful=previous.graceful, signer=world.signer)
             if opened.took_over:
                 note = f"session {previous.ordinal} was found dead; what it had committed stands, its claims are free"
                 restored = Restored(restored.verified, (note, *restored.notes))
+        if opened.code_changed is not None:
+            world.tell(CodeChanged(fence.chain, fence.ordinal, opened.code_changed))
+        self._context, upgraded = upgraded_context(self._agent, self._ledger, opened)
+        news = tuple(filter(None, (opened.code_changed, upgraded)))
+        restored = Restored(restored.verified, (*restored.notes, *news))
         self._world.tell(SessionStarted(fence.chain, fence.ordinal, opened.took_over, restored.notes))
         if not opened.chain.planned:
             added = self._ledger.add_items(fence.chain, self._plan(), planned_by=fence)
@@ -171,7 +180,7 @@ class Session:
             yield item
 
     def _work(self, opened: Opened) -> StopReason:
-        context = opened.chain.context
+        context = self._context
         chooser = Chooser(self._ledger, opened.fence, self._monitor, self._world.clock, self._stop)
         self._passed_over = chooser.passed_over
         while (reason := self._reason_to_stop(readings := self._monitor.readings())) is None:

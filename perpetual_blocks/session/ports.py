@@ -39,12 +39,14 @@ class Opened:
         chain: The chain as it is now.
         previous: The session before, as it ended.
         took_over: Whether that session was found dead.
+        code_changed: What is to be said of code that changed since that session.
     """
 
     fence: Fence
     chain: Chain
     previous: SessionRecord | None
     took_over: bool
+    code_changed: str | None = None
 
 
 DocumentKind = Literal["checkpoint", "handoff", "backup"]
@@ -58,6 +60,8 @@ class Document:
         kind: checkpoint or handoff; or backup, for the index of a chain's backup.
         digest: SHA-256 of its bytes.
         size: In bytes.
+        pinned: Whether it is kept however many newer ones there are.
+        at: When the ledger recorded it.
     """
 
     kind: DocumentKind
@@ -65,6 +69,8 @@ class Document:
     key: str
     digest: str
     size: int
+    pinned: bool = field(default=False, compare=False)
+    at: float = field(default=0.0, compare=False)
 
 
 Row = tuple[str, Mapping[str, Any]]
@@ -209,7 +215,9 @@ class Ledger(Protocol):
         """Owns the chain, making it first where it is new; gives back the claims of a dead session.
 
         Raises:
-            Superseded: somebody else works on the chain, or this run's session is over.
+            Superseded: somebody else works on the chain, this run's session is over, or its code changed and the agent
+                does not go on with other code: the chain is then paused.
+            InvalidInput: the chain is another agent's, or its context is newer than the agent.
         """
 
     def heartbeat(self, fence: Fence) -> None:
@@ -290,7 +298,13 @@ class Ledger(Protocol):
         """Points at a document that has been written and read back; of kind backup, instead of the one before."""
 
     def forget_checkpoints(self, fence: Fence, keep: int) -> list[str]:
-        """Points at the latest `keep` checkpoints only; returns the keys of those that it forgot."""
+        """Forgets all checkpoints but the pinned ones and the latest `keep`, at least one; returns their keys."""
+
+    def pin_checkpoint(self, chain: str, ordinal: int, *, pinned: bool) -> bool:
+        """Pins the checkpoint of a session, so that it is never forgotten, or unpins it; whether there is one."""
+
+    def upgrade_context(self, fence: Fence, context: dict[str, Any], version: int) -> None:
+        """Sets the chain's context in a newer version."""
 
     def close_session(self, fence: Fence, closing: Closing) -> None:
         """Ends the session, sets the chain's status and records the follow-on; synced to disk."""

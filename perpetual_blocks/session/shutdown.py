@@ -15,6 +15,7 @@ When the process is about to be killed, 1 to 5 have the time that is left withou
 for is recorded as `skipped`. 6 is the minimal save: all that the next session needs is in the ledger.
 """
 
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import DamagedDocument, InvalidInput
 from perpetual_blocks.faults import reached
 from perpetual_blocks.handoff import Handoff, to_markdown
+from perpetual_blocks.session.advice import CHECKPOINT_BUDGET
 from perpetual_blocks.session.backup import back_up
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.continuation import Ending, ending
@@ -36,7 +38,7 @@ from perpetual_blocks.session.ports import Closing, Document, Fence, FollowOn
 from perpetual_blocks.session.steps import Steps
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import Agent, World
-from perpetual_blocks.telemetry import StepFailed
+from perpetual_blocks.telemetry import CheckpointLarge, StepFailed
 
 FollowOnMaker = Callable[[str, Fence, float | None], FollowOn]
 """Makes the follow-on of a session, given the chain's uid, the fence, and when it is to start."""
@@ -50,6 +52,8 @@ class Shutdown:
         resumed: What was found when the session started, for the handoff.
         follow_on: None where the run has no deployment that could go on.
         stop: Says when the process will be killed.
+        mark: A part of its documents' names; random, because a chain that was restored from a backup may come to this
+            session a second time, and no name is used twice.
     """
 
     agent: Agent
@@ -63,6 +67,7 @@ class Shutdown:
     passed_over: dict[str, str] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
     stop: StopRequest = field(default_factory=StopRequest)
+    mark: str = field(default_factory=lambda: secrets.token_hex(3))
 
     def run(self, reason: StopReason) -> Ending:
         """Runs the steps.
@@ -85,8 +90,11 @@ class Shutdown:
             wait = max(0.0, reason.resume_at - world.clock.now())
             reason = replace(reason, resume_at=reason.resume_at + jitter(self.uid, wait))
         end = self._ending(reason)
-        checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text()
+        checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text(world.signer)
         steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
+        size = len(checkpoint.encode())
+        if size > CHECKPOINT_BUDGET:
+            world.tell(CheckpointLarge(fence.chain, fence.ordinal, size, CHECKPOINT_BUDGET))
         steps.best_effort("backup", lambda: self._back_up(checkpoint))
         steps.best_effort("prune", self._prune)
         backup = world.backup
@@ -115,7 +123,8 @@ class Shutdown:
 
     def _key(self, kind: Literal["checkpoint", "handoff"]) -> str:
         suffix = "json" if kind == "checkpoint" else "md"
-        return f"{chain_folder(self.fence.chain, self.uid)}/{kind}s/{self.fence.ordinal:06d}.{suffix}"
+        name = f"{self.fence.ordinal:06d}-{self.mark}.{suffix}"
+        return f"{chain_folder(self.fence.chain, self.uid)}/{kind}s/{name}"
 
     def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> None:
         """Writes a document, then points at it: a crash in between costs a rewrite and never a lie."""

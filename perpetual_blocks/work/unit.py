@@ -256,12 +256,7 @@ class Unit:
             raise InvalidInput.of("work_unit", returned, "nothing, or unit.advance(…) itself, after unit.advance(…)")
         if advanced is None:
             to_json(returned, "work_unit's result")
-        context = to_json(self.context, "unit.context")
-        if len(context.encode()) > MAX_CONTEXT_BYTES:
-            raise InvalidInput(
-                f"unit.context: got {len(context.encode()):,} bytes of JSON; expected at most {MAX_CONTEXT_BYTES:,}: "
-                "keep large data in files and their names in the context"
-            )
+        context = checked_context(self.context, "unit.context")
         return Outcome(
             done=advanced is None,
             result=returned if advanced is None else None,
@@ -273,6 +268,22 @@ class Unit:
             added=tuple(self._added),
             quotas=dict(self._quotas),
         )
+
+
+def checked_context(context: dict[str, Any], field: str) -> str:
+    """The context as JSON.
+
+    Raises:
+        InvalidInput: it is none, or too large.
+    """
+    text = to_json(context, field)
+    size = len(text.encode())
+    if size > MAX_CONTEXT_BYTES:
+        raise InvalidInput(
+            f"{field}: got {size:,} bytes of JSON; expected at most {MAX_CONTEXT_BYTES:,}: "
+            "keep large data in files and their names in the context"
+        )
+    return text
 
 
 def _is_amount(value: object) -> bool:

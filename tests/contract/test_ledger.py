@@ -341,9 +341,9 @@ def test_cancelled_and_paused_chains_are_refused(ledger: SqlLedger, status: Chai
 def test_settings_are_those_of_the_latest_session(ledger: SqlLedger) -> None:
     """New items are checked against the budget and kinds of the agent as it is now."""
     close(ledger, open_session(ledger).fence)
-    open_session(ledger, "mine", "second", settings={"kinds": ["grown"], "budget": []}, agent="Grown")
+    open_session(ledger, "mine", "second", settings={"kinds": ["grown"], "budget": []})
 
-    assert (ledger.chain("mine").agent, ledger.chain("mine").settings["kinds"]) == ("Grown", ["grown"])
+    assert ledger.chain("mine").settings["kinds"] == ["grown"]
     assert ledger.add_items("mine", items("a", kind="grown")) == 1
 
 
@@ -1195,6 +1195,40 @@ def test_only_the_latest_checkpoints_are_kept(ledger: SqlLedger, clock: FakeCloc
 
     assert [document.ordinal for document in ledger.documents("mine", "checkpoint")] == [5, 2]
     assert [document.ordinal for document in ledger.documents("mine", "handoff")] == [2, 1]
+
+
+def test_pinned_checkpoints_and_the_newest_are_never_forgotten(ledger: SqlLedger, clock: FakeClock) -> None:
+    """A pin is kept with the document's row; a chain keeps its newest checkpoint, however few are wanted."""
+    for holder in ("first", "second", "third", "fourth"):
+        fence = open_session(ledger, "mine", holder).fence
+        ledger.record_document(fence, checkpoint_of(fence))
+        at = clock.now()
+        close(ledger, fence)
+    fence = open_session(ledger, "mine", "last").fence
+
+    assert ledger.pin_checkpoint("mine", 2, pinned=True)
+    assert not ledger.pin_checkpoint("mine", 7, pinned=True)
+    assert not ledger.pin_checkpoint("other", 2, pinned=True)
+    assert sorted(ledger.forget_checkpoints(fence, 0)) == ["mine/checkpoints/1.json", "mine/checkpoints/3.json"]
+
+    found = ledger.documents("mine", "checkpoint")
+    assert [(document.ordinal, document.pinned, document.at) for document in found] == [(4, False, at), (2, True, at)]
+    assert ledger.pin_checkpoint("mine", 2, pinned=False)
+    assert ledger.forget_checkpoints(fence, 1) == ["mine/checkpoints/2.json"]
+
+
+def test_a_context_is_upgraded_behind_the_fence(ledger: SqlLedger, clock: FakeClock) -> None:
+    """Context and version are set together, and by the chain's owner only."""
+    old = open_session(ledger).fence
+    clock.advance(LEASE)
+    fence = open_session(ledger, "mine", "second", context_version=2).fence
+    assert ledger.chain("mine").context_version == 1, "a chain keeps its version until its context is upgraded"
+
+    with pytest.raises(Fenced):
+        ledger.upgrade_context(old, {"stale": True}, 3)
+    ledger.upgrade_context(fence, {"pages": []}, 2)
+
+    assert (ledger.chain("mine").context, ledger.chain("mine").context_version) == ({"pages": []}, 2)
 
 
 def test_counts_name_every_status(ledger: SqlLedger) -> None:

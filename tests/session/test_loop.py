@@ -113,6 +113,7 @@ class Rig:
         *,
         stop: StopRequest | None = None,
         invited: str | None = None,
+        code: str | None = None,
         **outside: Any,
     ) -> SessionEnd:
         """Runs the chain's next session, as a flow run of its own; `outside` is more of the world."""
@@ -139,6 +140,7 @@ class Rig:
             deployment_id="deployment",
             invitation=invited,
             settings={"kinds": list(KINDS), "budget": budget.to_json()},
+            code=code,
         )
         session = Session(
             self.agent, request, budget, world, task=self.agent.task(), follow_on=self.follow_on, stop=stop
@@ -1021,7 +1023,7 @@ def test_a_session_whose_chain_was_taken_over_commits_nothing_more(
 
     def take_over() -> None:
         clock.advance(LEASE)
-        open_session(ledger, "mine", "robber")
+        open_session(ledger, "mine", "robber", agent="Robbed")
 
     rig = make_rig(Robbed(take_over), ledger=ledger)
 
@@ -1060,7 +1062,7 @@ def test_the_lease_is_kept_while_a_unit_runs(tmp_path: Path, clock: FakeClock) -
             ledger.beat.clear()
             assert ledger.beat.wait(30)
         try:
-            open_session(ledger, "mine", "second")
+            open_session(ledger, "mine", "second", agent="Robbed")
         except Superseded as error:
             refused.append(str(error))
 
@@ -1409,7 +1411,7 @@ def test_a_storage_that_gives_back_other_bytes(make_rig: MakeRig) -> None:
     with pytest.raises(DamagedDocument) as damaged:
         rig.run()
 
-    one_line(damaged.value, "results storage", "checkpoints/000001.json")
+    one_line(damaged.value, "results storage", "checkpoints/000001-")
     assert rig.ledger.documents("mine", "checkpoint") == []
     assert rig.ledger.sessions("mine")[0].state is SessionState.FAILED
     assert rig.ledger.chain("mine").status is ChainStatus.STALLED

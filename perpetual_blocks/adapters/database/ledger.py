@@ -52,6 +52,7 @@ from perpetual_blocks.session.chain import (
 )
 from perpetual_blocks.session.follow_on import RunTemplate
 from perpetual_blocks.session.ports import Claim, Closing, Document, Fence, FollowOn, Misfit, Opened, Reserve, Row
+from perpetual_blocks.session.program import check_program, code_change
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem, sources
 
 DEFAULT_LEASE_SECONDS = 60.0
@@ -107,9 +108,11 @@ class SqlLedger(ChainControl):
     # Sessions -------------------------------------------------------------------------------------------------------
 
     def open_session(self, request: SessionRequest) -> Opened:
+        self._pause_before_other_code(request)
         with self._writing() as connection:
             now = self._clock.now()
             chain = lock_chain(connection, request.chain) or _new_chain(connection, request, now)
+            check_program(chain, request)
             latest = latest_session(connection, request.chain)
             reason = refusal(
                 chain,
@@ -140,6 +143,7 @@ class SqlLedger(ChainControl):
                     # Whoever starts a chain that is over asks for its plan again: there may be new work.
                     planned=chain.planned and chain.status not in (ChainStatus.FINISHED, ChainStatus.STALLED),
                     settings=request.settings,
+                    code=request.code,
                     resume_at=None,
                     attended=fence.ordinal if attended else chain.attended,
                     updated_at=now,
@@ -186,7 +190,30 @@ class SqlLedger(ChainControl):
             opened = find_chain(connection, request.chain)
             previous = session(connection, request.chain, latest.ordinal) if latest else None
         assert opened is not None
-        return Opened(fence=fence, chain=opened, previous=previous, took_over=took_over)
+        change = code_change(chain, request)
+        said = change.what if change else None
+        return Opened(fence=fence, chain=opened, previous=previous, took_over=took_over, code_changed=said)
+
+    def _pause_before_other_code(self, request: SessionRequest) -> None:
+        """Pauses the chain where the session could start but for its code, which its agent wants a person to see."""
+        if request.on_code_change != "refuse":
+            return
+        with self._writing() as connection:
+            now = self._clock.now()
+            chain = lock_chain(connection, request.chain)
+            change = code_change(chain, request) if chain else None
+            if chain is None or change is None:
+                return
+            latest = latest_session(connection, request.chain)
+            if refusal(chain, latest, request, now, ran_before=_ran_before(connection, request)) is not None:
+                return
+            if latest is not None and latest.state is SessionState.RUNNING:
+                bury(connection, request.chain, latest.ordinal, now, "it was found dead when the next session began")
+            paused = {"status": ChainStatus.PAUSED, "reason": change.what, "holder": None, "lease_until": 0.0}
+            connection.execute(
+                update(t.chains).where(t.chains.c.name == request.chain).values(**paused, updated_at=now)
+            )
+        raise Superseded(f"chain {request.chain} is paused: {change.what}")
 
     def heartbeat(self, fence: Fence) -> None:
         with self._writing() as connection:
@@ -470,12 +497,27 @@ class SqlLedger(ChainControl):
 
     def forget_checkpoints(self, fence: Fence, keep: int) -> list[str]:
         checkpoints = and_(t.documents.c.chain == fence.chain, t.documents.c.kind == "checkpoint")
-        latest_first = select(t.documents.c.key).where(checkpoints).order_by(t.documents.c.ordinal.desc())
+        rows = select(t.documents.c.key, t.documents.c.pinned).where(checkpoints)
+        latest_first = rows.order_by(t.documents.c.ordinal.desc())
         with self._writing() as connection:
             self._pass_fence(connection, fence)
-            old = list(connection.execute(latest_first).scalars())[keep:]
+            older = connection.execute(latest_first).all()[max(1, keep) :]
+            old = [key for key, pinned in older if not pinned]
             connection.execute(delete(t.documents).where(t.documents.c.key.in_(old)))
             return old
+
+    def pin_checkpoint(self, chain: str, ordinal: int, *, pinned: bool) -> bool:
+        of_session = and_(t.documents.c.chain == chain, t.documents.c.ordinal == ordinal)
+        with self._writing() as connection:
+            lock_chain(connection, chain)
+            changed = connection.execute(
+                update(t.documents).where(of_session, t.documents.c.kind == "checkpoint").values(pinned=pinned)
+            )
+            return changed.rowcount == 1
+
+    def upgrade_context(self, fence: Fence, context: dict[str, Any], version: int) -> None:
+        with self._writing() as connection:
+            self._pass_fence(connection, fence, context=context, context_version=version)
 
     def follow_on_created(self, follow_on: FollowOn, flow_run_id: str) -> None:
         with self._writing() as connection:
@@ -635,6 +677,7 @@ def _new_chain(connection: Connection, request: SessionRequest, now: float) -> C
         planned=False,
         context={},
         settings=request.settings,
+        context_version=request.context_version,
         quotas={},
         created_at=now,
         updated_at=now,

@@ -78,7 +78,7 @@ class LedgerReader:
         )
         with reading(self._engine) as connection:
             return [
-                Document(kind, row["ordinal"], row["key"], row["digest"], row["size"])
+                Document(kind, row["ordinal"], row["key"], row["digest"], row["size"], row["pinned"], row["at"])
                 for row in connection.execute(rows).mappings()
             ]
 
