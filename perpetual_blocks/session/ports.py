@@ -156,7 +156,11 @@ class UnitCost:
 
 
 class Ledger(Protocol):
-    """The ledger database. Each method is one transaction; those that take a fence raise `Fenced` when it is old."""
+    """The ledger database. Each method is one transaction; those that take a fence raise `Fenced` when it is old.
+
+    Each raises `LedgerUnavailable` when the database is away, and may then be called again in the same way: what it has
+    done already is not done twice.
+    """
 
     def open_session(self, request: SessionRequest) -> Opened:
         """Owns the chain, making it first where it is new; gives back the claims of a dead session.
@@ -170,6 +174,9 @@ class Ledger(Protocol):
 
     def lease_seconds(self) -> float:
         """How long a lease lasts without a heartbeat."""
+
+    def now(self) -> float:
+        """The time by which leases run out, in seconds since the Unix epoch; not always this machine's."""
 
     def add_items(self, chain: str, items: Iterable[WorkItem], *, planned_by: Fence | None = None) -> int:
         """Adds the items that are new, all or none; returns how many.

@@ -1,5 +1,6 @@
 """Connecting to the ledger's database, transactions, and bringing its tables to this version."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -11,10 +12,11 @@ from sqlalchemy import Connection, Engine, Insert, Table, inspect, text
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
 from perpetual_blocks.adapters.database import postgres, sqlite
-from perpetual_blocks.errors import InvalidInput, LedgerError
+from perpetual_blocks.clock import Clock, SystemClock
+from perpetual_blocks.errors import InvalidInput, LedgerError, LedgerUnavailable
 
 HEAD = "0004"
 """The newest migration. Kept here so that the usual start, at head, need not import Alembic; a test compares."""
@@ -57,7 +59,8 @@ def connect(address: str) -> Engine:
 
     Raises:
         InvalidInput: not an address, or of a database whose driver is not installed.
-        LedgerError: the database cannot be reached or written, or was made by a newer version.
+        LedgerUnavailable: the database cannot be reached or written now.
+        LedgerError: it never can, or was made by a newer version.
     """
     url = parse_address(address)
     try:
@@ -66,7 +69,7 @@ def connect(address: str) -> Engine:
     except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error)
         expected = "expected a database that can be written"
-        raise LedgerError(f"ledger: cannot use {shown(url)}: {reason}; {expected}") from error
+        raise _kind(error)(f"ledger: cannot use {shown(url)}: {reason}; {expected}") from error
     return engine
 
 
@@ -78,7 +81,8 @@ def writing(engine: Engine, *, synced: bool = False) -> Iterator[Connection]:
         synced: Whether it is on the disk when this returns.
 
     Raises:
-        LedgerError: the database refused something or could not be reached; nothing was written.
+        LedgerUnavailable: it could not be reached; nothing was written, unless the connection was lost at the commit.
+        LedgerError: it refused something; nothing was written.
     """
     on_sqlite = engine.dialect.name == "sqlite"
     with _errors(engine), engine.connect() as connection:
@@ -95,7 +99,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
     """One transaction that only reads.
 
     Raises:
-        LedgerError: the database could not be reached.
+        LedgerUnavailable: the database could not be reached.
     """
     with (
         _errors(engine),
@@ -122,7 +126,26 @@ def _errors(engine: Engine) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise LedgerError(f"ledger: {shown(engine.url)}: {getattr(error, 'orig', None) or error}") from error
+        raise _kind(error)(f"ledger: {shown(engine.url)}: {getattr(error, 'orig', None) or error}") from error
+
+
+def _kind(error: Exception) -> type[LedgerError]:
+    """Whether what a database, or the way to it, said may pass."""
+    original = getattr(error, "orig", None)
+    if isinstance(original, sqlite3.Error):
+        passes = sqlite.may_pass(original)
+    else:
+        # PostgreSQL's driver does not tell a server that is starting from one that refuses a password.
+        passes = isinstance(error, OperationalError | InterfaceError | TimeoutError)
+        passes = passes or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    return LedgerUnavailable if passes else LedgerError
+
+
+def time_of(connection: Connection, clock: Clock | None) -> float:
+    """The time by which the database's users agree: PostgreSQL's own; a clock that was handed in goes before."""
+    if clock is None and connection.dialect.name == "postgresql":
+        return postgres.time_of(connection)
+    return (clock or SystemClock()).now()
 
 
 def schema_version(engine: Engine) -> str | None:

@@ -39,5 +39,6 @@ def upgrade() -> None:
     op.add_column("sessions", sa.Column("attempts", sa.Integer(), nullable=False, server_default="0"))
     op.create_index(op.f("ix_sessions_flow_run_id"), "sessions", ["flow_run_id"])
     op.add_column("items", sa.Column("retry_at", sa.Float(), nullable=True))
+    op.add_column("items", sa.Column("claim", sa.String(length=16), nullable=True))
     op.add_column("documents", sa.Column("pinned", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("outbox", sa.Column("renewals", sa.Integer(), nullable=False, server_default="0"))
