@@ -38,7 +38,8 @@ from perpetual_blocks.blocks import ResourceBudget, StatePersistence
 from perpetual_blocks.blocks.state_persistence import DEFAULT
 from perpetual_blocks.budget import Budget, Meter, check_metered
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import Fenced, InvalidInput, StorageError, Superseded
+from perpetual_blocks.errors import Fenced, InvalidInput, RunsUnavailable, StorageError, Superseded
+from perpetual_blocks.patience import GRACE_SECONDS, IMPATIENT, Patience
 from perpetual_blocks.session.chain import SessionRequest, StopReason, check_chain_name, invitation
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.loop import Session, SessionEnd
@@ -122,8 +123,8 @@ def make_flow(
         return run_session(
             agent(**parameters),
             chain=own["chain"],
-            budget=load_budget(own["budget"] or budget),
-            store=load_store(own["store"] or store),
+            budget=load_budget(own["budget"] or budget, Patience(GRACE_SECONDS)),
+            store=load_store(own["store"] or store, Patience(GRACE_SECONDS)),
         )
 
     run.__name__ = run.__qualname__ = re.sub(r"(?<!^)(?=[A-Z])", "_", agent.__name__).lower()
@@ -151,27 +152,27 @@ def _check_meters(agent: type[PerpetualAgent]) -> None:
             raise InvalidInput.of(f"{where}[{name!r}]", meter, "an object with level() and capacity()")
 
 
-def load_budget(budget: Budget | ResourceBudget | str | None) -> Budget:
+def load_budget(budget: Budget | ResourceBudget | str | None, patience: Patience = IMPATIENT) -> Budget:
     """The budget itself, whatever it was given as.
 
     Raises:
         InvalidInput: there is no such block.
     """
     if isinstance(budget, str):
-        budget = _load_block(ResourceBudget, budget, "budget")
+        budget = patience(partial(_load_block, ResourceBudget, budget, "budget"), _is_away)
     if isinstance(budget, ResourceBudget):
         return budget.get_budget()
     return budget or Budget()
 
 
-def load_store(store: StatePersistence | str | None) -> StatePersistence:
+def load_store(store: StatePersistence | str | None, patience: Patience = IMPATIENT) -> StatePersistence:
     """The store itself, whatever it was given as; the default one for None.
 
     Raises:
         InvalidInput: there is no such block.
     """
     if isinstance(store, str):
-        return _load_block(StatePersistence, store, "store")
+        return patience(partial(_load_block, StatePersistence, store, "store"), _is_away)
     return store or StatePersistence(ledger=DEFAULT)
 
 
@@ -183,6 +184,10 @@ def _load_block(kind: type[T], name: str, field: str) -> T:
         raise InvalidInput.of(field, name, f"the name of a {slug} block ({error})") from error
     except httpx.HTTPError as error:
         raise StorageError(f"{field}: cannot ask the Prefect server for the block {name}: {error}") from error
+
+
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, StorageError | RunsUnavailable)
 
 
 def _signature(agent: type[PerpetualAgent]) -> inspect.Signature:
@@ -213,15 +218,18 @@ def _documentation(agent: type[PerpetualAgent]) -> str:
 
 def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, store: StatePersistence) -> State[Any]:
     """One session, within the current flow run; the state that the run ends in."""
-    runs = PrefectRuns()
-    own = _own_run(runs)
+    runs, patience = PrefectRuns(), Patience(GRACE_SECONDS)
+    own = patience(partial(_own_run, runs), _is_away)
     chain = check_chain_name(chain) if chain else _new_chain_name(own)
-    ledger = store.get_ledger()
-    storage = load_storage(store.result_storage)
-    StoredDocuments(storage).probe()
-    backup = load_storage(store.backup_storage, "backup_storage") if store.backup_storage else None
+    ledger = store.get_ledger(patience_seconds=GRACE_SECONDS)
+    storage = patience(partial(load_storage, store.result_storage), _is_away)
+    documents = StoredDocuments(storage, patience)
+    documents.probe()
+    backup = None
+    if store.backup_storage:
+        backup = patience(partial(load_storage, store.backup_storage, "backup_storage"), _is_away)
     stop = StopRequest()
-    units = PrefectUnits(agent, storage, store.result_storage or None)
+    units = PrefectUnits(agent, storage, store.result_storage or None, patience)
     request = SessionRequest(
         chain=chain,
         agent=type(agent).__name__,
@@ -236,7 +244,7 @@ def run_session(agent: PerpetualAgent, *, chain: str | None, budget: Budget, sto
     )
     world = World(
         ledger=ledger,
-        documents=StoredDocuments(storage),
+        documents=documents,
         runner=units,
         saved_work=PrefectSavedWork(StoredDocuments(backup) if backup else None),
         clock=SystemClock(),

@@ -71,7 +71,7 @@ class Patience:
                     raise
             else:
                 if failures:
-                    _log.warning("it works again, after %d attempts that failed", failures)
+                    _log.warning("it works again; attempts that failed: %d", failures)
                 return result
 
 

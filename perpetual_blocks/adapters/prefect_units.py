@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from prefect import task
@@ -12,10 +13,12 @@ from prefect.results import ResultStore
 from prefect.serializers import JSONSerializer
 
 from perpetual_blocks.adapters.child import run_in_child
+from perpetual_blocks.adapters.result_storage import StoredDocuments
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import DamagedDocument, StorageError
 from perpetual_blocks.faults import reached
+from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.ports import UnitRaised
 from perpetual_blocks.work import Outcome, Unit
 
@@ -27,14 +30,22 @@ class PrefectUnits:
 
     Async agents have one event loop for the whole session, so that what they open (an HTTP client) lives on from unit
     to unit.
+
+    Args:
+        patience: For how long an outcome is kept in memory, and written again, while the storage is away.
     """
 
-    def __init__(self, agent: PerpetualAgent, storage: WritableFileSystem, slug: str | None) -> None:
+    def __init__(
+        self, agent: PerpetualAgent, storage: WritableFileSystem, slug: str | None, patience: Patience = IMPATIENT
+    ) -> None:
         self._agent = agent
+        self._patience = patience
+        self._documents = StoredDocuments(storage)
         self._store = ResultStore(result_storage=storage, serializer=JSONSerializer())
         self._loop: asyncio.Runner | None = None
         self._unit: Unit | None = None
         self._raised: Exception | None = None
+        self._done: dict[str, Any] | None = None
         self._task = task(
             name="work unit",
             task_run_name="{label}",
@@ -60,22 +71,39 @@ class PrefectUnits:
             self._loop.close()
 
     def _run_task(self, unit_task: Any, key: str, unit: Unit) -> Any:
-        self._unit, self._raised = unit, None
-        try:
-            document = unit_task(key=key, label=f"{unit.id} · {unit.number}")
-        except Exception as error:
-            if error is self._raised:
-                raise UnitRaised from error
-            raise StorageError(
-                f"unit {unit.id}: Prefect could not run its task: {type(error).__name__}: {error}"
-            ) from error
-        # Prefect logs a result that it could not write, and goes on; a row must not point at what is not there.
-        if not self._store.exists(key):
-            raise StorageError(f"results storage: the outcome of {unit.id} was not written under {key}")
+        self._unit, self._raised, self._done = unit, None, None
+        document = self._patience(lambda: self._outcome(unit_task, key, unit), _is_away)
         reached("unit.persisted")
         return document
 
+    def _outcome(self, unit_task: Any, key: str, unit: Unit) -> Any:
+        """The unit's outcome, once it is persisted; a unit that has run is not run again while its outcome waits."""
+        if self._done is not None:
+            document = self._done
+            with suppress(Exception):  # whether it is there is asked below
+                self._store.write(document, key)
+        else:
+            if unit.interrupted:
+                # To Prefect an outcome that it cannot read is not there, and the unit would run a second time.
+                self._documents.has(key)
+            try:
+                document = unit_task(key=key, label=f"{unit.id} · {unit.number}")
+            except Exception as error:
+                if error is self._raised:
+                    raise UnitRaised from error
+                raise StorageError(
+                    f"unit {unit.id}: Prefect could not run its task: {type(error).__name__}: {error}"
+                ) from error
+        # Prefect logs a result that it could not write, and goes on; a row must not point at what is not there.
+        if not self._store.exists(key):
+            raise StorageError(f"results storage: the outcome of {unit.id} was not written under {key}")
+        return document
+
     def _work(self, key: str, label: str) -> dict[str, Any]:
+        self._done = self._work_unit()
+        return self._done
+
+    def _work_unit(self) -> dict[str, Any]:
         unit = self._unit
         assert unit is not None
         clock = SystemClock()
@@ -93,6 +121,10 @@ class PrefectUnits:
         except Exception as error:
             self._raised = error
             raise
+
+
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, StorageError)
 
 
 async def _in_time(work: Coroutine[Any, Any, T], unit: Unit) -> T:

@@ -80,11 +80,12 @@ class StatePersistence(Block):
             raise InvalidInput.of("ledger", address, "a database that outlives a process; this one is in memory")
         return value
 
-    def get_ledger(self, lease_seconds: float = DEFAULT_LEASE_SECONDS) -> SqlLedger:
+    def get_ledger(self, lease_seconds: float = DEFAULT_LEASE_SECONDS, patience_seconds: float = 0.0) -> SqlLedger:
         """Opens the ledger, making or migrating its tables.
 
         Args:
             lease_seconds: How long a session owns its chain without a heartbeat.
+            patience_seconds: For how long each transaction is tried again while the database is away.
 
         Raises:
             LedgerError: the database cannot be used.
@@ -94,4 +95,5 @@ class StatePersistence(Block):
             default_ledger() if address == DEFAULT else address,
             durability=self.durability,
             lease_seconds=lease_seconds,
+            patience_seconds=patience_seconds,
         )

@@ -66,9 +66,11 @@ class StopReason:
 
     Attributes:
         code: For programs: `queue-empty`, `blocked`, `nothing-fits`, `too-large`, `budget:<resource>`,
-            `exhausted:<resource>`, `session-length`, `signal`, `cancelled`, `fenced`, `asked`, `error` or `crashed`.
+            `exhausted:<resource>`, `session-length`, `signal`, `cancelled`, `fenced`, `unreachable`, `asked`, `error`,
+            `outage` or `crashed`.
         message: For people, one sentence.
-        resume_at: When there will be room for the next unit, in seconds since the Unix epoch; None for at once.
+        resume_at: When there will be room for the next unit, or an outage may be over, in seconds since the Unix epoch;
+            None for at once.
     """
 
     code: str
@@ -187,6 +189,8 @@ def refusal(
         return f"chain {chain.name} is {chain.status}: {chain.reason}"
     prefix, _, invited = (request.invitation or "").rpartition("-")
     came_too_late = prefix == f"perpetual-{chain.uid}" and invited.isdigit() and int(invited) <= chain.ordinal
+    # A run that failed may be tried again, by Prefect or a person, though the chain would go on by itself later.
+    ran_before = ran_before and latest is not None and latest.state is not SessionState.FAILED
     if (ran_before or came_too_late) and chain.status in (ChainStatus.WAITING, ChainStatus.FINISHED):
         return (
             f"this flow run's session of {chain.name} is over; the chain is {chain.status} at session {chain.ordinal}"

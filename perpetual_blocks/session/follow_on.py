@@ -1,9 +1,14 @@
 """The outbox: follow-ons are recorded with the end of their session, created from there, and moved when quota frees."""
 
+from functools import partial
+
 from perpetual_blocks.budget import Budget, BudgetMonitor
 from perpetual_blocks.clock import Clock
+from perpetual_blocks.errors import RunsUnavailable
 from perpetual_blocks.faults import reached
+from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.account import budget_record
+from perpetual_blocks.session.continuation import outages_in_a_row
 from perpetual_blocks.session.ports import Ledger, Runs
 from perpetual_blocks.work import ItemStatus
 
@@ -14,14 +19,14 @@ SOONER_SECONDS = MOST_JITTER_SECONDS + 5.0
 LOOKED_AT = 20
 
 
-def create_follow_ons(ledger: Ledger, runs: Runs, chain: str | None = None) -> int:
+def create_follow_ons(ledger: Ledger, runs: Runs, chain: str | None = None, patience: Patience = IMPATIENT) -> int:
     """Creates the flow runs that are recorded and not yet created; returns how many.
 
     Safe to call from anywhere and at any time: the idempotency key makes one run of it, whoever calls how often.
     """
     pending = ledger.pending_follow_ons(chain)
     for follow_on in pending:
-        flow_run_id = runs.create(follow_on)
+        flow_run_id = patience(partial(runs.create, follow_on), lambda error: isinstance(error, RunsUnavailable))
         reached("follow_on.created")
         ledger.follow_on_created(follow_on, flow_run_id)
     return len(pending)
@@ -50,8 +55,13 @@ def move_follow_ons(ledger: Ledger, runs: Runs, clock: Clock) -> int:
 
 
 def ready_at(ledger: Ledger, name: str, clock: Clock) -> float | None:
-    """When the first of a chain's next items fits every window and total; None if none ever does."""
+    """When the first of a chain's next items fits every window and total; None if none ever does.
+
+    A chain that waits after an outage waits it out, whatever fits.
+    """
     chain = ledger.chain(name)
+    if chain.resume_at is not None and outages_in_a_row(ledger.sessions(name)):
+        return chain.resume_at
     budget = Budget.from_json(chain.settings.get("budget") or [])
     account = budget_record(ledger, chain, budget, clock.now(), before=chain.ordinal + 1)
     monitor = BudgetMonitor(budget, clock, {}, account)

@@ -8,16 +8,19 @@ from typing import Any
 
 from perpetual_blocks.budget import Budget, BudgetMonitor, Reading, Status, check_metered
 from perpetual_blocks.budget.room import Room
-from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError, described
+from perpetual_blocks.errors import Fenced, InvalidInput, LedgerUnavailable, PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
-from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
+from perpetual_blocks.session.chain import SessionRequest, SessionState, StopReason
 from perpetual_blocks.session.choosing import Chooser
+from perpetual_blocks.session.continuation import after_error, outages_in_a_row
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
+from perpetual_blocks.session.follow_on import create_follow_ons, jitter
 from perpetual_blocks.session.heartbeat import Heartbeat
 from perpetual_blocks.session.ports import Closing, Fence, Opened, UnitRaised
 from perpetual_blocks.session.restore import Restored, restore
 from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
+from perpetual_blocks.session.steps import STEP_SECONDS, within
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import (
@@ -91,17 +94,20 @@ class Session:
         Raises:
             Superseded: another session works on the chain; nothing was done.
             Fenced: another session took over in between; what was committed until then stands.
+            LedgerUnavailable: the ledger was away for longer than the lease; whoever comes next takes the chain over.
             PerpetualError: an essential step failed; the session is recorded as failed where the ledger allows it.
         """
+        began = self._world.clock.monotonic()
         opened = self._ledger.open_session(self._request)
         reached("session.opened")
         fence = opened.fence
-        with Heartbeat(self._ledger, fence, self._stop):
+        with Heartbeat(self._ledger, fence, self._stop, self._world.clock, began):
             try:
                 restored = self._resume(opened)
                 reason = self._work(opened)
                 if reason.code == "fenced":
                     raise Fenced(reason.message)
+                self._check_reachable()
                 end = Shutdown(
                     agent=self._agent,
                     world=self._world,
@@ -117,7 +123,7 @@ class Session:
             except Fenced:
                 raise
             except Exception as error:
-                self._fail(fence, error)
+                self._fail(opened, error)
                 raise
         self._world.tell(SessionEnded(fence.chain, fence.ordinal, end.session, end.reason.message))
         return SessionEnd(fence.ordinal, end.session, end.reason)
@@ -219,6 +225,7 @@ class Session:
             with suppress(PerpetualError):
                 self._ledger.release(fence, item)
             raise
+        self._check_reachable()
         self._monitor.record(outcome.usage, item.expectation)
         for name, quota in outcome.quotas.items():
             self._monitor.report(name, quota)
@@ -242,20 +249,40 @@ class Session:
         self._ledger.fail_unit(fence, item, text, usage, self._monitor.spent)
         self._world.tell(UnitFailed(fence.chain, item.id, item.attempts + 1, item.max_attempts, text))
 
-    def _fail(self, fence: Fence, error: Exception) -> None:
+    def _check_reachable(self) -> None:
+        """Commits nothing after the lease: what a unit has done since is persisted, and found by whoever comes next."""
+        if self._stop.reason is not None and self._stop.reason.code == "unreachable":
+            raise LedgerUnavailable(self._stop.reason.message)
+
+    def _fail(self, opened: Opened, error: Exception) -> None:
         """Records a session that cannot go on. Where the ledger itself is away, the lease runs out instead."""
-        reason = StopReason("error", described(error))
+        fence, message = opened.fence, described(error)
+        if not isinstance(error, LedgerUnavailable):
+            with suppress(PerpetualError):
+                self._close_failed(opened, error)
+        self._world.tell(SessionEnded(fence.chain, fence.ordinal, SessionState.FAILED, message))
+
+    def _close_failed(self, opened: Opened, error: Exception) -> None:
+        world, fence, uid = self._world, opened.fence, opened.chain.uid
+        *before, this = self._ledger.sessions(fence.chain)
+        end = after_error(error, 0 if this.units else outages_in_a_row(before), world.clock.now())
+        follow_on = None
+        if end.goes_on and self._follow_on is not None and end.reason.resume_at is not None:
+            wait = end.reason.resume_at - world.clock.now()
+            follow_on = self._follow_on(uid, fence, end.reason.resume_at + jitter(uid, wait))
         limits: list[dict[str, Any]] = []
         with suppress(Exception):  # it may be a meter that failed
             limits = limits_now(self._monitor.readings())
         closing = Closing(
-            state=SessionState.FAILED,
-            stop=reason,
+            state=end.session,
+            stop=end.reason,
             graceful=False,
-            chain_status=ChainStatus.STALLED,
+            chain_status=end.chain,
             limits=limits,
             steps=[],
+            follow_on=follow_on,
         )
-        with suppress(PerpetualError):
-            self._ledger.close_session(fence, closing)
-        self._world.tell(SessionEnded(fence.chain, fence.ordinal, SessionState.FAILED, reason.message))
+        self._ledger.close_session(fence, closing)
+        if follow_on is not None and (runs := world.runs) is not None:
+            with suppress(Exception):  # it stays in the outbox for whoever comes by next
+                within(STEP_SECONDS, lambda: create_follow_ons(self._ledger, runs, fence.chain))

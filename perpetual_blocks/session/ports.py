@@ -338,7 +338,11 @@ class Runs(Protocol):
     """Where follow-on runs are created."""
 
     def create(self, follow_on: FollowOn) -> str:
-        """Creates the flow run, or finds the one with this idempotency key; returns its id."""
+        """Creates the flow run, or finds the one with this idempotency key; returns its id.
+
+        Raises:
+            RunsUnavailable: the API cannot be reached now.
+        """
 
     def move(self, flow_run_id: str, at: float) -> None:
         """Lets a flow run that has not started yet start at that moment, in seconds since the Unix epoch."""

@@ -21,6 +21,7 @@ from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import DamagedDocument, InvalidInput
 from perpetual_blocks.faults import reached
 from perpetual_blocks.handoff import Handoff, to_markdown
+from perpetual_blocks.patience import Patience
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.continuation import Ending, ending
 from perpetual_blocks.session.documents import chain_folder, checkpoint_now, handoff_now, limits_now
@@ -30,6 +31,9 @@ from perpetual_blocks.session.ports import Closing, Document, Fence, FollowOn
 from perpetual_blocks.session.steps import Steps
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import StepFailed
+
+FOLLOW_ON_SECONDS = 45.0
+"""For how long the creation of a follow-on is tried again; less than a step may take."""
 
 FollowOnMaker = Callable[[str, Fence, float | None], FollowOn]
 """Makes the follow-on of a session, given the chain's uid, the fence, and when it is to start."""
@@ -165,4 +169,5 @@ class Shutdown:
         runs = world.runs
         if follow_on is not None and runs is not None:
             # What cannot be created now stays in the outbox for whoever comes by next.
-            steps.best_effort("follow_on", lambda: create_follow_ons(world.ledger, runs, fence.chain))
+            patience = Patience(FOLLOW_ON_SECONDS, world.clock)
+            steps.best_effort("follow_on", lambda: create_follow_ons(world.ledger, runs, fence.chain, patience))

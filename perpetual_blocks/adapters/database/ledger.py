@@ -14,7 +14,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, insert, literal, select, update
@@ -530,14 +530,14 @@ class _Claiming:
     tried: bool = False
 
     def done_before(self, connection: Connection, fence: Fence) -> Item | None:
-        """What it has claimed already, if it is tried again."""
+        """What it has claimed already, if it is tried again; as it was found."""
         if not self.tried:
             self.tried = True
             return None
         of_session = and_(t.items.c.chain == fence.chain, t.items.c.claimed_by == fence.ordinal)
         rows = select(t.items).where(of_session, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claim == self.token)
         row = connection.execute(rows).mappings().first()
-        return item_of(row) if row else None
+        return replace(item_of(row), status=ItemStatus.AVAILABLE) if row else None
 
 
 def _opened_before(
