@@ -35,7 +35,10 @@ class LedgerError(PerpetualError):
 
 
 class LedgerUnavailable(LedgerError):
-    """The ledger database cannot be reached now, or refused for a reason that may pass; nothing was written."""
+    """The ledger database cannot be reached now, or refused for a reason that may pass.
+
+    Nothing was written, unless the connection was lost at the very end: the same call, repeated, finds out.
+    """
 
 
 class StorageError(PerpetualError):
@@ -44,6 +47,10 @@ class StorageError(PerpetualError):
 
 class DamagedDocument(StorageError):
     """A document's bytes do not have the digest that the ledger holds, or are not of a known schema."""
+
+
+class RunsUnavailable(PerpetualError):
+    """Prefect's API cannot be reached now, or refused for a reason that may pass."""
 
 
 class Fenced(PerpetualError):

@@ -52,7 +52,8 @@ from perpetual_blocks.blocks import ResourceBudget, StatePersistence
 from perpetual_blocks.blocks.state_persistence import DEFAULT
 from perpetual_blocks.budget import Budget, Meter, check_metered
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import Fenced, InvalidInput, StorageError, Superseded, UnknownChain
+from perpetual_blocks.errors import Fenced, InvalidInput, RunsUnavailable, StorageError, Superseded, UnknownChain
+from perpetual_blocks.patience import GRACE_SECONDS, IMPATIENT, Patience
 from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.chain import SessionRequest, SessionState, StopReason, check_chain_name
 from perpetual_blocks.session.follow_on import RunTemplate, chain_tag, create_follow_ons, move_follow_ons, run_name
@@ -162,13 +163,13 @@ def make_flow(
         stop = StopRequest()
 
         def session() -> State[Any]:
-            program, where = agent(**parameters), load_store(own["store"] or store)
+            program, where = agent(**parameters), load_store(own["store"] or store, Patience(GRACE_SECONDS))
             redactor = redactor_for(program, where.get_address())
             with masked(redactor):
                 return run_session(
                     program,
                     chain=own["chain"],
-                    budget=load_budget(own["budget"] or budget),
+                    budget=load_budget(own["budget"] or budget, Patience(GRACE_SECONDS)),
                     store=where,
                     manners=load_manners(own["budget"], manners),
                     stop=stop,
@@ -231,14 +232,14 @@ def holds_secret(annotation: Any) -> bool:
     return origin is PydanticSecret or any(holds_secret(inner) for inner in get_args(annotation))
 
 
-def load_budget(budget: Budget | ResourceBudget | str | None) -> Budget:
+def load_budget(budget: Budget | ResourceBudget | str | None, patience: Patience = IMPATIENT) -> Budget:
     """The budget itself, whatever it was given as.
 
     Raises:
         InvalidInput: there is no such block.
     """
     if isinstance(budget, str):
-        budget = _load_block(ResourceBudget, budget, "budget")
+        budget = patience(partial(_load_block, ResourceBudget, budget, "budget"), _is_away)
     if isinstance(budget, ResourceBudget):
         return budget.get_budget()
     return budget or Budget()
@@ -251,14 +252,14 @@ def load_manners(block: object, manners: Manners | None) -> Manners:
     return manners or Manners()
 
 
-def load_store(store: StatePersistence | str | None) -> StatePersistence:
+def load_store(store: StatePersistence | str | None, patience: Patience = IMPATIENT) -> StatePersistence:
     """The store itself, whatever it was given as; the default one for None.
 
     Raises:
         InvalidInput: there is no such block.
     """
     if isinstance(store, str):
-        return _load_block(StatePersistence, store, "store")
+        return patience(partial(_load_block, StatePersistence, store, "store"), _is_away)
     return store or StatePersistence(ledger=DEFAULT)
 
 
@@ -270,6 +271,10 @@ def _load_block(kind: type[T], name: str, field: str) -> T:
         raise InvalidInput.of(field, name, f"the name of a {slug} block ({error})") from error
     except httpx.HTTPError as error:
         raise StorageError(f"{field}: cannot ask the Prefect server for the block {name}: {error}") from error
+
+
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, StorageError | RunsUnavailable)
 
 
 def _signature(agent: type[PerpetualAgent]) -> inspect.Signature:
@@ -309,15 +314,18 @@ def run_session(
     redactor: Redactor,
 ) -> State[Any]:
     """One session, within the current flow run; the state that the run ends in."""
-    runs = PrefectRuns()
-    own = _own_run(runs)
+    runs, patience = PrefectRuns(), Patience(GRACE_SECONDS)
+    own = patience(partial(_own_run, runs), _is_away)
     signer = load_signer(store.signing_secret)
     chain = check_chain_name(chain) if chain else _new_chain_name(own)
-    ledger = store.get_ledger()
-    storage = load_storage(store.result_storage)
-    StoredDocuments(storage).probe()
-    backup = StoredDocuments(load_storage(store.backup_storage, "backup_storage")) if store.backup_storage else None
-    units = PrefectUnits(agent, storage, store.result_storage or None, redactor)
+    ledger = store.get_ledger(patience_seconds=GRACE_SECONDS)
+    storage = patience(partial(load_storage, store.result_storage), _is_away)
+    documents = StoredDocuments(storage, patience)
+    documents.probe()
+    backup = None
+    if store.backup_storage:
+        backup = StoredDocuments(patience(partial(load_storage, store.backup_storage, "backup_storage"), _is_away))
+    units = PrefectUnits(agent, storage, store.result_storage or None, redactor, patience)
     template = own.template()
     request = SessionRequest(
         chain=chain,
@@ -337,7 +345,7 @@ def run_session(
     )
     world = World(
         ledger=ledger,
-        documents=StoredDocuments(storage),
+        documents=documents,
         runner=units,
         saved_work=PrefectSavedWork(backup),
         backup=backup,

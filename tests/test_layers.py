@@ -20,6 +20,7 @@ LAYERS = (
     ("agent", "session"),
     ("work", "budget", "checkpoint", "handoff"),
     ("telemetry",),
+    ("patience",),
     ("errors", "clock", "usage", "faults", "redaction"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

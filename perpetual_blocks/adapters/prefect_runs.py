@@ -1,16 +1,19 @@
 """Flow runs through Prefect's API: the one we are, and the one that follows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Scheduled, Suspended
 
+from perpetual_blocks.errors import RunsUnavailable
 from perpetual_blocks.session.follow_on import RunTemplate
 from perpetual_blocks.session.ports import FollowOn, RunFacts, RunState
 
@@ -155,5 +158,24 @@ def _scheduled(at: float) -> State[None]:
     return Scheduled(scheduled_time=datetime.fromtimestamp(at, UTC))
 
 
-def _client() -> SyncPrefectClient:
-    return get_client(sync_client=True)
+@contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
+    """A connection of its own to Prefect's API.
+
+    Raises:
+        RunsUnavailable: it cannot be reached, or refuses for a reason that may pass.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except httpx.HTTPError as error:
+        if not may_pass(error):
+            raise
+        raise RunsUnavailable(f"Prefect's API: cannot be asked: {type(error).__name__}: {error}") from error
+
+
+def may_pass(error: httpx.HTTPError) -> bool:
+    """Whether it is about the way to the server, or the server itself, and not about what it was asked."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    return isinstance(error, httpx.TransportError)

@@ -93,11 +93,12 @@ class StatePersistence(Block):
         address = self.ledger.get_secret_value()
         return default_ledger() if address == DEFAULT else address
 
-    def get_ledger(self, lease_seconds: float = DEFAULT_LEASE_SECONDS) -> SqlLedger:
+    def get_ledger(self, lease_seconds: float = DEFAULT_LEASE_SECONDS, patience_seconds: float = 0.0) -> SqlLedger:
         """Opens the ledger, making or migrating its tables.
 
         Args:
             lease_seconds: How long a session owns its chain without a heartbeat.
+            patience_seconds: For how long each transaction is tried again while the database is away.
 
         Raises:
             LedgerError: the database cannot be used.
@@ -106,4 +107,5 @@ class StatePersistence(Block):
             self.get_address(),
             durability=self.durability,
             lease_seconds=lease_seconds,
+            patience_seconds=patience_seconds,
         )

@@ -78,12 +78,12 @@ class StopReason:
 
     Attributes:
         code: For programs: `queue-empty`, `blocked`, `backing-off`, `nothing-fits`, `too-large`, `budget:<resource>`,
-            `exhausted:<resource>`, `session-length`, `signal`, `paused`, `cancelled`, `quiet-hours`, `fenced`, `asked`,
-            `error` or `crashed`; and where a chain is held back, `no-progress`, `evicted`, `max-sessions` or
-            `unattended`.
+            `exhausted:<resource>`, `session-length`, `signal`, `paused`, `cancelled`, `quiet-hours`, `fenced`,
+            `unreachable`, `asked`, `error`, `outage` or `crashed`; and where a chain is held back, `no-progress`,
+            `evicted`, `crash-loop`, `max-sessions` or `unattended`.
         message: For people, one sentence.
-        resume_at: When there will be room for the next unit, or the next failed item is tried again, in seconds since
-            the Unix epoch; None for at once.
+        resume_at: When there will be room for the next unit, the next failed item is tried again, or an outage may
+            be over, in seconds since the Unix epoch; None for at once.
     """
 
     code: str
@@ -249,6 +249,8 @@ def refusal(
         return f"chain {chain.name} is {held} ({chain.wanted_why or chain.reason}); `perpetual resume {chain.name}`"
     invited = invited_to(request.invitation, chain.uid)
     came_too_late = invited is not None and invited <= chain.ordinal
+    # A run that failed may be tried again, by Prefect or a person, though the chain would go on by itself later.
+    ran_before = ran_before and latest is not None and latest.state is not SessionState.FAILED
     if (ran_before or came_too_late) and chain.status in (ChainStatus.WAITING, ChainStatus.FINISHED):
         return (
             f"this flow run's session of {chain.name} is over; the chain is {chain.status} at session {chain.ordinal}"

@@ -1,11 +1,14 @@
 """The outbox: follow-ons are recorded with the end of their session, created from there, and moved when quota frees."""
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from perpetual_blocks.budget import Budget, BudgetMonitor
 from perpetual_blocks.clock import Clock
+from perpetual_blocks.errors import RunsUnavailable
 from perpetual_blocks.faults import reached
+from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import invitation
 from perpetual_blocks.session.manners import Manners
@@ -71,13 +74,16 @@ def run_name(chain: str, ordinal: int) -> str:
     return f"{chain} · {ordinal}"
 
 
-def create_follow_ons(ledger: Ledger, runs: Runs, chain: str | None = None, *, but: str | None = None) -> int:
+def create_follow_ons(
+    ledger: Ledger, runs: Runs, chain: str | None = None, patience: Patience = IMPATIENT, *, but: str | None = None
+) -> int:
     """Creates the flow runs that are recorded and not yet created; returns how many.
 
     Safe to call from anywhere and at any time: the idempotency key makes one run of it, whoever calls how often.
 
     Args:
         chain: Those of this chain only.
+        patience: For how long each is tried again while Prefect's API is away.
         but: Not those of this chain: its next session is about to begin anyway.
 
     Raises:
@@ -87,7 +93,7 @@ def create_follow_ons(ledger: Ledger, runs: Runs, chain: str | None = None, *, b
     failed: list[Exception] = []
     for follow_on in pending:
         try:
-            flow_run_id = runs.create(follow_on)
+            flow_run_id = patience(partial(runs.create, follow_on), lambda error: isinstance(error, RunsUnavailable))
         except Exception as error:  # noqa: BLE001 - a deployment that is gone must not keep other chains waiting
             failed.append(error)
             continue

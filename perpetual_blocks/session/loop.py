@@ -8,18 +8,21 @@ from typing import Any
 
 from perpetual_blocks.budget import Budget, BudgetMonitor, Reading, Status, check_metered
 from perpetual_blocks.budget.room import Room
-from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError, described
+from perpetual_blocks.errors import Fenced, InvalidInput, LedgerUnavailable, PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
-from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
+from perpetual_blocks.session.chain import SessionRequest, SessionState, StopReason
 from perpetual_blocks.session.choosing import Chooser
 from perpetual_blocks.session.context import upgraded_context
+from perpetual_blocks.session.continuation import after_error, outages_in_a_row
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
+from perpetual_blocks.session.follow_on import create_follow_ons, jitter
 from perpetual_blocks.session.heartbeat import Heartbeat
-from perpetual_blocks.session.manners import Manners
+from perpetual_blocks.session.manners import Manners, restrain
 from perpetual_blocks.session.ports import Closing, Fence, Opened, RunPaused, UnitRaised
 from perpetual_blocks.session.restore import Restored, restore
 from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
+from perpetual_blocks.session.steps import STEP_SECONDS, within
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.unit_thread import LeftBehind, UnitThread
 from perpetual_blocks.session.watch import Look, Watch, wishes
@@ -102,13 +105,15 @@ class Session:
             Superseded: another session works on the chain, or it is paused; nothing was done.
             InvalidInput: the chain is not one of this agent; nothing was done.
             Fenced: another session took over in between; what was committed until then stands.
+            LedgerUnavailable: the ledger was away for longer than the lease; whoever comes next takes the chain over.
             PerpetualError: an essential step failed; the session is recorded as failed where the ledger allows it.
         """
+        began = self._world.clock.monotonic()
         opened = self._ledger.open_session(self._request)
         reached("session.opened")
         fence = opened.fence
         with ExitStack() as watched:
-            watched.enter_context(Heartbeat(self._ledger, fence, self._stop))
+            watched.enter_context(Heartbeat(self._ledger, fence, self._stop, self._world.clock, began))
             asked: dict[str, Look] = {"wishes": partial(wishes, self._ledger, fence.chain), **self._world.watched}
             for name, look in asked.items():
                 watched.enter_context(Watch(look, self._stop, f"{name} {fence.chain}"))
@@ -117,6 +122,7 @@ class Session:
                 reason = self._work(opened)
                 if reason.code == "fenced":
                     raise Fenced(reason.message)
+                self._check_reachable()
                 end = Shutdown(
                     agent=self._agent,
                     world=self._world,
@@ -133,7 +139,7 @@ class Session:
             except Fenced:
                 raise
             except Exception as error:
-                self._fail(fence, error)
+                self._fail(opened, error)
                 raise
             finally:
                 self._units.close()
@@ -272,6 +278,7 @@ class Session:
             with suppress(PerpetualError):
                 self._ledger.release(fence, item)
             raise
+        self._check_reachable()
         self._monitor.record(outcome.usage, item.expectation)
         for name, quota in outcome.quotas.items():
             self._monitor.report(name, quota)
@@ -296,20 +303,44 @@ class Session:
         self._ledger.fail_unit(fence, item, text, usage, self._monitor.spent)
         self._world.tell(UnitFailed(fence.chain, item.id, item.attempts + 1, item.max_attempts, text))
 
-    def _fail(self, fence: Fence, error: Exception) -> None:
+    def _check_reachable(self) -> None:
+        """Commits nothing after the lease: what a unit has done since is persisted, and found by whoever comes next."""
+        if self._stop.reason is not None and self._stop.reason.code == "unreachable":
+            raise LedgerUnavailable(self._stop.reason.message)
+
+    def _fail(self, opened: Opened, error: Exception) -> None:
         """Records a session that cannot go on. Where the ledger itself is away, the lease runs out instead."""
-        reason = StopReason("error", self._world.redactor(described(error)))
+        fence, message = opened.fence, self._world.redactor(described(error))
+        if not isinstance(error, LedgerUnavailable):
+            with suppress(PerpetualError):
+                self._close_failed(opened, error)
+        self._world.tell(SessionEnded(fence.chain, fence.ordinal, SessionState.FAILED, message))
+
+    def _close_failed(self, opened: Opened, error: Exception) -> None:
+        world, fence, uid = self._world, opened.fence, opened.chain.uid
+        *before, this = self._ledger.sessions(fence.chain)
+        now = world.clock.now()
+        end = after_error(error, 0 if this.units else outages_in_a_row(before), now)
+        end = replace(end, reason=replace(end.reason, message=world.redactor(end.reason.message)))
+        this = replace(this, state=end.session, stop_reason=end.reason.code, ended_at=now)
+        end = restrain(end, opened.chain, [*before, this], now)
+        follow_on = None
+        if end.goes_on and self._follow_on is not None and end.reason.resume_at is not None:
+            wait = end.reason.resume_at - now
+            follow_on = self._follow_on(uid, fence, end.reason.resume_at + jitter(uid, wait))
         limits: list[dict[str, Any]] = []
         with suppress(Exception):  # it may be a meter that failed
             limits = limits_now(self._monitor.readings())
         closing = Closing(
-            state=SessionState.FAILED,
-            stop=reason,
+            state=end.session,
+            stop=end.reason,
             graceful=False,
-            chain_status=ChainStatus.STALLED,
+            chain_status=end.chain,
             limits=limits,
             steps=[],
+            follow_on=follow_on,
         )
-        with suppress(PerpetualError):
-            self._ledger.close_session(fence, closing)
-        self._world.tell(SessionEnded(fence.chain, fence.ordinal, SessionState.FAILED, reason.message))
+        self._ledger.close_session(fence, closing)
+        if follow_on is not None and (runs := world.runs) is not None:
+            with suppress(Exception):  # it stays in the outbox for whoever comes by next
+                within(STEP_SECONDS, lambda: create_follow_ons(self._ledger, runs, fence.chain))

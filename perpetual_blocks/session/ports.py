@@ -209,7 +209,11 @@ class UnitCost:
 
 
 class Ledger(Protocol):
-    """The ledger database. Each method is one transaction; those that take a fence raise `Fenced` when it is old."""
+    """The ledger database. Each method is one transaction; those that take a fence raise `Fenced` when it is old.
+
+    Each raises `LedgerUnavailable` when the database is away, and may then be called again in the same way: what it has
+    done already is not done twice.
+    """
 
     def open_session(self, request: SessionRequest) -> Opened:
         """Owns the chain, making it first where it is new; gives back the claims of a dead session.
@@ -225,6 +229,9 @@ class Ledger(Protocol):
 
     def lease_seconds(self) -> float:
         """How long a lease lasts without a heartbeat."""
+
+    def now(self) -> float:
+        """The time by which leases run out, in seconds since the Unix epoch; not always this machine's."""
 
     def add_items(self, chain: str, items: Iterable[WorkItem], *, planned_by: Fence | None = None) -> int:
         """Adds the items that are new, all or none; returns how many.
@@ -507,7 +514,11 @@ class Runs(Protocol):
     """Where follow-on runs are created, and looked after."""
 
     def create(self, follow_on: FollowOn) -> str:
-        """Creates the flow run, or finds the one with this idempotency key; returns its id."""
+        """Creates the flow run, or finds the one with this idempotency key; returns its id.
+
+        Raises:
+            RunsUnavailable: the API cannot be reached now.
+        """
 
     def move(self, flow_run_id: str, at: float) -> None:
         """Lets a flow run that has not started yet start at that moment, in seconds since the Unix epoch."""

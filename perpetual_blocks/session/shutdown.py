@@ -26,6 +26,7 @@ from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import DamagedDocument, InvalidInput
 from perpetual_blocks.faults import reached
 from perpetual_blocks.handoff import Handoff, to_markdown
+from perpetual_blocks.patience import Patience
 from perpetual_blocks.session.advice import CHECKPOINT_BUDGET
 from perpetual_blocks.session.backup import back_up
 from perpetual_blocks.session.chain import StopReason
@@ -39,6 +40,9 @@ from perpetual_blocks.session.steps import Steps
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import CheckpointLarge, StepFailed
+
+FOLLOW_ON_SECONDS = 45.0
+"""For how long the creation of a follow-on is tried again; less than a step may take."""
 
 FollowOnMaker = Callable[[str, Fence, float | None], FollowOn]
 """Makes the follow-on of a session, given the chain's uid, the fence, and when it is to start."""
@@ -219,4 +223,5 @@ class Shutdown:
         runs = world.runs
         if self.follow_on is not None and runs is not None:
             # What cannot be created now stays in the outbox for whoever comes by next.
-            steps.last("follow_on", lambda: create_follow_ons(world.ledger, runs, fence.chain))
+            patience = Patience(FOLLOW_ON_SECONDS, world.clock)
+            steps.last("follow_on", lambda: create_follow_ons(world.ledger, runs, fence.chain, patience))

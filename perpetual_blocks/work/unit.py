@@ -37,6 +37,7 @@ class Unit:
         next_action: What the previous unit said comes next.
         number: 1 for the item's first unit.
         attempt: 1 unless this very unit has failed before.
+        begun_before: Whether it has begun before, and was given back.
         context: The agent's memory across units and sessions, a JSON object. What it holds when the unit ends is kept.
         rung: The rung of the agent's `ladder` that the budget has come to: a hint to use less.
 
@@ -64,6 +65,7 @@ class Unit:
         self.next_action = item.next_action
         self.number = item.units + 1
         self.attempt = item.attempts + 1
+        self.begun_before = item.interruptions > 0
         self.context: dict[str, Any] = copy_json(dict(context))
         self._context_before = to_json(self.context, "context")
         self._room = room or Room()

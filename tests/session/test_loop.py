@@ -38,13 +38,22 @@ from perpetual_blocks.adapters.database import SqlLedger, schema
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.clock import isoformat, show_time
-from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
+from perpetual_blocks.errors import (
+    DamagedDocument,
+    Fenced,
+    InvalidInput,
+    LedgerUnavailable,
+    RunsUnavailable,
+    StorageError,
+    Superseded,
+)
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session import steps
 from perpetual_blocks.session.account import learned
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason, invitation
 from perpetual_blocks.session.documents import chain_usage
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
+from perpetual_blocks.session.heartbeat import Heartbeat
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.ports import Fence, FollowOn, Reserve
 from perpetual_blocks.session.status import chain_status
@@ -1207,7 +1216,7 @@ def test_a_unit_whose_outcome_cannot_be_kept_is_given_back(make_rig: MakeRig) ->
         SessionState.FAILED,
         "StorageError: results storage: the disk is full",
     )
-    assert rig.ledger.chain("mine").status is ChainStatus.STALLED
+    assert rig.ledger.chain("mine").status is ChainStatus.WAITING
 
 
 # What goes wrong around units -----------------------------------------------------------------------------------------
@@ -1362,6 +1371,28 @@ def test_a_follow_on_that_cannot_be_created_stays_in_the_outbox(make_rig: MakeRi
     assert list(rig.runs.created) == [pending.idempotency_key]
 
 
+def test_a_follow_on_is_tried_again_while_prefect_is_away(make_rig: MakeRig) -> None:
+    """An API that is away for less than three quarters of a minute costs no follow-on."""
+
+    class Restarting(MemoryRuns):
+        """An API that answers after a while."""
+
+        def create(self, follow_on: FollowOn) -> str:
+            if rig.clock.now() < since + 40:
+                self.calls += 1
+                raise RunsUnavailable("Prefect's API: cannot be asked: ConnectError")
+            return super().create(follow_on)
+
+    rig = make_rig(Reader(documents=3), runs=Restarting())
+    since = rig.clock.now()
+
+    rig.run(tokens(150))
+
+    assert rig.told(StepFailed) == []
+    assert 5 < rig.runs.calls < 40
+    assert (len(rig.runs.created), rig.ledger.pending_follow_ons("mine")) == (1, [])
+
+
 class FullStorage(MemoryDocuments):
     """A storage that cannot be written while it is full."""
 
@@ -1374,8 +1405,8 @@ class FullStorage(MemoryDocuments):
 
 
 def test_a_session_that_cannot_save_fails_and_can_be_started_again(make_rig: MakeRig) -> None:
-    """A checkpoint that cannot be written fails the session and stalls the chain, with the reason; no unit is lost, and
-    the next start goes on."""
+    """A checkpoint that cannot be written fails the session; the chain says why, and its follow-on goes on half a
+    minute later; no unit is lost."""
     storage = FullStorage()
     rig = make_rig(Reader(documents=3), documents=storage)
 
@@ -1385,9 +1416,11 @@ def test_a_session_that_cannot_save_fails_and_can_be_started_again(make_rig: Mak
     (failed,) = rig.ledger.sessions("mine")
     assert (failed.state, failed.graceful, failed.units) == (SessionState.FAILED, False, 2)
     chain = rig.ledger.chain("mine")
-    assert chain.status is ChainStatus.STALLED
+    assert chain.status is ChainStatus.WAITING
     assert "no space left" in chain.reason
-    assert rig.runs.created == {}
+    (follow_on,) = rig.runs.created.values()
+    assert chain.resume_at == failed.ended_at + 30  # type: ignore[operator]
+    assert 0 <= (follow_on.not_before or 0) - chain.resume_at < 2
     assert rig.told(SessionEnded)[-1].state is SessionState.FAILED
     storage.full = False
 
@@ -1414,7 +1447,129 @@ def test_a_storage_that_gives_back_other_bytes(make_rig: MakeRig) -> None:
     one_line(damaged.value, "results storage", "checkpoints/000001-")
     assert rig.ledger.documents("mine", "checkpoint") == []
     assert rig.ledger.sessions("mine")[0].state is SessionState.FAILED
-    assert rig.ledger.chain("mine").status is ChainStatus.STALLED
+    assert rig.ledger.chain("mine").status is ChainStatus.WAITING
+
+
+def test_outages_in_a_row(make_rig: MakeRig, clock: FakeClock) -> None:
+    """A storage that stays away is tried later and later; the fourth session in a row stalls the chain, and says so."""
+    storage = FullStorage()
+    rig = make_rig(Reader(documents=1), documents=storage)
+    waits = []
+    for _ in range(4):
+        with pytest.raises(StorageError):
+            rig.run()
+        waits.append((rig.ledger.chain("mine").resume_at or clock.now()) - clock.now())
+
+    chain = rig.ledger.chain("mine")
+    # The first has finished a unit, so the second is the first in a row.
+    assert (waits, chain.status) == ([30, 30, 120, 480], ChainStatus.WAITING)
+    assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == [2, 3, 4, 5]
+    with pytest.raises(StorageError):
+        rig.run()
+    chain = rig.ledger.chain("mine")
+    assert (chain.status, chain.resume_at, len(rig.runs.created)) == (ChainStatus.STALLED, None, 4)
+    assert chain.reason.endswith("no space left; 3 sessions before ended in the same way")
+    storage.full = False
+    assert rig.run().state is SessionState.FINISHED
+
+
+def test_an_outage_is_waited_out(make_rig: MakeRig, clock: FakeClock) -> None:
+    """Whoever moves follow-ons whose quota is free leaves alone those that wait for the world to come back."""
+    storage = FullStorage()
+    rig = make_rig(Reader(documents=1), documents=storage)
+    for _ in range(3):
+        with pytest.raises(StorageError):
+            rig.run()
+
+    assert move_follow_ons(rig.ledger, rig.runs, clock) == 0
+    assert rig.runs.moved == {}
+
+
+def test_a_failed_run_may_be_tried_again_at_once(make_rig: MakeRig) -> None:
+    """The same flow run is admitted after an outage, as Retry starts it; its follow-on then comes too late."""
+    storage = FullStorage()
+    rig = make_rig(Reader(documents=1), documents=storage)
+    with pytest.raises(StorageError):
+        rig.run()
+    (invited,) = rig.runs.created
+    storage.full = False
+
+    rig.started -= 1
+    assert rig.run().state is SessionState.FINISHED
+    with pytest.raises(Superseded):
+        rig.run(invited=invited)
+
+
+class AwayLedger(SqlLedger):
+    """A ledger that cannot be reached while it is away."""
+
+    away = False
+
+    def heartbeat(self, fence: Fence) -> None:
+        if self.away:
+            raise LedgerUnavailable("ledger: no route to host")
+        super().heartbeat(fence)
+
+
+def test_a_ledger_that_cannot_be_reached_is_not_a_chain_that_was_lost(make_ledger: LedgerFactory) -> None:
+    """The session works on until its lease has run out, by the monotonic clock and from the last beat that came
+    through; beats that fail are repeated soon."""
+    clock, stop = FakeClock(), StopRequest()
+    ledger = AwayLedger("sqlite://", clock=clock, lease_seconds=LEASE)
+    heartbeat = Heartbeat(ledger, open_session(ledger).fence, stop, clock, clock.monotonic())
+    clock.advance(15)
+    assert heartbeat.beat() == LEASE / 4
+    ledger.away = True
+    clock.advance(50)
+    assert (heartbeat.beat(), stop.reason) == (1.0, None)
+    clock.advance(9.5)
+    assert (heartbeat.beat(), stop.reason) == (0.5, None)
+    clock.advance(0.5)
+
+    assert heartbeat.beat() is None
+
+    assert stop.reason is not None
+    assert (stop.reason.code, "no route to host" in stop.reason.message) == ("unreachable", True)
+    ledger.close()
+
+
+def test_a_ledger_that_comes_back_in_time_changes_nothing(make_ledger: LedgerFactory) -> None:
+    """Its lease is counted anew from the beat that came through."""
+    clock, stop = FakeClock(), StopRequest()
+    ledger = AwayLedger("sqlite://", clock=clock, lease_seconds=LEASE)
+    heartbeat = Heartbeat(ledger, open_session(ledger).fence, stop, clock, clock.monotonic())
+    ledger.away = True
+    clock.advance(LEASE - 1)
+    assert heartbeat.beat() == 1.0
+    ledger.away = False
+    assert heartbeat.beat() == LEASE / 4
+    ledger.away = True
+    clock.advance(LEASE - 1)
+
+    assert heartbeat.beat() == 1.0
+
+    assert stop.reason is None
+    ledger.close()
+
+
+def test_a_session_that_lost_the_ledger_commits_nothing_more(make_rig: MakeRig, clock: FakeClock) -> None:
+    """When its lease runs out in the middle of a unit the session stops with an error; its outcome is kept, and whoever
+    comes next commits it and does not run it again."""
+    stop = StopRequest()
+    rig = make_rig(
+        Robbed(lambda: stop.ask(StopReason("unreachable", "its lease of 60 s ran out; ledger: no route")), documents=3)
+    )
+
+    with pytest.raises(LedgerUnavailable) as away:
+        rig.run(stop=stop)
+
+    one_line(away.value, "its lease of 60 s ran out")
+    (session,) = rig.ledger.sessions("mine")
+    assert (session.state, session.units, rig.documents.content) == (SessionState.RUNNING, 1, {})
+    assert rig.told(SessionEnded)[-1].state is SessionState.FAILED
+    clock.advance(LEASE)
+    assert rig.run().state is SessionState.FINISHED
+    assert len(rig.runner.ran) == len(set(rig.runner.ran)) == 3
 
 
 def test_a_damaged_checkpoint(make_rig: MakeRig) -> None:

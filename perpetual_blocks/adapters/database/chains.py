@@ -9,7 +9,7 @@ from perpetual_blocks.adapters.database.rows import FOLLOW_ON_COLUMNS, chain_of,
 from perpetual_blocks.session.attempts import back_off
 from perpetual_blocks.session.chain import Chain, SessionRecord, SessionState
 from perpetual_blocks.session.ports import FollowOn
-from perpetual_blocks.work import ItemStatus
+from perpetual_blocks.work import Item, ItemStatus
 
 MOST_CRASHES = 5  # processes that may die in a row while they work on one item
 
@@ -55,11 +55,12 @@ def bury(connection: Connection, chain: str, ordinal: int, now: float, why: str)
     give_back(connection, chain, ordinal, now)
 
 
-def give_back(connection: Connection, chain: str, ordinal: int, now: float, only: str | None = None) -> None:
+def give_back(connection: Connection, chain: str, ordinal: int, now: float, only: Item | None = None) -> None:
     """Makes a session's claimed items available again: an interruption, not a failure, so no attempt is counted."""
     rows = and_(t.items.c.chain == chain, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claimed_by == ordinal)
     if only is not None:
-        rows = and_(rows, t.items.c.id == only)
+        # Of the claim that is given back, and no later one.
+        rows = and_(rows, t.items.c.id == only.id, t.items.c.interruptions == only.interruptions)
     connection.execute(
         update(t.items)
         .where(rows)

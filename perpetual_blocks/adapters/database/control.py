@@ -17,10 +17,12 @@ from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.chains import bury, latest_session, lock_chain, record_follow_on
 from perpetual_blocks.adapters.database.engine import insert_if_new, reading, writing
+from perpetual_blocks.adapters.database.patient import patient
 from perpetual_blocks.adapters.database.reader import LedgerReader
 from perpetual_blocks.adapters.database.rows import follow_on_of, session_of
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import InvalidInput, UnknownChain
+from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.chain import (
     Chain,
     ChainStatus,
@@ -38,6 +40,7 @@ STOP_ALL = "stop-all"
 MOST_RENEWALS = 5  # runs that may come to nothing, one after the other, before they have started a session
 
 
+@patient(but=[])
 class ChainControl(LedgerReader):
     """The transactions of rescuers and of people.
 
@@ -45,8 +48,10 @@ class ChainControl(LedgerReader):
         synced: Whether every commit is synced to disk.
     """
 
-    def __init__(self, address: str, clock: Clock | None = None, *, synced: bool = False) -> None:
-        super().__init__(address, clock)
+    def __init__(
+        self, address: str, clock: Clock | None = None, patience: Patience = IMPATIENT, *, synced: bool = False
+    ) -> None:
+        super().__init__(address, clock, patience)
         self._synced = synced
 
     def _writing(self, *, synced: bool = False) -> AbstractContextManager[Connection]:
@@ -67,7 +72,7 @@ class ChainControl(LedgerReader):
         self, chain: str, ordinal: int, why: str, decide: Callable[[Chain, Sequence[SessionRecord]], Ending]
     ) -> Ending | None:
         with self._writing(synced=True) as connection:
-            now, row = self._clock.now(), lock_chain(connection, chain)
+            now, row = self._now(connection), lock_chain(connection, chain)
             latest = latest_session(connection, chain)
             if row is None or latest is None or (latest.ordinal, latest.state) != (ordinal, SessionState.RUNNING):
                 return None
@@ -105,7 +110,7 @@ class ChainControl(LedgerReader):
     def renew_follow_on(self, follow_on: FollowOn, why: str, not_before: float | None) -> bool:
         chain, ordinal = follow_on.chain, follow_on.ordinal
         with self._writing() as connection:
-            now, row = self._clock.now(), lock_chain(connection, chain)
+            now, row = self._now(connection), lock_chain(connection, chain)
             found = connection.execute(select(t.outbox).where(_entry(chain, ordinal))).mappings().first()
             waits = row is not None and row.status is ChainStatus.WAITING and row.ordinal == ordinal - 1
             if row is None or found is None or not waits or found["idempotency_key"] != follow_on.idempotency_key:
@@ -121,7 +126,7 @@ class ChainControl(LedgerReader):
 
     def hold(self, chain: str, ordinal: int, status: ChainStatus, reason: str) -> bool:
         with self._writing() as connection:
-            now, row = self._clock.now(), lock_chain(connection, chain)
+            now, row = self._now(connection), lock_chain(connection, chain)
             if row is None or (row.ordinal, row.status) != (ordinal, ChainStatus.WAITING):
                 return False
             connection.execute(_chain_row(chain).values(status=status, reason=reason, updated_at=now))
@@ -148,7 +153,7 @@ class ChainControl(LedgerReader):
             return self._want(connection, row, wanted, why)
 
     def _want(self, connection: Connection, row: Chain, wanted: Wanted, why: str) -> FollowOn | None:
-        now = self._clock.now()
+        now = self._now(connection)
         values: dict[str, Any] = {"wanted": wanted, "wanted_why": why, "updated_at": now}
         scheduled: FollowOn | None = None
         if row.status is not ChainStatus.RUNNING:
@@ -174,7 +179,7 @@ class ChainControl(LedgerReader):
             return found
 
     def _resume(self, connection: Connection, row: Chain) -> None:
-        now = self._clock.now()
+        now = self._now(connection)
         values: dict[str, Any] = {
             "wanted": None,
             "wanted_why": None,
@@ -196,7 +201,7 @@ class ChainControl(LedgerReader):
 
     def stop_all(self, why: str) -> list[FollowOn]:
         with self._writing(synced=True) as connection:
-            insert_if_new(connection, t.switches, name=STOP_ALL, reason=why, since=self._clock.now())
+            insert_if_new(connection, t.switches, name=STOP_ALL, reason=why, since=self._now(connection))
             going = [ChainStatus.RUNNING, ChainStatus.WAITING]
             names = select(t.chains.c.name).where(t.chains.c.status.in_(going)).order_by(t.chains.c.name)
             scheduled = []

@@ -4,13 +4,17 @@ Each writing method takes a lock first and then looks, so what it decides on can
 write lock, or the lock of the chain's row, which every writer of that chain takes. A session's own commits begin with
 the fence: one UPDATE of the chain's row that matches only while the epoch and holder are the session's own, and that
 moves the lease on. Where it matches nothing, another session owns the chain, and the transaction is rolled back.
+
+A transaction that was lost on the way is tried again (see `patient`), though it may have been committed: each method
+finds out what it has done already, and leaves it at that.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, insert, literal, or_, select, update
@@ -30,6 +34,7 @@ from perpetual_blocks.adapters.database.engine import insert_if_new
 from perpetual_blocks.adapters.database.examine import repair_items
 from perpetual_blocks.adapters.database.export import pause_restored, put_rows
 from perpetual_blocks.adapters.database.items import add_items
+from perpetual_blocks.adapters.database.patient import patient, patiently
 from perpetual_blocks.adapters.database.rows import (
     CLAIM_ORDER,
     find_chain,
@@ -37,13 +42,15 @@ from perpetual_blocks.adapters.database.rows import (
     pool_key,
 )
 from perpetual_blocks.budget import Budget, Limit
-from perpetual_blocks.clock import Clock
+from perpetual_blocks.clock import Clock, SystemClock
 from perpetual_blocks.errors import Fenced, InvalidInput, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.faults import reached
+from perpetual_blocks.patience import Patience
 from perpetual_blocks.session.attempts import back_off, quarantine
 from perpetual_blocks.session.chain import (
     Chain,
     ChainStatus,
+    SessionRecord,
     SessionRequest,
     SessionState,
     is_resumed,
@@ -64,18 +71,23 @@ MOST_CUT_OFFS = 2  # whole sessions that a unit may use up in vain
 _NOTHING_LEFT = ("queue-empty", "blocked")  # the ends of a session that had nothing to do any more
 
 
+@patient(but=["lease_seconds", "claim", "forget_checkpoints"], once=["heartbeat"])
 class SqlLedger(ChainControl):
     """The ledger in an SQLite file (or in memory, `sqlite://`), or in a PostgreSQL database.
 
     Args:
         address: A path, or a database URL: `sqlite:///path`, `postgresql://user@host/database`.
-        clock: Tells the time of leases and records.
+        clock: Tells the time of leases and records; by default the database's own where it has one (PostgreSQL), so
+            that machines with wrong clocks agree, else this machine's.
         lease_seconds: How long a session owns its chain without a heartbeat.
         durability: `normal`: commits survive the death of the process, and closing a session is synced to disk.
             `full`: every commit is synced, for machines that lose power. PostgreSQL syncs every commit as it is.
+        patience_seconds: For how long each transaction is tried again while the database is away; at most until the
+            session's lease has run out, if that is shorter.
 
     Raises:
         InvalidInput: not an address, or of a database whose driver is not installed.
+        LedgerUnavailable: the database cannot be reached now.
         LedgerError: the database cannot be used.
     """
 
@@ -86,8 +98,10 @@ class SqlLedger(ChainControl):
         clock: Clock | None = None,
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
         durability: Literal["normal", "full"] = "normal",
+        patience_seconds: float = 0.0,
     ) -> None:
-        super().__init__(address, clock, synced=durability == "full")
+        patience = Patience(patience_seconds, clock or SystemClock())
+        super().__init__(address, clock, patience, synced=durability == "full")
         self._lease_seconds = lease_seconds
         self._shared_limits: tuple[tuple[str, int], _Shared] | None = None
 
@@ -98,7 +112,7 @@ class SqlLedger(ChainControl):
 
     def _pass_fence(self, connection: Connection, fence: Fence, **changes: Any) -> float:
         """Moves the lease on and sets more of the chain's row, if it is still ours; returns the time."""
-        now = self._clock.now()
+        now = self._now(connection)
         ours = {"of_chain": fence.chain, "of_epoch": fence.epoch, "of_holder": fence.holder}
         lease = {"lease_until": now + self._lease_seconds, "updated_at": now}
         if connection.execute(_PASS_FENCE, {**ours, **lease, **changes}).rowcount != 1:
@@ -110,10 +124,12 @@ class SqlLedger(ChainControl):
     def open_session(self, request: SessionRequest) -> Opened:
         self._pause_before_other_code(request)
         with self._writing() as connection:
-            now = self._clock.now()
+            now = self._now(connection)
             chain = lock_chain(connection, request.chain) or _new_chain(connection, request, now)
             check_program(chain, request)
             latest = latest_session(connection, request.chain)
+            if (mine := _opened_before(connection, chain, latest, request, now)) is not None:
+                return mine
             reason = refusal(
                 chain,
                 latest,
@@ -199,7 +215,7 @@ class SqlLedger(ChainControl):
         if request.on_code_change != "refuse":
             return
         with self._writing() as connection:
-            now = self._clock.now()
+            now = self._now(connection)
             chain = lock_chain(connection, request.chain)
             change = code_change(chain, request) if chain else None
             if chain is None or change is None:
@@ -229,9 +245,14 @@ class SqlLedger(ChainControl):
 
     def close_session(self, fence: Fence, closing: Closing) -> None:
         reached("session.closing")
-        with self._writing(synced=True) as connection:
+        with suppress(_DoneBefore), self._writing(synced=True) as connection:
             free = {"holder": None, "lease_until": 0.0, "resume_at": closing.stop.resume_at}
-            now = self._pass_fence(connection, fence, **free)
+            try:
+                now = self._pass_fence(connection, fence, **free)
+            except Fenced:
+                if _closed_before(connection, fence, closing):
+                    raise _DoneBefore from None
+                raise
             chain = lock_chain(connection, fence.chain)
             assert chain is not None
             # What a person wants may have come after the session had looked for the last time.
@@ -282,9 +303,9 @@ class SqlLedger(ChainControl):
             row = lock_chain(connection, chain)
             if row is None:
                 raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
-            added = add_items(connection, row, items, self._clock.now())
+            added = add_items(connection, row, items, self._now(connection))
             if added:
-                _reopen(connection, chain, self._clock.now())
+                _reopen(connection, chain, self._now(connection))
             return added
 
     def claim(
@@ -293,8 +314,20 @@ class SqlLedger(ChainControl):
         misfit: Callable[[Item], Misfit | None],
         reserves: Callable[[Item], list[Reserve]] = lambda item: [],
     ) -> Claim:
+        return self._claim(fence, misfit, reserves, _Claiming())
+
+    @patiently
+    def _claim(
+        self,
+        fence: Fence,
+        misfit: Callable[[Item], Misfit | None],
+        reserves: Callable[[Item], list[Reserve]],
+        claiming: _Claiming,
+    ) -> Claim:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
+            if (mine := claiming.done_before(connection, fence)) is not None:
+                return Claim(mine)
             passed_over: dict[str, str] = {}
             never: dict[str, str] = {}
             others = 0
@@ -314,6 +347,7 @@ class SqlLedger(ChainControl):
                         ItemStatus.CLAIMED,
                         now,
                         claimed_by=fence.ordinal,
+                        claim=claiming.token,
                         passed_over=0,
                     )
                     for hopeless, why in never.items():
@@ -345,7 +379,7 @@ class SqlLedger(ChainControl):
         self, fence: Fence, item: Item, outcome: Outcome, result_key: str, spent: Mapping[str, float]
     ) -> None:
         reached("unit.committing")
-        with self._writing() as connection:
+        with suppress(_DoneBefore), self._writing() as connection:
             changes: dict[str, Any] = {} if outcome.context is None else {"context": outcome.context}
             if outcome.quotas:
                 quotas = connection.execute(
@@ -354,13 +388,12 @@ class SqlLedger(ChainControl):
                 changes["quotas"] = {**quotas, **{name: list(quota) for name, quota in outcome.quotas.items()}}
             now = self._pass_fence(connection, fence, **changes)
             target = ItemStatus.COMPLETED if outcome.done else ItemStatus.AVAILABLE
-            _move(
+            _end_unit(
                 connection,
-                fence.chain,
-                item.id,
+                fence,
+                item,
                 target,
                 now,
-                claimed_by=None,
                 units=item.units + 1,
                 attempts=0,
                 cut_offs=0,
@@ -388,6 +421,8 @@ class SqlLedger(ChainControl):
     ) -> ItemStatus:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
+            if (before := _ended_before(connection, fence, item)) is not None:
+                return before
             attempts, failures = item.attempts + 1, item.failures + 1
             _count_failure(connection, fence, item, error, usage, now, cut_off=False)
             too_dear = quarantine(_wasted(connection, fence.chain, item.id, attempts), _budget(connection, fence))
@@ -396,7 +431,7 @@ class SqlLedger(ChainControl):
             text = error if too_dear is None else f"{too_dear}: {error}"
             retry_at = None if given_up else now + back_off(attempts)
             counted = {"attempts": attempts, "failures": failures, "retry_at": retry_at}
-            _move(connection, fence.chain, item.id, target, now, error=text, claimed_by=None, **counted)
+            _end_unit(connection, fence, item, target, now, error=text, **counted)
             self._settle(connection, fence, item, failures, usage, now)
             connection.execute(_COUNT_ATTEMPT, {**_of_session(fence), "usage": dict(spent)})
             return target
@@ -406,12 +441,14 @@ class SqlLedger(ChainControl):
     ) -> ItemStatus:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
+            if (before := _ended_before(connection, fence, item)) is not None:
+                return before
             cut_offs, failures = item.cut_offs + fresh, item.failures + 1
             hopeless = cut_offs >= MOST_CUT_OFFS
             target = ItemStatus.DISCARDED if hopeless else ItemStatus.AVAILABLE
             error = f"it had a whole session {cut_offs} times and could not finish: {why}" if hopeless else None
             counted = {"cut_offs": cut_offs, "failures": failures, "interruptions": item.interruptions + 1}
-            _move(connection, fence.chain, item.id, target, now, error=error, claimed_by=None, **counted)
+            _end_unit(connection, fence, item, target, now, error=error, **counted)
             _count_failure(connection, fence, item, why, usage, now, cut_off=True)
             self._settle(connection, fence, item, failures, usage, now)
             connection.execute(_COUNT_ATTEMPT, {**_of_session(fence), "usage": dict(spent)})
@@ -420,7 +457,7 @@ class SqlLedger(ChainControl):
     def release(self, fence: Fence, item: Item) -> None:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
-            give_back(connection, fence.chain, fence.ordinal, now, only=item.id)
+            give_back(connection, fence.chain, fence.ordinal, now, only=item)
             self._give_back_reserved(connection, fence)
 
     # Pools ----------------------------------------------------------------------------------------------------------
@@ -483,19 +520,24 @@ class SqlLedger(ChainControl):
                 connection.execute(
                     delete(t.documents).where(t.documents.c.chain == fence.chain, t.documents.c.kind == "backup")
                 )
-            connection.execute(
-                insert(t.documents).values(
-                    chain=fence.chain,
-                    kind=document.kind,
-                    ordinal=document.ordinal,
-                    key=document.key,
-                    digest=document.digest,
-                    size=document.size,
-                    at=now,
-                )
+            this = {"chain": fence.chain, "kind": document.kind, "ordinal": document.ordinal}
+            content = {"key": document.key, "digest": document.digest, "size": document.size}
+            if insert_if_new(connection, t.documents, **this, **content, at=now):
+                return
+            rows = select(literal(1)).where(
+                *(t.documents.c[name] == value for name, value in {**this, **content}.items())
             )
+            if connection.execute(rows).first() is None:
+                has = f"session {document.ordinal} of {fence.chain} has another {document.kind}"
+                raise LedgerError(f"ledger: {has} than {document.key}")
 
     def forget_checkpoints(self, fence: Fence, keep: int) -> list[str]:
+        forgotten: dict[str, None] = {}
+        self._forget_checkpoints(fence, keep, forgotten)
+        return list(forgotten)
+
+    @patiently
+    def _forget_checkpoints(self, fence: Fence, keep: int, forgotten: dict[str, None]) -> None:
         checkpoints = and_(t.documents.c.chain == fence.chain, t.documents.c.kind == "checkpoint")
         rows = select(t.documents.c.key, t.documents.c.pinned).where(checkpoints)
         latest_first = rows.order_by(t.documents.c.ordinal.desc())
@@ -503,8 +545,8 @@ class SqlLedger(ChainControl):
             self._pass_fence(connection, fence)
             older = connection.execute(latest_first).all()[max(1, keep) :]
             old = [key for key, pinned in older if not pinned]
+            forgotten.update(dict.fromkeys(old))
             connection.execute(delete(t.documents).where(t.documents.c.key.in_(old)))
-            return old
 
     def pin_checkpoint(self, chain: str, ordinal: int, *, pinned: bool) -> bool:
         of_session = and_(t.documents.c.chain == chain, t.documents.c.ordinal == ordinal)
@@ -524,7 +566,7 @@ class SqlLedger(ChainControl):
             connection.execute(
                 update(t.outbox)
                 .where(t.outbox.c.chain == follow_on.chain, t.outbox.c.ordinal == follow_on.ordinal)
-                .values(created_at=self._clock.now(), flow_run_id=flow_run_id)
+                .values(created_at=self._now(connection), flow_run_id=flow_run_id)
             )
 
     def follow_on_moved(self, follow_on: FollowOn, not_before: float) -> None:
@@ -538,12 +580,12 @@ class SqlLedger(ChainControl):
             if lock_chain(connection, chain) is not None:
                 raise InvalidInput.of("chain", chain, "a chain that this ledger does not have")
             put_rows(connection, segments)
-            pause_restored(connection, chain, reason, self._clock.now())
+            pause_restored(connection, chain, reason, self._now(connection))
 
     def repair_items(self, chain: str, ids: Sequence[str]) -> None:
         with self._writing() as connection:
             self._at_rest(connection, chain)
-            repair_items(connection, chain, ids, self._clock.now())
+            repair_items(connection, chain, ids, self._now(connection))
 
     def forget_document(self, chain: str, document: Document) -> None:
         with self._writing() as connection:
@@ -558,7 +600,7 @@ class SqlLedger(ChainControl):
         row = select(t.chains.c.lease_until).where(t.chains.c.name == chain).with_for_update()
         lease_until = connection.execute(row).scalar() or 0.0
         running = select(literal(1)).where(t.sessions.c.chain == chain, t.sessions.c.state == SessionState.RUNNING)
-        if lease_until > self._clock.now() and connection.execute(running).first():
+        if lease_until > self._now(connection) and connection.execute(running).first():
             raise Superseded(f"a session of {chain} is at work; nothing is repaired meanwhile")
 
     # A person's decisions -------------------------------------------------------------------------------------------
@@ -566,7 +608,7 @@ class SqlLedger(ChainControl):
     def retry_items(self, chain: str, ids: Sequence[str]) -> int:
         with self._writing() as connection:
             lock_chain(connection, chain)
-            now = self._clock.now()
+            now = self._now(connection)
             afresh = {"attempts": 0, "cut_offs": 0, "passed_over": 0, "passed_over_in": None, "retry_at": None}
             afresh["crashes"] = 0
             these = and_(t.items.c.chain == chain, t.items.c.id.in_(ids))
@@ -593,7 +635,7 @@ class SqlLedger(ChainControl):
             ).scalars()
             wanted = list(found)
             for item in wanted:
-                _move(connection, chain, item, ItemStatus.DISCARDED, self._clock.now(), error=reason, retry_at=None)
+                _move(connection, chain, item, ItemStatus.DISCARDED, self._now(connection), error=reason, retry_at=None)
             return len(wanted)
 
 
@@ -607,6 +649,65 @@ class _Shared:
 
 def _pool_unit(limit: Limit, uid: str, item: Item) -> pools.PoolUnit:
     return pools.PoolUnit(pool=pool_key(limit), resource=limit.resource, holder=uid, item=item.id, unit=item.units + 1)
+
+
+class _DoneBefore(Exception):
+    """What a transaction was to do is done: it was tried again after it had been committed. It is rolled back."""
+
+
+@dataclass(slots=True)
+class _Claiming:
+    """One claim, however often it is tried.
+
+    Attributes:
+        token: Tells it from the session's other claims.
+    """
+
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    tried: bool = False
+
+    def done_before(self, connection: Connection, fence: Fence) -> Item | None:
+        """What it has claimed already, if it is tried again; as it was found."""
+        if not self.tried:
+            self.tried = True
+            return None
+        of_session = and_(t.items.c.chain == fence.chain, t.items.c.claimed_by == fence.ordinal)
+        rows = select(t.items).where(of_session, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claim == self.token)
+        row = connection.execute(rows).mappings().first()
+        return replace(item_of(row), status=ItemStatus.AVAILABLE) if row else None
+
+
+def _opened_before(
+    connection: Connection, chain: Chain, latest: SessionRecord | None, request: SessionRequest, now: float
+) -> Opened | None:
+    """The session that this very request has opened already, and was not told of."""
+    if latest is None or latest.state is not SessionState.RUNNING:
+        return None
+    if chain.holder != request.holder or chain.lease_until <= now:
+        return None
+    fence = Fence(chain.name, chain.ordinal, chain.epoch, request.holder)
+    previous = session(connection, chain.name, latest.ordinal - 1) if latest.ordinal > 1 else None
+    # Whoever takes over buries the dead session at the moment at which its own begins.
+    died = previous is not None and previous.state is SessionState.CRASHED
+    took_over = previous is not None and died and previous.ended_at == latest.started_at
+    return Opened(fence=fence, chain=chain, previous=previous, took_over=took_over)
+
+
+def _closed_before(connection: Connection, fence: Fence, closing: Closing) -> bool:
+    """Whether the session has been closed in this very way, with this follow-on."""
+    rows = select(literal(1)).where(
+        t.sessions.c.chain == fence.chain,
+        t.sessions.c.ordinal == fence.ordinal,
+        t.sessions.c.epoch == fence.epoch,
+        t.sessions.c.holder == fence.holder,
+        t.sessions.c.state == closing.state,
+        t.sessions.c.stop_reason == closing.stop.code,
+        t.sessions.c.stop_message == closing.stop.message,
+    )
+    if closing.follow_on is not None:
+        key = closing.follow_on.idempotency_key
+        rows = rows.where(select(literal(1)).where(t.outbox.c.idempotency_key == key).exists())
+    return connection.execute(rows).first() is not None
 
 
 # The statements of each claim and commit, built once: building them again would cost more than the database does.
@@ -628,6 +729,15 @@ _MOVE = {
         t.items.c.status.in_(sources(target)),
     )
     for target in ItemStatus
+}
+# Of the unit that the item was claimed for, and no later one.
+_END_UNIT = {
+    target: statement.where(
+        t.items.c.claimed_by == bindparam("of_session"),
+        t.items.c.units == bindparam("of_units"),
+        t.items.c.failures == bindparam("of_failures"),
+    )
+    for target, statement in _MOVE.items()
 }
 _QUEUE = (
     select(t.items)
@@ -706,6 +816,34 @@ def _move(connection: Connection, chain: str, item: str, target: ItemStatus, now
     changes = {"of_chain": chain, "of_item": item, "status": target, "updated_at": now, **values}
     if connection.execute(_MOVE[target], changes).rowcount != 1:
         raise LedgerError(f"item {item} of {chain} cannot become {target}")
+
+
+def _end_unit(connection: Connection, fence: Fence, item: Item, target: ItemStatus, now: float, **values: Any) -> None:
+    """Moves an item whose running unit is over.
+
+    Raises:
+        _DoneBefore: it was finished in this way already.
+    """
+    unit = {"of_session": fence.ordinal, "of_units": item.units, "of_failures": item.failures}
+    of_item = {"of_chain": fence.chain, "of_item": item.id, **unit}
+    changes = {"status": target, "updated_at": now, "claimed_by": None, **values}
+    if connection.execute(_END_UNIT[target], {**of_item, **changes}).rowcount == 1:
+        return
+    rows = select(t.items).where(t.items.c.chain == fence.chain, t.items.c.id == item.id)
+    row = connection.execute(rows).mappings().first()
+    if row is not None and "result_key" in values:
+        # While the fence is this session's, nobody else can have moved it on.
+        here, after = row["units"] == values["units"], row["units"] > values["units"]
+        if after or (here and row["result_key"] == values["result_key"]):
+            raise _DoneBefore
+    raise LedgerError(f"item {item.id} of {fence.chain} cannot become {target}")
+
+
+def _ended_before(connection: Connection, fence: Fence, item: Item) -> ItemStatus | None:
+    """What became of an item whose failed unit has been counted already; None if it has not."""
+    columns = select(t.items.c.status, t.items.c.failures)
+    row = connection.execute(columns.where(t.items.c.chain == fence.chain, t.items.c.id == item.id)).first()
+    return ItemStatus(row[0]) if row is not None and row[1] > item.failures else None
 
 
 def _unblock(connection: Connection, chain: str, completed: str, now: float) -> None:

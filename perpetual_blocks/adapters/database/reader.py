@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import Connection, and_, func, select
 
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.adapters.database.engine import connect, reading, shown
+from perpetual_blocks.adapters.database.engine import connect, reading, shown, time_of
 from perpetual_blocks.adapters.database.examine import chain_facts, result_facts
 from perpetual_blocks.adapters.database.export import changed_rows, mark_of
+from perpetual_blocks.adapters.database.patient import is_away, patient
 from perpetual_blocks.adapters.database.rows import (
     CLAIM_ORDER,
     chain_of,
@@ -21,29 +22,42 @@ from perpetual_blocks.adapters.database.rows import (
     session_of,
 )
 from perpetual_blocks.budget import Expectation, Limit, Spend
-from perpetual_blocks.clock import Clock, SystemClock
+from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import UnknownChain
+from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.attempts import Attempt, Story
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord
-from perpetual_blocks.session.ports import Document, DocumentKind, Export, FollowOn, Mark, UnitCost
+from perpetual_blocks.session.ports import Document, DocumentKind, Export, Fence, FollowOn, Mark, UnitCost
 from perpetual_blocks.session.verification import ChainFacts, ResultFacts
 from perpetual_blocks.work import Item, ItemStatus
 
 LEARNED_ROWS = 2048
 
 
+@patient(but=["close", "export", "facts"])
 class LedgerReader:
     """The reading half of the ledger; `SqlLedger` has the transactions that change it.
 
     Args:
         address: A path, or a database URL.
-        clock: Tells the time.
+        clock: Tells the time; the database's own where it has one (PostgreSQL), so that machines with wrong clocks
+            agree, else this machine's.
+        patience: For how long each transaction is tried again while the database is away.
     """
 
-    def __init__(self, address: str, clock: Clock | None = None) -> None:
-        self._engine = connect(address)
+    def __init__(self, address: str, clock: Clock | None = None, patience: Patience = IMPATIENT) -> None:
+        self.patience = patience
+        self.renewed: dict[Fence, float] = {}
+        self._clock = clock
+        self._engine = patience(lambda: connect(address), is_away)
         self.shown = shown(self._engine.url)
-        self._clock = clock or SystemClock()
+
+    def _now(self, connection: Connection) -> float:
+        return time_of(connection, self._clock)
+
+    def now(self) -> float:
+        with reading(self._engine) as connection:
+            return self._now(connection)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -134,8 +148,8 @@ class LedgerReader:
 
     @contextmanager
     def export(self, chain: str, after: Mark | None) -> Iterator[Export]:
-        now = self._clock.now()
         with reading(self._engine, snapshot=True) as connection:
+            now = self._now(connection)
             found = find_chain(connection, chain)
             if found is None:
                 raise UnknownChain(f"chain: got {chain!r}; expected one of {self.shown}")
@@ -146,7 +160,7 @@ class LedgerReader:
     @contextmanager
     def facts(self, chain: str) -> Iterator[ChainFacts]:
         with reading(self._engine, snapshot=True) as connection:
-            yield chain_facts(connection, chain, self._clock.now())
+            yield chain_facts(connection, chain, self._now(connection))
 
     def results(self, chain: str, after: str, limit: int) -> list[ResultFacts]:
         with reading(self._engine) as connection:
@@ -189,16 +203,16 @@ class LedgerReader:
 
     def waiting_follow_ons(self) -> list[FollowOn]:
         waits = and_(t.chains.c.name == t.outbox.c.chain, t.chains.c.status == ChainStatus.WAITING)
-        rows = (
-            select(t.outbox)
-            .join(t.chains, waits)
-            .where(
-                t.outbox.c.created_at.is_not(None),
-                t.outbox.c.not_before > self._clock.now(),
-                t.outbox.c.ordinal == t.chains.c.ordinal + 1,
-            )
-        )
         with reading(self._engine) as connection:
+            rows = (
+                select(t.outbox)
+                .join(t.chains, waits)
+                .where(
+                    t.outbox.c.created_at.is_not(None),
+                    t.outbox.c.not_before > self._now(connection),
+                    t.outbox.c.ordinal == t.chains.c.ordinal + 1,
+                )
+            )
             return [follow_on_of(row) for row in connection.execute(rows).mappings()]
 
     # What was spent, and what was learned from it ------------------------------------------------------------------

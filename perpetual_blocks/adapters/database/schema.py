@@ -138,6 +138,8 @@ items = Table(
     # Until when it is left alone after a failed attempt.
     Column("retry_at", Float),
     Column("claimed_by", Integer),
+    # Tells the claim from others of its session, should it be repeated.
+    Column("claim", String(16)),
     Column("updated_at", Float, nullable=False),
     UniqueConstraint("chain", "position"),
 )

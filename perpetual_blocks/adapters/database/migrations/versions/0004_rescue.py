@@ -41,5 +41,6 @@ def upgrade() -> None:
     op.create_index(op.f("ix_sessions_flow_run_id"), "sessions", ["flow_run_id"])
     op.add_column("items", sa.Column("crashes", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("items", sa.Column("retry_at", sa.Float(), nullable=True))
+    op.add_column("items", sa.Column("claim", sa.String(length=16), nullable=True))
     op.add_column("documents", sa.Column("pinned", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("outbox", sa.Column("renewals", sa.Integer(), nullable=False, server_default="0"))
