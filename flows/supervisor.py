@@ -13,6 +13,7 @@ from prefect.states import Completed
 
 from perpetual_blocks.adapters.prefect_runs import PrefectRuns
 from perpetual_blocks.adapters.process import session_alive
+from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
 from perpetual_blocks.blocks import StatePersistence
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.flow import load_store
@@ -27,9 +28,11 @@ def supervise(store: StatePersistence | None = None) -> State[None]:
         store: The store whose chains are looked after; the default one if empty.
     """
     logger = get_run_logger()
-    ledger = load_store(store).get_ledger()
+    where = load_store(store)
+    ledger = where.get_ledger()
+    documents = StoredDocuments(load_storage(where.result_storage))
     try:
-        deeds = Supervisor(ledger, PrefectRuns(), SystemClock(), session_alive).look()
+        deeds = Supervisor(ledger, PrefectRuns(), SystemClock(), session_alive, documents).look()
     finally:
         ledger.close()
     for deed in deeds:

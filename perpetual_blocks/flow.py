@@ -337,7 +337,12 @@ def run_session(
         flow_run_id=own.id,
         deployment_id=own.deployment_id,
         invitation=own.invitation,
-        settings={"kinds": list(agent.kinds), "budget": budget.to_json(), "manners": manners.to_json()},
+        settings={
+            "kinds": list(agent.kinds),
+            "budget": budget.to_json(),
+            "manners": manners.to_json(),
+            "task": agent.task(),
+        },
         attended=own.attended,
         machine=process.machine(),
         template=template.to_json() if template else None,

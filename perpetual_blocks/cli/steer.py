@@ -117,11 +117,13 @@ def supervise(
     import time
 
     from perpetual_blocks.adapters.process import session_alive
+    from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
     from perpetual_blocks.clock import SystemClock
     from perpetual_blocks.session.supervisor import Supervisor
 
     ledger = where.open_ledger()
-    supervisor = Supervisor(ledger, _runs(), SystemClock(), session_alive)
+    documents = StoredDocuments(load_storage(where.get_store().result_storage))
+    supervisor = Supervisor(ledger, _runs(), SystemClock(), session_alive, documents)
     while True:
         deeds = supervisor.look()
         if json:

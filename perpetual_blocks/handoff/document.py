@@ -83,6 +83,7 @@ class Handoff(BaseModel):
         outlook: How many sessions, how long and how much are still to come.
         notes: The agent's own, Markdown; `create_handoff` may add to them.
         commit: The git commit of the session's work.
+        chain_status: What becomes of the chain.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -119,3 +120,4 @@ class Handoff(BaseModel):
     metrics: dict[str, float | None] = Field(default_factory=dict)
     commit: str | None = None
     flow_run_id: str | None = None
+    chain_status: str = ""

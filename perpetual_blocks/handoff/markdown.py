@@ -51,6 +51,9 @@ def _goes_on(handoff: Handoff) -> str:
             return f"Session {handoff.ordinal + 1} goes on from here."
         case "Finished":
             return "The queue is empty."
+        case "Crashed" | "Failed" if handoff.chain_status in ("running", "waiting"):
+            when = f" at {show_time(handoff.resume_at)}" if handoff.resume_at else ""
+            return f"The chain goes on by itself{when}: what was committed stands."
         case _:
             return f"It does not go on by itself. {_what_to_do(handoff.chain, handoff.stop_reason)}"
 
@@ -72,6 +75,10 @@ def _what_to_do(chain: str, stop_reason: str) -> str:
             return (
                 f"Raise the session's limits, or give the item up (`perpetual items discard {chain} ID`), then {again}"
             )
+        case "cancelled" | "paused" | "unattended" | "max-sessions":
+            return f"`perpetual resume {chain}` lets it go on; without a deployment, then {again}"
+        case "outage" | "error" | "crashed" | "no-progress" | "evicted":
+            return f"Mend the cause, then `perpetual resume {chain}`; without a deployment, {again}"
         case _:
             return f"`perpetual status {chain}` says what to do."
 

@@ -1,21 +1,20 @@
 """The documents of a session, made from what the ledger says."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 from urllib.parse import quote
 
 from perpetual_blocks.budget import BudgetMonitor, Reading
 from perpetual_blocks.checkpoint import Checkpoint, digest
 from perpetual_blocks.clock import isoformat
-from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, SessionLine, WorkLine
+from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, SessionLine, WorkLine, to_markdown
+from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.advice import advice
 from perpetual_blocks.session.attempts import Story
-from perpetual_blocks.session.chain import SessionRecord
-from perpetual_blocks.session.continuation import Ending
+from perpetual_blocks.session.chain import ChainStatus, SessionRecord
 from perpetual_blocks.session.metrics import success_metrics
-from perpetual_blocks.session.ports import Document, Fence, Ledger
+from perpetual_blocks.session.ports import Document, Ledger
 from perpetual_blocks.usage import add
 from perpetual_blocks.work import Item, ItemStatus
 
@@ -26,6 +25,24 @@ LISTED = 10
 def chain_folder(chain: str, uid: str) -> str:
     """Where a chain's documents lie. The uid keeps a later chain of the same name from finding this one's outcomes."""
     return f"perpetual/{chain}-{uid}"
+
+
+def document_key(chain: str, uid: str, kind: Literal["checkpoint", "handoff"], ordinal: int, mark: str) -> str:
+    """The key of a session's document.
+
+    Args:
+        mark: Random, because a session may come to write it a second time, and no key is used twice.
+    """
+    suffix = "json" if kind == "checkpoint" else "md"
+    return f"{chain_folder(chain, uid)}/{kind}s/{ordinal:06d}-{mark}.{suffix}"
+
+
+def masked_markdown(handoff: Handoff, redactor: Redactor) -> str:
+    """The handoff's text without secrets.
+
+    Masked twice: a secret's name is seen in the value, and what the whole text holds is seen in the text.
+    """
+    return redactor(to_markdown(handoff.model_copy(update={"context": redactor.shown(handoff.context)})))
 
 
 def unit_key(chain: str, uid: str, item: Item) -> str:
@@ -88,18 +105,18 @@ def checkpoints_so_far(sessions: Sequence[SessionRecord], checkpoints: Sequence[
     return len(written | {document.ordinal for document in checkpoints} | {ordinal})
 
 
-def checkpoint_now(ledger: Ledger, fence: Fence, task: str, now: float) -> Checkpoint:
-    """What a checkpoint says at this moment."""
-    chain, sessions = ledger.chain(fence.chain), ledger.sessions(fence.chain)
-    upcoming = ledger.items(fence.chain, ItemStatus.AVAILABLE, 1)
+def checkpoint_now(ledger: Ledger, name: str, ordinal: int, task: str, now: float) -> Checkpoint:
+    """What a session's checkpoint says at this moment."""
+    chain, sessions = ledger.chain(name), ledger.sessions(name)
+    upcoming = ledger.items(name, ItemStatus.AVAILABLE, 1)
     return Checkpoint(
         chain=chain.name,
         uid=chain.uid,
-        ordinal=fence.ordinal,
-        checkpoints=checkpoints_so_far(sessions, ledger.documents(fence.chain, "checkpoint"), fence.ordinal),
+        ordinal=ordinal,
+        checkpoints=checkpoints_so_far(sessions, ledger.documents(name, "checkpoint"), ordinal),
         agent=chain.agent,
         task=task,
-        items={status.value: count for status, count in ledger.counts(fence.chain).items()},
+        items={status.value: count for status, count in ledger.counts(name).items()},
         units=sum(session.units for session in sessions),
         context=chain.context,
         context_version=chain.context_version,
@@ -111,65 +128,55 @@ def checkpoint_now(ledger: Ledger, fence: Fence, task: str, now: float) -> Check
 
 def handoff_now(
     ledger: Ledger,
-    fence: Fence,
+    this: SessionRecord,
+    name: str,
     task: str,
-    now: float,
-    end: Ending,
-    monitor: BudgetMonitor,
     *,
-    passed_over: Mapping[str, str],
-    choices: Sequence[str],
-    resumed: Sequence[str],
-    failed_steps: Sequence[str],
-    commit: str | None,
+    chain_status: ChainStatus,
+    resume_at: float | None = None,
+    calibration: Sequence[CalibrationLine] = (),
+    resumed: Sequence[str] = (),
+    failed_steps: Sequence[str] = (),
+    commit: str | None = None,
     outlook: str | None = None,
 ) -> Handoff:
-    """What the handoff says at this moment, before the agent adds to it."""
-    chain, sessions, counts = (
-        ledger.chain(fence.chain),
-        ledger.sessions(fence.chain),
-        ledger.counts(fence.chain),
-    )
-    limits = limits_now(monitor.readings())
-    # As it will be when it is closed: its own end counts in the metrics, too.
-    this = sessions[-1] = replace(
-        sessions[-1],
-        state=end.session,
-        stop_reason=end.reason.code,
-        stop_message=end.reason.message,
-        ended_at=now,
-        graceful=True,
-        limits=limits,
-    )
+    """What a session's handoff says at this moment, before the agent adds to it.
+
+    Args:
+        this: The session as it will be, or is, when it has ended; its own end counts in the metrics, too.
+        chain_status: What becomes of the chain.
+    """
+    chain, counts = ledger.chain(name), ledger.counts(name)
+    sessions = [this if session.ordinal == this.ordinal else session for session in ledger.sessions(name)]
     return Handoff(
-        chain=fence.chain,
-        ordinal=fence.ordinal,
+        chain=name,
+        ordinal=this.ordinal,
         agent=chain.agent,
         task=task,
-        state=end.session,
-        stop_reason=end.reason.code,
-        stop_message=end.reason.message,
+        state=this.state,
+        chain_status=chain_status,
+        stop_reason=this.stop_reason or "",
+        stop_message=this.stop_message or "",
         started_at=isoformat(this.started_at) or "",
-        ended_at=isoformat(now) or "",
+        ended_at=isoformat(this.ended_at) or "",
         items={status.value: count for status, count in counts.items()},
         units=this.units,
         units_total=sum(session.units for session in sessions),
         usage=this.usage,
         usage_total=chain_usage(sessions),
-        limits=[LimitLine(**limit) for limit in limits],
-        next_items=[_line(item) for item in ledger.items(fence.chain, ItemStatus.AVAILABLE, LISTED)],
+        limits=[LimitLine(**limit) for limit in this.limits],
+        next_items=[_line(item) for item in ledger.items(name, ItemStatus.AVAILABLE, LISTED)],
         discarded=[
-            _dead_letter(ledger.story(fence.chain, item.id))
-            for item in ledger.items(fence.chain, ItemStatus.DISCARDED, LISTED)
+            _dead_letter(ledger.story(name, item.id)) for item in ledger.items(name, ItemStatus.DISCARDED, LISTED)
         ],
-        sessions=[_session_line(session) for session in sessions[-LISTED - 1 : -1]],
+        sessions=[_session_line(session) for session in sessions if session.ordinal < this.ordinal][-LISTED:],
         resumed=list(resumed),
         steps=list(failed_steps),
-        passed_over=dict(passed_over),
-        choices=list(choices),
-        calibration=_calibration(monitor),
-        advice=advice(sessions, checkpoint_sizes(ledger, fence.chain)),
-        resume_at=isoformat(end.reason.resume_at),
+        passed_over=dict(this.passed_over),
+        choices=list(this.choices),
+        calibration=list(calibration),
+        advice=advice(sessions, checkpoint_sizes(ledger, name)),
+        resume_at=isoformat(resume_at),
         context=chain.context,
         metrics=success_metrics(sessions, counts),
         commit=commit,
@@ -183,7 +190,7 @@ def checkpoint_sizes(ledger: Ledger, chain: str) -> list[int]:
     return [document.size for document in reversed(ledger.documents(chain, "checkpoint"))]
 
 
-def _calibration(monitor: BudgetMonitor) -> list[CalibrationLine]:
+def calibration_of(monitor: BudgetMonitor) -> list[CalibrationLine]:
     return [
         CalibrationLine(resource=resource, kind=kind, **figures)
         for resource, forecast in monitor.forecasts.items()

@@ -11,8 +11,9 @@ from perpetual_blocks.budget.room import Room
 from perpetual_blocks.errors import Fenced, InvalidInput, LedgerUnavailable, PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
-from perpetual_blocks.session.chain import SessionRequest, SessionState, StopReason
+from perpetual_blocks.session.chain import Chain, SessionRecord, SessionRequest, SessionState, StopReason
 from perpetual_blocks.session.choosing import Chooser
+from perpetual_blocks.session.completion import complete
 from perpetual_blocks.session.context import upgraded_context
 from perpetual_blocks.session.continuation import after_error, outages_in_a_row
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
@@ -160,7 +161,8 @@ class Session:
         )
         restored = Restored(None, ())
         if previous is not None:
-            now = checkpoint_now(self._ledger, fence, self._task, self._world.clock.now())
+            self._complete(opened.chain, previous)
+            now = checkpoint_now(self._ledger, fence.chain, fence.ordinal, self._task, self._world.clock.now())
             checkpoints = self._ledger.documents(fence.chain, "checkpoint")
             restored = restore(checkpoints, self._world.documents, now, graceful=previous.graceful, signer=world.signer)
             if opened.took_over:
@@ -177,6 +179,16 @@ class Session:
             self._world.tell(ItemsAdded(fence.chain, added))
         self._ledger.resumed(fence, self._monitor.elapsed(), restored.verified)
         return restored
+
+    def _complete(self, chain: Chain, previous: SessionRecord) -> None:
+        world = self._world
+        with suppress(Exception):  # it is about reading; the work goes on without
+            now = world.clock.now()
+            handoff = complete(
+                self._ledger, world.documents, chain, previous, now, signer=world.signer, redactor=world.redactor
+            )
+            if handoff is not None:
+                world.saved_work.publish(chain.name, previous.ordinal, handoff, previous.stop_message or "")
 
     def _plan(self) -> Iterator[WorkItem]:
         for item in self._agent.plan():

@@ -369,6 +369,9 @@ class Ledger(Protocol):
     def hold(self, chain: str, ordinal: int, status: ChainStatus, reason: str) -> bool:
         """Sets the status of a chain that waits after that session; whether it did."""
 
+    def add_document(self, chain: str, document: Document) -> bool:
+        """Points at a document of a session that has ended, if it has none of that kind; whether it had none."""
+
     def chain_of_run(self, flow_run_id: str) -> str | None:
         """The chain that a flow run is, or was to be, a session of."""
 

@@ -25,13 +25,20 @@ from perpetual_blocks.budget import BudgetMonitor
 from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import DamagedDocument, InvalidInput
 from perpetual_blocks.faults import reached
-from perpetual_blocks.handoff import Handoff, to_markdown
+from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.patience import Patience
 from perpetual_blocks.session.advice import CHECKPOINT_BUDGET
 from perpetual_blocks.session.backup import back_up
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.continuation import Ending, ending
-from perpetual_blocks.session.documents import chain_folder, checkpoint_now, handoff_now, limits_now
+from perpetual_blocks.session.documents import (
+    calibration_of,
+    checkpoint_now,
+    document_key,
+    handoff_now,
+    limits_now,
+    masked_markdown,
+)
 from perpetual_blocks.session.follow_on import create_follow_ons, jitter
 from perpetual_blocks.session.manners import restrain
 from perpetual_blocks.session.planning import outlook
@@ -94,7 +101,9 @@ class Shutdown:
             wait = max(0.0, reason.resume_at - world.clock.now())
             reason = replace(reason, resume_at=reason.resume_at + jitter(self.uid, wait))
         end = self._ending(reason)
-        checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text(world.signer)
+        checkpoint = checkpoint_now(world.ledger, fence.chain, fence.ordinal, self.task, world.clock.now()).text(
+            world.signer
+        )
         steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
         size = len(checkpoint.encode())
         if size > CHECKPOINT_BUDGET:
@@ -126,9 +135,7 @@ class Shutdown:
         return restrain(end, ledger.chain(self.fence.chain), [*before, this], now)
 
     def _key(self, kind: Literal["checkpoint", "handoff"]) -> str:
-        suffix = "json" if kind == "checkpoint" else "md"
-        name = f"{self.fence.ordinal:06d}-{self.mark}.{suffix}"
-        return f"{chain_folder(self.fence.chain, self.uid)}/{kind}s/{name}"
+        return document_key(self.fence.chain, self.uid, kind, self.fence.ordinal, self.mark)
 
     def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> None:
         """Writes a document, then points at it: a crash in between costs a rewrite and never a lie."""
@@ -166,15 +173,25 @@ class Shutdown:
         foreseen = None
         with suppress(Exception):  # no handoff is to be lost for an outlook
             foreseen = outlook(ledger, ledger.chain(self.fence.chain), self.monitor.budget, now)
-        return handoff_now(
-            ledger,
-            self.fence,
-            self.task,
-            now,
-            end,
-            self.monitor,
+        this = replace(
+            ledger.sessions(self.fence.chain)[-1],
+            state=end.session,
+            stop_reason=end.reason.code,
+            stop_message=end.reason.message,
+            ended_at=now,
+            graceful=True,
+            limits=limits_now(self.monitor.readings()),
             passed_over=self.passed_over,
             choices=self.choices,
+        )
+        return handoff_now(
+            ledger,
+            this,
+            self.fence.chain,
+            self.task,
+            chain_status=end.chain,
+            resume_at=end.reason.resume_at,
+            calibration=calibration_of(self.monitor),
             resumed=self.resumed,
             failed_steps=steps.failures(),
             commit=commit,
@@ -182,9 +199,7 @@ class Shutdown:
         )
 
     def _markdown(self, handoff: Handoff) -> str:
-        # Masked twice: a secret's name is seen in the value, and what the whole text holds is seen in the text.
-        redactor = self.world.redactor
-        return redactor(to_markdown(handoff.model_copy(update={"context": redactor.shown(handoff.context)})))
+        return masked_markdown(handoff, self.world.redactor)
 
     def _ask_agent(self, handoff: Handoff) -> Handoff:
         changed = self.agent.create_handoff(handoff.model_copy(deep=True))

@@ -14,16 +14,22 @@ from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, StopReason
+from perpetual_blocks.session.completion import complete
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.manners import after_crash, back_off
-from perpetual_blocks.session.ports import FollowOn, Ledger, RunFacts, Runs, RunState
+from perpetual_blocks.session.ports import Documents, FollowOn, Ledger, RunFacts, Runs, RunState
 
 LATE_SECONDS = 60.0
 """A follow-on that has not begun its session so long after its time is looked at."""
 
 STUCK_SECONDS = 600.0
 """A run that a worker has taken up, and that has not begun its session after so long, is dead."""
+
+LOOKED_BACK_SECONDS = 3600.0
+"""For how long after a chain's last change its latest sessions are looked at for what they have left undone."""
+
+RECENT = 3
 
 Alive = Callable[[SessionRecord], bool | None]
 """Whether the process of a session lives; None where that cannot be known from here."""
@@ -34,12 +40,12 @@ class Deed:
     """What the supervisor did, or found, for the log, the page in the UI and `perpetual supervise`.
 
     Attributes:
-        what: `rescued`, `created`, `renewed`, `moved`, `held`, `late` (nobody takes the follow-on up) or `failed` (the
-            supervisor could not look).
+        what: `rescued`, `created`, `renewed`, `moved`, `held`, `completed` (a handoff that was missing), `late` (nobody
+            takes the follow-on up) or `failed` (the supervisor could not look).
     """
 
     chain: str
-    what: Literal["rescued", "created", "renewed", "moved", "held", "late", "failed"]
+    what: Literal["rescued", "created", "renewed", "moved", "held", "completed", "late", "failed"]
     why: str
 
 
@@ -90,10 +96,14 @@ class Supervisor:
 
     Args:
         runs: Prefect's flow runs; None without a server: then follow-ons wait in the outbox.
+        documents: The results storage, where what a dead session could not write is written.
     """
 
-    def __init__(self, ledger: Ledger, runs: Runs | None, clock: Clock, alive: Alive) -> None:
+    def __init__(
+        self, ledger: Ledger, runs: Runs | None, clock: Clock, alive: Alive, documents: Documents | None = None
+    ) -> None:
         self._ledger = ledger
+        self._documents = documents
         self._runs = runs
         self._clock = clock
         self._alive = alive
@@ -104,6 +114,8 @@ class Supervisor:
         for chain in self._ledger.chains():
             if chain.status in (ChainStatus.RUNNING, ChainStatus.WAITING):
                 deeds += self._guarded(chain.name, lambda chain=chain: self._look_at(chain))  # type: ignore[misc]
+            if self._clock.now() - chain.updated_at < LOOKED_BACK_SECONDS:
+                deeds += self._guarded(chain.name, lambda name=chain.name: self._tidy(name))  # type: ignore[misc]
         if self._runs is not None:
             runs = self._runs
             deeds += self._guarded("", lambda: self._moved(move_follow_ons(self._ledger, runs, self._clock)))
@@ -167,6 +179,20 @@ class Supervisor:
             with suppress(Exception):  # how the run looks in the UI is a comfort; the chain is rescued
                 self._runs.crashed(latest.flow_run_id, f"session {latest.ordinal} of {chain.name}: {why}")
         return [Deed(chain.name, "rescued", f"session {latest.ordinal}: {why}; the chain is {end.chain}")]
+
+    def _tidy(self, name: str) -> list[Deed]:
+        """Writes the handoff of a session that left none, and ends runs that say that they still run."""
+        chain, sessions = self._ledger.chain(name), self._ledger.sessions(name)[-RECENT:]
+        if self._runs is not None:
+            for dead in (session for session in sessions if session.state is SessionState.CRASHED):
+                if dead.flow_run_id is not None:
+                    self._runs.crashed(dead.flow_run_id, dead.stop_message or "its process died")
+        if self._documents is None or not sessions or chain.status is ChainStatus.RUNNING:
+            return []
+        latest = sessions[-1]
+        handoff = complete(self._ledger, self._documents, chain, latest, self._clock.now())
+        why = f"session {latest.ordinal} had left no handoff"
+        return [Deed(name, "completed", why)] if handoff is not None else []
 
     def _follow_up(self, chain: Chain, over: str | None) -> list[Deed]:
         found = self._ledger.follow_on(chain.name, chain.ordinal + 1)

@@ -70,7 +70,7 @@ class House:
         self.ledger.commit_unit(fence, item, outcome, key, {"tokens": 0.1, "seconds": 1.0})
 
     def end(self, fence: Fence) -> None:
-        checkpoint = checkpoint_now(self.ledger, fence, "Test.", self.clock.now()).text()
+        checkpoint = checkpoint_now(self.ledger, fence.chain, fence.ordinal, "Test.", self.clock.now()).text()
         for kind, words in (("checkpoint", checkpoint), ("handoff", "# Handoff\n")):
             key = f"{kind}s/{fence.ordinal}"
             self.documents.write(key, words)

@@ -34,7 +34,7 @@ from perpetual_blocks.session.chain import (
 )
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.follow_on import RunTemplate
-from perpetual_blocks.session.ports import FollowOn
+from perpetual_blocks.session.ports import Document, FollowOn
 
 STOP_ALL = "stop-all"
 MOST_RENEWALS = 5  # runs that may come to nothing, one after the other, before they have started a session
@@ -131,6 +131,12 @@ class ChainControl(LedgerReader):
                 return False
             connection.execute(_chain_row(chain).values(status=status, reason=reason, updated_at=now))
             return True
+
+    def add_document(self, chain: str, document: Document) -> bool:
+        with self._writing() as connection:
+            lock_chain(connection, chain)
+            values = {name: getattr(document, name) for name in ("kind", "ordinal", "key", "digest", "size")}
+            return insert_if_new(connection, t.documents, chain=chain, at=self._now(connection), **values)
 
     # What a person wants --------------------------------------------------------------------------------------------
 
