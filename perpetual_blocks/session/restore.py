@@ -40,7 +40,7 @@ def restore(
             then = "; the one before is used" if position + 1 < len(index) else "; there is no other"
             notes.append(f"the checkpoint of session {entry.ordinal} is not usable ({error}){then}")
             continue
-        agreed = compare(checkpoint, now, exact=graceful and position == 0 and entry.ordinal == now.ordinal - 1)
+        agreed = compare(checkpoint, now, exact=graceful and position == 0 and entry.ordinal >= now.ordinal - 1)
         wrong = [name for name, same in agreed.items() if not same]
         if wrong:
             notes.append(

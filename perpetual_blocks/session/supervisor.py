@@ -175,9 +175,6 @@ class Supervisor:
         reached("supervisor.rescued")
         if end is None:
             return []
-        if self._runs is not None and latest.flow_run_id is not None:
-            with suppress(Exception):  # how the run looks in the UI is a comfort; the chain is rescued
-                self._runs.crashed(latest.flow_run_id, f"session {latest.ordinal} of {chain.name}: {why}")
         return [Deed(chain.name, "rescued", f"session {latest.ordinal}: {why}; the chain is {end.chain}")]
 
     def _tidy(self, name: str) -> list[Deed]:

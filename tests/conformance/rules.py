@@ -103,7 +103,7 @@ RULES: tuple[Rule, ...] = (
         "exactly-one-wins",
         "Of any number that take over from a dead worker at the same moment, one does.",
         f"{DHP}::test_one_of_many_takes_over",
-        f"{LEDGER}::test_two_processes_that_start_a_chain_at_once",
+        f"{LEDGER}::test_sixteen_processes_that_start_a_chain_at_once",
     ),
     dhp(
         "fencing",

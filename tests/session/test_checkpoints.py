@@ -86,7 +86,9 @@ def test_signed_checkpoints_are_verified(make_rig: MakeRig) -> None:
     assert saved(rig, 2, SIGNER).ordinal == 2
     with pytest.raises(DamagedDocument):
         saved(rig, 2, Signer(b"another secret"))
-    assert all("signature" in json.loads(text) for text in rig.saved_work.backups.values())
+    copies = [text for key, text in rig.saved_work.backups.items() if "/checkpoints/" in key]
+    assert len(copies) == 2
+    assert all("signature" in json.loads(text) for text in copies)
     assert [session.verified for session in rig.ledger.sessions("mine")] == [None, (6, 6)]
 
 

@@ -911,7 +911,7 @@ class Slow(Reader):
 
 def test_a_shutdown_without_time_still_closes_the_session(make_rig: MakeRig, clock: FakeClock) -> None:
     """A signal in the middle of the shutdown: what does not fit is skipped and recorded; the session is closed, its
-    follow-on is created, and the next session goes on without the documents."""
+    follow-on is created, and the next session writes what is missing."""
     stop = StopRequest()
     rig = make_rig(Slow(stop, clock, documents=3, seconds=10))
 
@@ -921,13 +921,19 @@ def test_a_shutdown_without_time_still_closes_the_session(make_rig: MakeRig, clo
     (session,) = rig.ledger.sessions("mine")
     assert session.graceful
     assert [step["step"] for step in session.steps if step.get("skipped")] == [
-        "save_state", "backup", "prune", "commit_changes", "create_handoff", "handoff", "publish"
+        "save_state", "backup", "prune", "back_up_ledger", "commit_changes", "create_handoff", "handoff", "publish"
     ]  # fmt: skip
     assert rig.documents.content == {}
     assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == [2]
     assert learned(rig.ledger, rig.ledger.chain("mine"))["seconds"].shutdown_cost(0.01) == 0
 
     assert rig.run(tokens(200), invited=next(iter(rig.runs.created))).state is SessionState.FINISHED
+    for kind in ("checkpoint", "handoff"):
+        assert [document.ordinal for document in rig.ledger.documents("mine", kind)] == [2, 1]
+    handoff = rig.document("handoff", 1)
+    assert "session 1 ended without a handoff of its own" in handoff
+    assert rig.saved_work.published[1] == handoff
+    assert rig.ledger.sessions("mine")[1].verified == (6, 6)
 
 
 def test_a_follow_on_for_which_there_is_no_time_stays_in_the_outbox(make_rig: MakeRig, clock: FakeClock) -> None:
