@@ -158,6 +158,16 @@ def _scheduled(at: float) -> State[None]:
     return Scheduled(scheduled_time=datetime.fromtimestamp(at, UTC))
 
 
+def ask_for_api() -> None:
+    """Returns when Prefect's API has answered.
+
+    Raises:
+        RunsUnavailable: it has not.
+    """
+    with _client() as client:
+        client.hello()
+
+
 @contextmanager
 def _client() -> Iterator[SyncPrefectClient]:
     """A connection of its own to Prefect's API.

@@ -154,7 +154,8 @@ class ManualSession:
         chain = self._ledger.chain(self.fence.chain)
         budget = Budget.from_json(chain.settings["budget"])
         account = budget_record(self._ledger, chain, budget, clock.now(), before=self.fence.ordinal)
-        monitor = BudgetMonitor(budget, clock, self._world.meters, account, elapsed=clock.now() - record.started_at)
+        elapsed = self._ledger.now() - record.started_at  # both by the ledger's clock
+        monitor = BudgetMonitor(budget, clock, self._world.meters, account, elapsed=elapsed)
         monitor.record(record.usage)
         return monitor
 

@@ -91,9 +91,9 @@ def test_a_unit_ends_nothing_but_itself(units: PrefectUnits, how: str, name: str
     """Be it `sys.exit()`, an error without a text or a result that is not JSON: the unit has raised, for that reason,
     and the next one of the same session runs."""
     with pytest.raises(UnitRaised) as raised:
-        units.run(f"units/{how}-{name}/1", Unit(some_item(f"{how}:{name}"), {}))
+        units.run(f"perpetual/units/{how}-{name}/1", Unit(some_item(f"{how}:{name}"), {}))
 
     cause = raised.value.__cause__
     assert isinstance(cause, Exception)
     assert described(cause).startswith(BAD[name][1])
-    assert units.run(f"units/{how}-{name}/2", Unit(some_item(f"{how}:fine"), {})).result == "fine"
+    assert units.run(f"perpetual/units/{how}-{name}/2", Unit(some_item(f"{how}:fine"), {})).result == "fine"

@@ -36,7 +36,7 @@ from perpetual_blocks.session.ports import Fence, FollowOn
 from perpetual_blocks.session.world import World
 from perpetual_blocks.work import ItemStatus, Outcome, Unit, WorkItem
 
-AWAY_SECONDS = 1.0
+AWAY_SECONDS = 0.5
 
 
 class Counting(PerpetualAgent):
