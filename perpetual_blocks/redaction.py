@@ -16,7 +16,7 @@ from urllib.parse import quote, quote_plus
 
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
-from perpetual_blocks.errors import InvalidInput, PerpetualError
+from perpetual_blocks.errors import InvalidInput, PerpetualError, text_of
 
 MASK = "***"
 
@@ -128,7 +128,7 @@ class Redactor:
         texts = "\n".join(_chain_texts(error))
         if self.known(trace) == trace and self(texts) == texts:
             return error
-        text = self(str(error))
+        text = self(text_of(error))
         if isinstance(error, PerpetualError):  # whose type means something to whoever catches it
             error.args = (text,)
             error.__cause__ = error.__context__ = None
@@ -261,6 +261,6 @@ def _chain_texts(error: BaseException | None) -> Iterator[str]:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        yield str(one)
+        yield text_of(one)
         yield from getattr(one, "__notes__", ())
         todo += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]

@@ -159,7 +159,7 @@ class Supervisor:
         if latest is None or latest.ordinal != chain.ordinal:
             return []
         alive = self._alive(latest)
-        why = death(chain, latest, self._clock.now(), alive)
+        why = death(chain, latest, self._ledger.now(), alive)
         if why is None:
             return []
         run = self._facts(latest.flow_run_id)

@@ -47,11 +47,11 @@ def storage(tmp_path: Path) -> Storage:
 def test_documents_wait_for_their_storage(storage: Storage) -> None:
     """What is written or read while the storage is away is written or read when it is back."""
     storage.lose(back_at=40.0)
-    storage.documents.write("a/b.json", "text")
+    storage.documents.write("perpetual/a/b.json", "text")
     assert 40 <= storage.clock.monotonic() < 60
     storage.lose(back_at=storage.clock.monotonic() + 40)
 
-    assert storage.documents.read("a/b.json") == "text"
+    assert storage.documents.read("perpetual/a/b.json") == "text"
 
 
 def test_a_storage_that_stays_away(storage: Storage) -> None:
@@ -59,17 +59,18 @@ def test_a_storage_that_stays_away(storage: Storage) -> None:
     storage.lose()
 
     with pytest.raises(StorageError) as away:
-        storage.documents.write("a/b.json", "text")
+        storage.documents.write("perpetual/a/b.json", "text")
 
-    one_line(away.value, "results storage", "a/b.json")
+    one_line(away.value, "results storage", "perpetual/a/b.json")
     assert storage.clock.monotonic() == pytest.approx(60.0)
 
 
 def test_what_is_not_there_is_not_waited_for(storage: Storage) -> None:
     """A document that is missing, or is no text, is an error at once: the one before it is used."""
-    (storage.folder / "binary").write_bytes(b"\xff\xfe")
+    (storage.folder / "perpetual").mkdir()
+    (storage.folder / "perpetual" / "binary").write_bytes(b"\xff\xfe")
 
-    for key in ("missing", "binary", "../outside"):
+    for key in ("perpetual/missing", "perpetual/binary", "../outside"):
         with pytest.raises(StorageError):
             storage.documents.read(key)
 
@@ -78,12 +79,12 @@ def test_what_is_not_there_is_not_waited_for(storage: Storage) -> None:
 
 def test_away_is_not_the_same_as_not_there(storage: Storage) -> None:
     """Whether there is a document is not guessed: a unit whose outcome cannot be looked for must not run again."""
-    storage.documents.write("there", "text")
-    assert (storage.documents.has("there"), storage.documents.has("missing")) == (True, False)
+    storage.documents.write("perpetual/there", "text")
+    assert (storage.documents.has("perpetual/there"), storage.documents.has("perpetual/missing")) == (True, False)
     storage.lose()
 
     with pytest.raises(StorageError):
-        storage.documents.has("there")
+        storage.documents.has("perpetual/there")
 
 
 def test_a_storage_with_an_error_of_its_own_for_what_is_missing(storage: Storage) -> None:
@@ -102,4 +103,4 @@ def test_a_storage_with_an_error_of_its_own_for_what_is_missing(storage: Storage
 
     documents = StoredDocuments(Strange(basepath=str(storage.folder)))
 
-    assert documents.has("missing") is False
+    assert documents.has("perpetual/missing") is False
