@@ -23,8 +23,9 @@ from perpetual_blocks.session.ports import Documents, FollowOn, Ledger, RunFacts
 LATE_SECONDS = 60.0
 """A follow-on that has not begun its session so long after its time is looked at."""
 
-STUCK_SECONDS = 600.0
-"""A run that a worker has taken up, and that has not begun its session after so long, is dead."""
+STUCK_SECONDS = 120.0
+"""A run that a worker has taken up, and that has not begun its session after so long, is taken for dead; the one in its
+place is given twice the time, and so on, as some machines do take long to start."""
 
 LOOKED_BACK_SECONDS = 3600.0
 """For how long after a chain's last change its latest sessions are looked at for what they have left undone."""
@@ -78,15 +79,19 @@ def ending_of_the_dead(run: RunFacts | None, chain: Chain, sessions: Sequence[Se
 Fate = Literal["wait", "late", "renew", "cancelled"]
 
 
-def fate(run: RunFacts, now: float) -> Fate:
-    """What is to be done about a follow-on that should have begun its session, given how its run stands."""
+def fate(run: RunFacts, now: float, renewals: int = 0) -> Fate:
+    """What is to be done about a follow-on that should have begun its session, given how its run stands.
+
+    Args:
+        renewals: How many runs in its place came to nothing before.
+    """
     match run.state:
         case RunState.CANCELLED:
             return "cancelled"
         case RunState.ENDED | RunState.BROKEN | RunState.GONE:
             return "renew"
         case RunState.STARTING | RunState.RUNNING:
-            return "renew" if now - run.since >= STUCK_SECONDS else "wait"
+            return "renew" if now - run.since >= STUCK_SECONDS * 2**renewals else "wait"
         case RunState.SCHEDULED | RunState.PAUSED:
             return "late"
 
@@ -207,7 +212,7 @@ class Supervisor:
         assert self._runs is not None
         assert follow_on.flow_run_id is not None
         name, now = follow_on.chain, self._clock.now()
-        match fate(run, now):
+        match fate(run, now, renewals):
             case "cancelled":
                 why = "the flow run that was to go on was cancelled"
                 held = self._ledger.hold(name, follow_on.ordinal - 1, ChainStatus.CANCELLED, why)

@@ -104,7 +104,7 @@ class Lane:
         """Starts again what was killed, and the next chain where one has come to its end."""
         if self.supervising is None or self.supervising.poll() is not None:
             main = "from perpetual_blocks.cli import main; main()"
-            self.supervising = self.site.start(sys.executable, "-c", main, "supervise", "--every", "2", **self.faults)
+            self.supervising = self.site.start(sys.executable, "-c", main, "supervise", "--every", "4", **self.faults)
         over = not self.chains or self.status() not in ("running", "waiting", "new")
         if over and not self.calm:
             self.chains.append(f"{self.name}-{len(self.chains)}")
@@ -285,6 +285,7 @@ def stage(lanes: Lanes, seed: int, probability: float, folder: Path) -> Iterator
                 "PREFECT_RUNNER_POLL_FREQUENCY": "1",
                 "PREFECT_WORKER_QUERY_SECONDS": "1",
                 "PREFECT_LOGGING_LEVEL": "WARNING",
+                "PREFECT_LOGGING_TO_API_ENABLED": "false",
             }
             faults = {"PERPETUAL_FAULT": f"*:{probability}:{seed}-{number}:{log}"}
             lane = Lane(way, database, Site(api, own, environment), address, faults)

@@ -185,6 +185,12 @@ def test_the_fate_of_a_follow_on(state: RunState, since: float, expected: str) -
     assert fate(RunFacts(state, now - since), now) == expected
 
 
+def test_each_run_in_its_place_is_given_more_time() -> None:
+    """A machine that takes five minutes to start is not taken for dead for ever."""
+    stuck = RunFacts(RunState.STARTING, 0.0)
+    assert [fate(stuck, 300.0, renewals) for renewals in range(4)] == ["renew", "renew", "wait", "wait"]
+
+
 def wrapped(ledger: SqlLedger, runs: KnownRuns, clock: FakeClock) -> str:
     """A chain whose session has ended in order, and whose follow-on was created; the follow-on's run."""
     opened = at_work(ledger)
