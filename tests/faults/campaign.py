@@ -59,7 +59,7 @@ AT_POINTS = 4
 
 FROM_OUTSIDE = "from outside"
 
-CALM_SECONDS = 300.0
+CALM_SECONDS = 600.0
 """How long a chain may take to its end once nobody is killed any more."""
 
 ITEMS = 40
@@ -377,6 +377,7 @@ def main() -> int:
     parser.add_argument("--databases", default="sqlite,postgres", help="of sqlite, postgres")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that what was started is ended too
     lanes = [(way, database) for way in asked.ways.split(",") for database in asked.databases.split(",")]
     found = run(asked.kills, asked.seed, lanes)
     if asked.json:
