@@ -2,8 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
@@ -18,8 +17,7 @@ from perpetual_blocks.errors import DamagedDocument, StorageError
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.ports import UnitRaised
 from perpetual_blocks.work import Outcome, Unit
-
-T = TypeVar("T")
+from perpetual_blocks.work.in_time import in_time
 
 
 class PrefectUnits:
@@ -88,19 +86,8 @@ class PrefectUnits:
             returned = self._agent.work_unit(unit)
             if inspect.iscoroutine(returned):
                 self._loop = self._loop or asyncio.Runner()
-                returned = self._loop.run(_in_time(returned, unit))
+                returned = self._loop.run(in_time(returned, unit))
             return unit.outcome(returned, clock.monotonic() - started).to_document()
         except Exception as error:
             self._raised = error
             raise
-
-
-async def _in_time(work: Coroutine[Any, Any, T], unit: Unit) -> T:
-    """Awaits the work of a unit, and cancels it when only what is kept for the shutdown is left of the time."""
-    try:
-        async with asyncio.timeout(unit.remaining.get("seconds")) as deadline:
-            return await work
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise  # the agent's own
-        raise unit.time_is_up() from error
