@@ -82,12 +82,14 @@ class PrefectUnits:
             if self._agent.isolated:
                 document = run_in_child(self._agent, unit)
                 document["usage"]["seconds"] = clock.monotonic() - started  # the process's start and end included
-                return document
-            returned = self._agent.work_unit(unit)
-            if inspect.iscoroutine(returned):
-                self._loop = self._loop or asyncio.Runner()
-                returned = self._loop.run(in_time(returned, unit))
-            return unit.outcome(returned, clock.monotonic() - started).to_document()
+            else:
+                returned = self._agent.work_unit(unit)
+                if inspect.iscoroutine(returned):
+                    self._loop = self._loop or asyncio.Runner()
+                    returned = self._loop.run(in_time(returned, unit))
+                document = unit.outcome(returned, clock.monotonic() - started).to_document()
         except Exception as error:
             self._raised = error
             raise
+        reached("unit.returned")
+        return document

@@ -1,9 +1,12 @@
 """Tests for your own agents: `assert_resumable` interrupts an agent at every point, and needs no Prefect server.
 
-    from perpetual_blocks.testing import assert_resumable
+```python
+from perpetual_blocks.testing import assert_resumable
 
-    def test_my_agent_is_resumable():
-        print(assert_resumable(lambda folder: DocMiner(corpus="docs", out=folder / "out"), budget=Budget(tokens=5_000)))
+
+def test_my_agent_is_resumable():
+    print(assert_resumable(lambda folder: DocMiner(corpus="docs", knowledge=folder), budget=Budget(tokens=5_000)))
+```
 """
 
 from perpetual_blocks.testing.local import (

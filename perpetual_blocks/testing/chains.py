@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,7 +18,7 @@ from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.agent import PerpetualAgent
-from perpetual_blocks.budget import Budget
+from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.errors import Fenced, Superseded, UnknownChain, described
 from perpetual_blocks.session.chain import (
     ChainStatus,
@@ -35,6 +36,7 @@ from perpetual_blocks.session.world import World
 from perpetual_blocks.testing.interruptions import RIVAL, Interrupter, Interruption
 from perpetual_blocks.testing.local import LocalDocuments, LocalRuns, LocalUnits, ManualClock, NoSavedWork
 from perpetual_blocks.testing.processes import Fork, Say
+from perpetual_blocks.work import Unit, WorkItem
 
 CHAIN = "resumable"
 DEPLOYMENT = "local"
@@ -84,10 +86,16 @@ class Place:
     def output(self) -> Path:
         return self.root / "output.log"
 
-    def make(self, empty_ledger: bytes) -> None:
-        """Makes the folder, with a ledger that has no chain in it."""
+    def clear(self, empty_ledger: bytes) -> None:
+        """Makes the folder anew, with a ledger that has no chain in it."""
+        shutil.rmtree(self.root, ignore_errors=True)
         self.files.mkdir(parents=True)
         self.ledger.write_bytes(empty_ledger)
+
+    def portable(self, value: Any) -> Any:
+        """A JSON value in which the folder of the agent's files has the same name wherever it is."""
+        here = json.dumps(str(self.files))[1:-1]
+        return json.loads(json.dumps(value).replace(here, "{folder}"))
 
 
 @dataclass(slots=True)
@@ -96,7 +104,8 @@ class Course:
 
     Attributes:
         agent: The agent's name, as far as it came to that.
-        final: What it came to, as JSON; None if it did not come to its end.
+        over: Whether it came to its end.
+        final: What it came to then, as JSON.
         problem: What is wrong in itself, in a sentence.
         sessions: One line for each.
         reached: How often each point was reached, in order of the first time.
@@ -105,7 +114,8 @@ class Course:
     """
 
     agent: str = "the agent"
-    final: dict[str, Any] | None = None
+    over: bool = False
+    final: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
     sessions: list[str] = field(default_factory=list)
     reached: dict[str, int] = field(default_factory=dict)
@@ -113,41 +123,82 @@ class Course:
     errors: list[str] = field(default_factory=list)
 
 
-def run_chain(subject: Subject, place: Place, interruption: Interruption | None, most: int) -> Course:
-    """Runs sessions until the chain has ended, as `perpetual run` does, each in a process of its own.
+class Bench:
+    """Where one chain after the other is run, in the same folder.
+
+    It forks, so its process has no database connection open, and no other threads.
 
     Args:
-        most: So many sessions at most.
+        empty_ledger: The SQLite file of a ledger with no chain in it.
     """
-    course = Course()
-    for number in range(1, most + 1):
-        pending = None if course.fired else interruption
+
+    def __init__(self, subject: Subject, place: Place, empty_ledger: bytes) -> None:
+        self.subject = subject
+        self.place = place
+        self.clock = ManualClock(subject.began)
+        self._empty_ledger = empty_ledger
+        place.clear(empty_ledger)
+        self.ledger = SqlLedger(str(place.ledger), clock=self.clock)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Runs a small chain in this process: what SQLAlchemy makes at first use is then there in each session's."""
+        subject = replace(self.subject, make=lambda _folder: _WarmUp(), budget=Budget(Limit("tokens", 3)))
+        while not _is_over(self.ledger):
+            _bury_the_dead(self.ledger)
+            _run(subject, self.place, self.ledger, self.clock, StopRequest())
+            _standing(self.ledger, self.place, subject)
+        self.ledger.close()
+
+    def run_chain(self, interruption: Interruption | None, most: int) -> Course:
+        """Runs sessions until the chain has ended, as `perpetual run` does, each in a process of its own.
+
+        Args:
+            most: So many sessions at most.
+        """
+        self.place.clear(self._empty_ledger)
+        course = Course()
+        for number in range(1, most + 1):
+            self._run_session(course, number, None if course.fired else interruption)
+            if course.problem is None and course.over:
+                course.final["compare"] = self.place.portable(self.subject.compare(self.place.files))
+            if course.problem is not None or course.over:
+                return course
+        course.problem = f"the chain had not ended after {most} sessions"
+        return course
+
+    def _run_session(self, course: Course, number: int, interruption: Interruption | None) -> None:
         seen = Counter(course.reached)
-        child = Fork(lambda say, what=pending, seen=seen: _session(subject, place, what, seen, say), place.output)  # type: ignore[misc]
-        ended = child.hear_out(subject.seconds)
+        child = Fork(lambda say: _session(self, interruption, seen, say), self.place.output)
+        ended = child.hear_out(self.subject.seconds)
         code = child.end()
         said: dict[str, Any] = {}
         for message in child.heard:
             said |= message
-        killed = pending is not None and pending.mode == "SIGKILL" and said.get("fired", False)
-        course.fired = course.fired or said.get("fired", False)
-        for name in ("agent", "reached", "sessions", "errors"):
-            setattr(course, name, said.get(name, getattr(course, name)))
+        raised, fired = said.pop("raised", None), said.pop("fired", False)
+        course.fired = course.fired or fired
+        for name, value in said.items():
+            setattr(course, name, value)
         if not ended:
-            course.problem = f"session {number} had not ended after {subject.seconds:g} s"
-        elif "over" not in said and not killed:
+            course.problem = f"session {number} had not ended after {self.subject.seconds:g} s"
+        elif not said and not (fired and interruption is not None and interruption.mode == "SIGKILL"):
             course.problem = f"the process of session {number} ended by itself, {_how(code)}"
-        elif interruption is None and "raised" in said:
-            course.problem = f"session {number} raised {said['raised']}"
-        else:
-            course.problem = said.get("problem")
-        if course.problem is not None:
-            return course
-        if said.get("over"):
-            course.final = said["final"] | {"compare": json.loads(json.dumps(subject.compare(place.files)))}
-            return course
-    course.problem = f"the chain had not ended after {most} sessions"
-    return course
+        elif raised is not None and not course.fired:
+            course.problem = f"session {number} raised {raised}"
+
+
+class _WarmUp(PerpetualAgent):
+    """Comes to most of what sessions do."""
+
+    def plan(self) -> list[WorkItem]:
+        return [WorkItem(id="a"), WorkItem(id="b", depends_on=("a",)), WorkItem(id="c", max_attempts=1)]
+
+    def work_unit(self, unit: Unit) -> Any:
+        unit.spend(tokens=1)
+        unit.context["latest"] = unit.id
+        if unit.id == "c":
+            raise ValueError(unit.id)
+        return unit.advance(cursor=1) if unit.number == 1 else None
 
 
 def _how(code: int) -> str:
@@ -157,12 +208,11 @@ def _how(code: int) -> str:
 # In the process of a session ------------------------------------------------------------------------------------------
 
 
-def _session(subject: Subject, place: Place, interruption: Interruption | None, seen: Counter[str], say: Say) -> None:
+def _session(bench: Bench, interruption: Interruption | None, seen: Counter[str], say: Say) -> None:
     """Runs the chain's next session, where it goes on, and says how the chain stands then."""
-    clock, stop = ManualClock(subject.began), StopRequest()
+    subject, place, ledger, clock, stop = bench.subject, bench.place, bench.ledger, bench.clock, StopRequest()
     signal.signal(signal.SIGTERM, lambda *_: stop.ask(StopReason("signal", "the process was asked to end")))
-    interrupter = Interrupter(interruption, seen, lambda: say({"fired": True}), stop, place.ledger, clock)
-    ledger = SqlLedger(str(place.ledger), clock=clock)
+    interrupter = Interrupter(interruption, seen, lambda: say({"fired": True}), stop, ledger, place.ledger)
     with closing(ledger):
         if not _is_over(ledger):
             _bury_the_dead(ledger)
@@ -285,7 +335,7 @@ def _standing(ledger: SqlLedger, place: Place, subject: Subject) -> dict[str, An
         sessions = ledger.sessions(CHAIN)
         items = ledger.items(CHAIN, limit=MOST_ITEMS)
     except UnknownChain:
-        return {"over": False}
+        return {"over": False}  # it did not even come to its first session
     over = bool(sessions) and _is_over(ledger)
     return {
         "over": over,
@@ -293,7 +343,7 @@ def _standing(ledger: SqlLedger, place: Place, subject: Subject) -> dict[str, An
         "sessions": [f"{one.ordinal} {one.state} ({one.stop_message or 'at work'})" for one in sessions],
         "errors": [f"{item.id}: {item.error}" for item in items if item.error],
         "problem": _follow_ons_amiss(ledger, LocalRuns(place.runs), sessions) if over else None,
-        "final": _final(ledger, place, subject) if over else None,
+        "final": _final(ledger, place, subject) if over else {},
     }
 
 
@@ -313,7 +363,7 @@ def _follow_ons_amiss(ledger: SqlLedger, runs: LocalRuns, sessions: list[Session
 def _final(ledger: SqlLedger, place: Place, subject: Subject) -> dict[str, Any]:
     chain, documents = ledger.chain(CHAIN), LocalDocuments(place.documents)
     items = sorted(ledger.items(CHAIN, limit=MOST_ITEMS), key=lambda item: item.id)
-    return {
+    final = {
         "chain": chain.status,
         "items": {
             item.id: {
@@ -327,11 +377,16 @@ def _final(ledger: SqlLedger, place: Place, subject: Subject) -> dict[str, Any]:
             }
             for item in items
         },
-        "results": {item.id: json.loads(documents.read(item.result_key))["result"] for item in items if item.result_key},
+        "results": {item.id: _result(documents, item.result_key) for item in items if item.result_key},
         "context": chain.context,
         "usage": _usage(place.ledger, can_be_cut_off=_can_be_cut_off(subject, place)),
         "units of the sessions": sum(session.units for session in ledger.sessions(CHAIN)),
     }
+    return place.portable(final)  # type: ignore[no-any-return]
+
+
+def _result(documents: LocalDocuments, key: str) -> Any:
+    return json.loads(documents.read(key))["result"]
 
 
 def _can_be_cut_off(subject: Subject, place: Place) -> bool:

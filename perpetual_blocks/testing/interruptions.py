@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger
-from perpetual_blocks.clock import Clock, SystemClock
+from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import InvalidInput, UnknownChain
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
 from perpetual_blocks.session.ports import Closing
@@ -73,14 +73,14 @@ class Interrupter:
         seen: Counter[str],
         fired: Callable[[], None],
         stop: StopRequest,
-        ledger: Path,
-        clock: Clock,
+        ledger: SqlLedger,
+        database: Path,
     ) -> None:
         self._interruption = interruption
         self._fired = fired
         self._stop = stop
         self._ledger = ledger
-        self._clock = clock
+        self._database = database
         self._lock = Lock()
         self._rival: Thread | None = None
         self.seen = seen
@@ -110,8 +110,8 @@ class Interrupter:
             self._rival.join()
 
     def _let_a_rival_in(self) -> None:
-        within_transaction = _is_locked(self._ledger)
-        self._rival = Thread(target=take_over, args=(self._ledger, self._clock), name=RIVAL)
+        within_transaction = _is_locked(self._database)
+        self._rival = Thread(target=take_over, args=(self._ledger,), name=RIVAL)
         self._rival.start()
         if not within_transaction:  # else the rival comes when that is over
             self._rival.join()
@@ -127,10 +127,9 @@ def _is_locked(path: Path) -> bool:
         return False
 
 
-def take_over(path: Path, clock: Clock) -> None:
-    """Takes the one chain of a ledger over, whether it is at work or waits, and lets it wait for its next session."""
-    ledger = SqlLedger(str(path), clock=clock)
-    with closing(ledger), suppress(UnknownChain, IndexError):
+def take_over(ledger: SqlLedger) -> None:
+    """Takes the ledger's one chain over, whether it is at work or waits, and lets it wait for its next session."""
+    with suppress(UnknownChain, IndexError):
         chain = ledger.chains()[0]
         latest = ledger.sessions(chain.name)[-1]
         if not ledger.declare_dead(chain.name, latest.host, latest.pid) and chain.status is not ChainStatus.WAITING:

@@ -79,7 +79,7 @@ class LocalDocuments:
         """Whether there is a document under this key."""
         return (self._folder / key).is_file()
 
-    def keys(self) -> list[str]:
+    def listing(self) -> list[str]:
         """All keys, in order."""
         files = (path for path in self._folder.rglob("*") if path.is_file() and not path.name.startswith("."))
         return sorted(path.relative_to(self._folder).as_posix() for path in files)
@@ -100,7 +100,9 @@ class LocalUnits:
     def run(self, key: str, unit: Unit) -> Outcome:
         """See `UnitRunner.run`."""
         if not self._documents.exists(key):
-            self._documents.write(key, json.dumps(self._work(unit).to_document()))
+            outcome = self._work(unit)
+            reached("unit.returned")
+            self._documents.write(key, json.dumps(outcome.to_document()))
         reached("unit.persisted")
         return Outcome.from_document(json.loads(self._documents.read(key)))
 
@@ -143,7 +145,7 @@ class LocalRuns:
 
     def created(self) -> list[FollowOn]:
         """All runs, by their sessions' ordinals."""
-        rows = (json.loads(self._documents.read(key)) for key in self._documents.keys())
+        rows = (json.loads(self._documents.read(key)) for key in self._documents.listing())
         runs = [FollowOn(**{**row, "tags": tuple(row["tags"])}) for row in rows]
         return sorted(runs, key=lambda run: run.ordinal)
 

@@ -6,10 +6,10 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import InvalidInput
-from perpetual_blocks.testing.chains import Course, Place, Subject, run_chain
+from perpetual_blocks.testing.chains import Bench, Course, Place, Subject
 from perpetual_blocks.testing.interruptions import MODES, Interruption
 from perpetual_blocks.testing.local import file_contents
-from perpetual_blocks.testing.processes import Fork, check_fork
+from perpetual_blocks.testing.processes import Fork, Say, check_fork
 
 MOST_SESSIONS = 10_000
 """Of the uninterrupted run: one that does not end is a mistake."""
@@ -95,23 +95,15 @@ def assert_resumable(
     subject = Subject(_maker(agent), budget or Budget(), compare, time.time(), session_seconds)
     began = time.monotonic()
     with _folder() as folder:
-        expected = _run_one(subject, Place(folder / "uninterrupted"))
-        points, sessions = expected.reached, len(expected.sessions)
-        every = [Interruption.parse(only)] if only else _interruptions(points)
-        cases = every if len(every) <= most_cases else [case for case in every if _is_telling(case, points)]
-        not_reached = 0
-        for case, place, course in _run_all(subject, folder, cases, most=2 * sessions + 10):
-            problem = course.problem or first_difference(expected.final, course.final)
-            if problem is not None:
-                raise AssertionError(_failure(expected.agent, case, problem, course, place))
-            shutil.rmtree(place.root)
-            not_reached += not course.fired
+        expected = _uninterrupted(subject, Place(folder / "uninterrupted"))
+        cases = [Interruption.parse(only)] if only else chosen(expected.reached, most_cases)
+        not_reached = _try(subject, folder, cases, expected)
     return Report(
         agent=expected.agent,
-        points=points,
-        sessions=sessions,
+        points=expected.reached,
+        sessions=len(expected.sessions),
         cases=dict(Counter(case.mode for case in cases)),
-        left_out=len(every) - len(cases),
+        left_out=0 if only else len(MODES) * sum(expected.reached.values()) - len(cases),
         not_reached=not_reached,
         seconds=time.monotonic() - began,
     )
@@ -142,78 +134,91 @@ def _folder() -> Iterator[Path]:
 # Which interruptions --------------------------------------------------------------------------------------------------
 
 
-def _interruptions(points: dict[str, int]) -> list[Interruption]:
+def chosen(points: dict[str, int], most: int) -> list[Interruption]:
+    """Each mode at each occurrence of each point; if these are more than `most`, at its first, middle and last."""
+    exhaustive = len(MODES) * sum(points.values()) <= most
     return [
         Interruption(point, occurrence, mode)
         for point, count in points.items()
-        for occurrence in range(1, count + 1)
+        for occurrence in (range(1, count + 1) if exhaustive else sorted({1, (count + 1) // 2, count}))
         for mode in MODES
     ]
-
-
-def _is_telling(case: Interruption, points: dict[str, int]) -> bool:
-    """Whether it is at the first, the middle or the last occurrence of its point."""
-    count = points[case.point]
-    return case.occurrence in (1, (count + 1) // 2, count)
 
 
 # Running them ---------------------------------------------------------------------------------------------------------
 
 
-def _run_one(subject: Subject, place: Place) -> Course:
-    """The uninterrupted run."""
-    ((_, _, course),) = _run_places(subject, [(None, place)], MOST_SESSIONS)
+def _uninterrupted(subject: Subject, place: Place) -> Course:
+    """How the chain goes when nothing interrupts it."""
+    empty = _empty_ledger()
+
+    def work(say: Say) -> None:
+        say(asdict(Bench(subject, place, empty).run_chain(None, MOST_SESSIONS)))
+
+    ((said,),) = _run([work], [1], [_log(place)])
+    course = Course(**said)
     if course.problem is not None:
-        raise AssertionError(
-            f"{course.agent} does not come to an end when nothing interrupts it: {course.problem}\n"
-            + _traces(course, place)
-        )
+        wrong = f"{course.agent} comes to no end when nothing interrupts it: {course.problem}"
+        raise AssertionError(f"{wrong}\n{_traces(course, place)}")
     return course
 
 
-def _run_all(
-    subject: Subject, folder: Path, cases: list[Interruption], most: int
-) -> Iterator[tuple[Interruption, Place, Course]]:
-    places = [(case, Place(folder / f"{number:04d}")) for number, case in enumerate(cases, 1)]
-    for case, place, course in _run_places(subject, places, most):
-        assert case is not None
-        yield case, place, course
+def _try(subject: Subject, folder: Path, cases: Sequence[Interruption], expected: Course) -> int:
+    """Tries the interruptions, on as many benches as there are processors; how many did not take place.
+
+    Raises:
+        AssertionError: one of them led to another end.
+    """
+    empty, most = _empty_ledger(), 2 * len(expected.sessions) + 10
+
+    def work(place: Place, share: Sequence[Interruption], say: Say) -> None:
+        bench = Bench(subject, place, empty)
+        for case in share:
+            course = bench.run_chain(case, most)
+            problem = course.problem or first_difference(expected.final, course.final)
+            if problem is not None:
+                say({"wrong": _failure(expected.agent, case, problem, course, place)})
+                return  # what it left stays as it is
+            say({"fired": course.fired})
+
+    benches = min(_processors(), len(cases))
+    shares = [cases[number::benches] for number in range(benches)]
+    places = [Place(folder / f"bench-{number}") for number in range(1, benches + 1)]
+    works = [partial(work, place, share) for place, share in zip(places, shares, strict=True)]
+    said = _run(works, [len(share) for share in shares], [_log(place) for place in places])
+    return sum(not course["fired"] for share in said for course in share)
 
 
-def _run_places(
-    subject: Subject, places: Iterable[tuple[Interruption | None, Place]], most: int
-) -> Iterator[tuple[Interruption | None, Place, Course]]:
-    """Runs one chain for each, as many at once as there are processors; yields them in order."""
-    waiting = list(places)
-    running: list[tuple[Interruption | None, Place, Fork]] = []
-    empty, at_once = _empty_ledger(), _processors()
+def _run(works: Sequence[Callable[[Say], None]], messages: Sequence[int], logs: Sequence[Path]) -> list[Any]:
+    """Does each work in a process of its own; what each said.
+
+    Args:
+        messages: How many are expected of each.
+
+    Raises:
+        AssertionError: one says that something is wrong, or says less than is expected.
+    """
+    forks = [Fork(work, log, group=True) for work, log in zip(works, logs, strict=True)]
     try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                case, place = waiting.pop(0)
-                place.make(empty)
-                running.append((case, place, _start(subject, place, case, most)))
-            case, place, fork = running[0]
-            while not fork.silent:  # the others must be heard meanwhile, or they could not go on
-                for each in select.select([each for _, _, each in running if not each.silent], [], [])[0]:
-                    each.hear()
-            del running[0]
-            fork.end()
-            yield case, place, _course(fork, place)
+        while speaking := [fork for fork in forks if not fork.silent]:
+            for fork in select.select(speaking, [], [])[0]:
+                fork.hear()
+                if fork.heard and "wrong" in fork.heard[-1]:
+                    raise AssertionError(fork.heard[-1]["wrong"])
+        for fork, expected, log in zip(forks, messages, logs, strict=True):
+            if len(fork.heard) < expected:
+                words = log.read_text(errors="replace").strip().splitlines()
+                raise AssertionError(
+                    f"the process that runs the sessions died: {words[-1] if words else 'it said nothing'}"
+                )
+        return [fork.heard for fork in forks]
     finally:
-        for _, _, fork in running:
+        for fork in forks:
             fork.end()
 
 
-def _start(subject: Subject, place: Place, case: Interruption | None, most: int) -> Fork:
-    return Fork(lambda say: say(asdict(run_chain(subject, place, case, most))), place.output, group=True)
-
-
-def _course(fork: Fork, place: Place) -> Course:
-    if not fork.heard:
-        words = place.output.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        return Course(problem=f"the process that runs the sessions died: {words[-1]}")
-    return Course(**fork.heard[0])
+def _log(place: Place) -> Path:
+    return place.root.with_suffix(".log")
 
 
 def _processors() -> int:
@@ -226,9 +231,7 @@ def _empty_ledger() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
         # In a process of its own: a database connection must not be there when others are forked.
-        fork = Fork(lambda _say: SqlLedger(str(path)).close(), Path(folder) / "output.log")
-        fork.hear_out()
-        fork.end()
+        _run([lambda say: SqlLedger(str(path)).close()], [0], [Path(folder) / "output.log"])
         return path.read_bytes()
 
 
@@ -281,4 +284,4 @@ def _traces(course: Course, place: Place) -> str:
 def _nth(number: int) -> str:
     if number % 100 in (11, 12, 13):
         return f"{number}th"
-    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th') }"
