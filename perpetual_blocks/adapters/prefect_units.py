@@ -131,6 +131,7 @@ class PrefectUnits:
 
     def _work(self, key: str, label: str) -> dict[str, Any]:
         self._done = self._work_unit()
+        reached("unit.returned")
         return self._done
 
     def _work_unit(self) -> dict[str, Any]:

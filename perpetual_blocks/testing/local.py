@@ -1,0 +1,194 @@
+"""A session's world in a folder and in this process: no Prefect, no server, no network, and no time that passes."""
+
+import inspect
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from perpetual_blocks.adapters.coroutines import Coroutines
+from perpetual_blocks.agent import PerpetualAgent
+from perpetual_blocks.checkpoint import digest
+from perpetual_blocks.errors import StorageError
+from perpetual_blocks.faults import reached
+from perpetual_blocks.session.ports import FollowOn, RunFacts, RunState, UnitRaised
+from perpetual_blocks.work import Outcome, Unit
+
+UNIT_SECONDS = 1.0
+"""What a unit takes of a `ManualClock`."""
+
+
+class ManualClock:
+    """A clock that moves only when it is told to. Nobody waits for it: the time passes at once."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self._now = now
+        self._monotonic = 0.0
+
+    def now(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    def wait(self, event: Event, seconds: float) -> bool:
+        if not event.is_set():
+            self.advance(seconds)
+        return event.is_set()
+
+    def advance(self, seconds: float) -> None:
+        """Lets so much time pass."""
+        self._now += seconds
+        self._monotonic += seconds
+
+
+class LocalDocuments:
+    """Documents as files of a folder: each is there whole, or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, key: str, text: str) -> None:
+        path = self._folder / key
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f".{secrets.token_hex(8)}")
+            unfinished.write_bytes(text.encode())
+            unfinished.replace(path)
+        except OSError as error:
+            raise StorageError(f"{self._folder}: cannot write {key}: {error}") from error
+
+    def read(self, key: str) -> str:
+        try:
+            return (self._folder / key).read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StorageError(f"{self._folder}: cannot read {key}: {error}") from error
+
+    def delete(self, key: str) -> None:
+        try:
+            (self._folder / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self._folder}: cannot delete {key}: {error}") from error
+
+    def exists(self, key: str) -> bool:
+        """Whether there is a document under this key."""
+        return (self._folder / key).is_file()
+
+    def listing(self) -> list[str]:
+        """All keys, in order."""
+        files = (path for path in self._folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        return sorted(path.relative_to(self._folder).as_posix() for path in files)
+
+
+class LocalUnits:
+    """Runs units in this process; keeps their outcomes as JSON, and gives a kept one back instead of running again.
+
+    Units of an isolated agent run in this process too, each with a copy of the agent as it was made.
+    """
+
+    def __init__(self, agent: PerpetualAgent, documents: LocalDocuments, clock: ManualClock) -> None:
+        self._agent = agent
+        self._documents = documents
+        self._clock = clock
+        self._coroutines = Coroutines()
+
+    def run(self, key: str, unit: Unit) -> Outcome:
+        """See `UnitRunner.run`."""
+        if not self._documents.exists(key):
+            outcome = self._work(unit)
+            reached("unit.returned")
+            self._documents.write(key, json.dumps(outcome.to_document()))
+        reached("unit.persisted")
+        return Outcome.from_document(json.loads(self._documents.read(key)))
+
+    def interrupt(self) -> bool:
+        """See `UnitRunner.interrupt`."""
+        return self._coroutines.interrupt()
+
+    def close(self) -> None:
+        """Closes the event loop, if an async unit has opened one."""
+        self._coroutines.close()
+
+    def _work(self, unit: Unit) -> Outcome:
+        agent = self._agent.model_copy(deep=True) if self._agent.isolated else self._agent
+        self._clock.advance(UNIT_SECONDS)
+        try:
+            returned: Any = agent.work_unit(unit)
+            if inspect.iscoroutine(returned):
+                returned = self._coroutines.run(returned, unit)
+            return unit.outcome(returned, UNIT_SECONDS)
+        except Exception as error:
+            raise UnitRaised from error
+
+
+class LocalRuns:
+    """Follow-on runs as files of a folder: one idempotency key finds one run, as with Prefect's API."""
+
+    def __init__(self, folder: Path) -> None:
+        self._documents = LocalDocuments(folder)
+
+    def create(self, follow_on: FollowOn) -> str:
+        """See `Runs.create`."""
+        run = replace(follow_on, flow_run_id=f"run-of-{follow_on.idempotency_key}")
+        if not self._documents.exists(follow_on.idempotency_key):
+            self._documents.write(follow_on.idempotency_key, json.dumps(asdict(run)))
+        return str(run.flow_run_id)
+
+    def move(self, flow_run_id: str, at: float) -> None:
+        """See `Runs.move`."""
+        for run in self.created():
+            if run.flow_run_id == flow_run_id:
+                self._documents.write(run.idempotency_key, json.dumps(asdict(replace(run, not_before=at))))
+
+    def facts(self, flow_run_id: str) -> RunFacts:
+        """See `Runs.facts`: nobody takes a run up but the next session."""
+        return RunFacts(RunState.SCHEDULED, 0.0)
+
+    def cancel(self, flow_run_id: str, why: str) -> None:
+        """See `Runs.cancel`."""
+
+    def crashed(self, flow_run_id: str, why: str) -> None:
+        """See `Runs.crashed`."""
+
+    def created(self) -> list[FollowOn]:
+        """All runs, by their sessions' ordinals."""
+        rows = (json.loads(self._documents.read(key)) for key in self._documents.listing())
+        runs = [FollowOn(**{**row, "tags": tuple(row["tags"])}) for row in rows]
+        return sorted(runs, key=lambda run: run.ordinal)
+
+
+class NoSavedWork:
+    """Nothing is backed up, committed or published; the agent's own hooks are called all the same."""
+
+    def backup(self, key: str, text: str) -> None: ...
+
+    def commit(self, paths: Sequence[Any], message: str) -> str | None:
+        return None
+
+    def publish(self, chain: str, ordinal: int, markdown: str, description: str) -> None: ...
+
+
+def file_contents(folder: Path) -> dict[str, Any]:
+    """The files of a folder, by their paths within it: the lines of text, the size and digest of others.
+
+    What lies in `.git` is left out: a commit holds its time.
+    """
+    found: dict[str, Any] = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - {".git"})
+        for name in sorted(names):
+            path = Path(parent) / name
+            found[path.relative_to(folder).as_posix()] = _content(path)
+    return found
+
+
+def _content(path: Path) -> Any:
+    content = path.read_bytes()
+    try:
+        return content.decode().splitlines(keepends=True)
+    except UnicodeDecodeError:
+        return f"{len(content):,} bytes, SHA-256 {digest(content)}"
