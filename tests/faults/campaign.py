@@ -72,7 +72,7 @@ class Lane:
     way: str
     database: str
     site: Site
-    address: str
+    ledger: SqlLedger
     faults: dict[str, str]
     chains: list[str] = field(default_factory=list)
     serving: "subprocess.Popen[bytes] | None" = None
@@ -104,7 +104,7 @@ class Lane:
         """Starts again what was killed, and the next chain where one has come to its end."""
         if self.supervising is None or self.supervising.poll() is not None:
             main = "from perpetual_blocks.cli import main; main()"
-            self.supervising = self.site.start(sys.executable, "-c", main, "supervise", "--every", "4", **self.faults)
+            self.supervising = self.site.start(sys.executable, "-c", main, "supervise", "--every", "8", **self.faults)
         over = not self.chains or self.status() not in ("running", "waiting", "new")
         if over and not self.calm:
             self.chains.append(f"{self.name}-{len(self.chains)}")
@@ -145,25 +145,17 @@ class Lane:
         raise RuntimeError(f"{self.name} is not served; see {self.site.folder}")
 
     def status(self) -> str:
-        with self.ledger() as ledger:
-            try:
-                return ledger.chain(self.chains[-1]).status.value
-            except UnknownChain:
-                return "new"
-
-    @contextmanager
-    def ledger(self) -> Iterator[SqlLedger]:
-        ledger = SqlLedger(self.address)
         try:
-            yield ledger
-        finally:
-            ledger.close()
+            return self.ledger.chain(self.chains[-1]).status.value
+        except UnknownChain:
+            return "new"
 
     def victim(self, chance: random.Random) -> list[int]:
         """Processes to be killed together: a session, what serves it, both, or the supervisor."""
         session: list[int] = []
-        with self.ledger() as ledger, suppress(UnknownChain):
-            session = [one.pid for one in ledger.sessions(self.chains[-1])[-1:] if one.state is SessionState.RUNNING]
+        with suppress(UnknownChain):
+            latest = self.ledger.sessions(self.chains[-1])[-1:]
+            session = [one.pid for one in latest if one.state is SessionState.RUNNING]
         tree: list[int] = []
         if self.serving is not None and self.serving.poll() is None:
             with suppress(psutil.NoSuchProcess):
@@ -288,15 +280,15 @@ def stage(lanes: Lanes, seed: int, probability: float, folder: Path) -> Iterator
                 "PREFECT_LOGGING_TO_API_ENABLED": "false",
             }
             faults = {"PERPETUAL_FAULT": f"*:{probability}:{seed}-{number}:{log}"}
-            lane = Lane(way, database, Site(api, own, environment), address, faults)
-            SqlLedger(address).close()
-            made.append(lane)
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of many processes compiles everything anew
+            made.append(Lane(way, database, Site(api, own, environment), SqlLedger(address), faults))
         try:
             for lane in made:
                 lane.prepare()
             yield made, log
         finally:
             for lane in made:
+                lane.ledger.close()
                 for child in lane.site.children:
                     end_tree(child)
 
@@ -325,7 +317,7 @@ def run(kills: int, seed: int, lanes: Lanes, probability: float = PROBABILITY) -
             if killed(log, but=FROM_OUTSIDE) >= AT_POINTS * (from_outside + 1):
                 from_outside += kill(chance.choice(made).victim(chance), log)
             show(f"{killed(log)} of {kills} killed, {sum(len(lane.chains) for lane in made)} chains")
-            time.sleep(0.2)
+            time.sleep(0.5)
         log.with_name(f"{log.name}.over").touch()
         calm_until = time.monotonic() + CALM_SECONDS
         while time.monotonic() < calm_until and any(lane.status() in ("running", "waiting", "new") for lane in made):
@@ -336,9 +328,8 @@ def run(kills: int, seed: int, lanes: Lanes, probability: float = PROBABILITY) -
             time.sleep(0.5)
         count = Count()
         for lane in made:
-            with lane.ledger() as ledger:
-                for chain in lane.chains:
-                    count.add(lane, chain, ledger)
+            for chain in lane.chains:
+                count.add(lane, chain, lane.ledger)
         by_point = Counter(line.split(None, 1)[1].decode() for line in log.read_bytes().splitlines())
         return report(count, killed(log), seed, lanes, by_point, time.monotonic() - began)
 
