@@ -281,8 +281,8 @@ def _run(subject: Subject, place: Place, ledger: SqlLedger, clock: ManualClock, 
         runs=runs,
         price=price,
     )
-    with suppress(Exception):  # as the flow does: whoever comes by next tries again
-        create_follow_ons(ledger, runs, but=CHAIN)
+    with suppress(Exception):  # as the supervisor does, which may come by at any time
+        create_follow_ons(ledger, runs)
         move_follow_ons(ledger, runs, clock)
     request = _request(agent, subject, ledger, runs)
     session = Session(agent, request, subject.budget, world, task=agent.task(), follow_on=_follow_on, stop=stop)
@@ -342,10 +342,12 @@ def _standing(ledger: SqlLedger, place: Place, subject: Subject) -> dict[str, An
 
 
 def _follow_ons_amiss(ledger: SqlLedger, runs: LocalRuns, sessions: list[SessionRecord]) -> str | None:
-    """A session that goes on has exactly one follow-on; none has two."""
+    """A session that goes on has exactly one follow-on, unless a rival went on in its place; none has two."""
     created = Counter(run.ordinal - 1 for run in runs.created())
+    rivals = {session.ordinal for session in sessions if session.flow_run_id == RIVAL}
     for session in sessions:
-        least = int(session.state is SessionState.WRAPPED and session.flow_run_id != RIVAL)
+        needs_none = {session.ordinal, session.ordinal + 1} & rivals
+        least = int(session.state is SessionState.WRAPPED and not needs_none)
         if not least <= created[session.ordinal] <= 1:
             found = created[session.ordinal]
             return f"session {session.ordinal} ended as {session.state} and has {found} follow-ons; expected {least}"

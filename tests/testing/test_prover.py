@@ -232,7 +232,7 @@ def test_an_agent_that_ends_its_process() -> None:
     """What an agent does to its own process without any interruption is reported as that."""
     text = failure(lambda folder: Dier(out=folder))
 
-    assert text.startswith("Dier comes to no end when nothing interrupts it: ")
+    assert text.startswith("the agent comes to no end when nothing interrupts it: ")
     assert "the process of session 1 ended by itself, exit code 3" in text
 
 
@@ -249,7 +249,7 @@ def test_an_agent_that_cannot_be_made() -> None:
 def test_a_chain_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain that is started again and again and never ends is reported, with its sessions."""
 
-    def cannot_resume(_index: Any, documents: Any, now: Any, *, graceful: bool) -> None:
+    def cannot_resume(_index: Any, documents: Any, now: Any, **_options: Any) -> None:
         raise ValueError("cannot resume")
 
     monkeypatch.setattr("perpetual_blocks.session.loop.restore", cannot_resume)

@@ -1,0 +1,84 @@
+"""Every fault point × (exception, SIGTERM, SIGKILL, lost lease): agents of every kind come to the same end.
+
+`PERPETUAL_MOST_CASES=5000` interrupts them at every occurrence of every point, which takes some minutes.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perpetual_blocks.agent import PerpetualAgent
+from perpetual_blocks.budget import Budget
+from perpetual_blocks.testing import Report, assert_resumable
+from perpetual_blocks.testing.interruptions import MODES
+from perpetual_blocks.work import Unit, WorkItem
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="assert_resumable forks")
+
+MOST_CASES = int(os.environ.get("PERPETUAL_MOST_CASES", "100"))
+
+POINTS = {
+    "session.opened", "unit.claimed", "unit.returned", "unit.persisted", "unit.committing", "unit.committed",
+    "checkpoint.written", "handoff.written", "session.closing", "session.closed", "follow_on.created",
+}  # fmt: skip
+
+
+class Everything(PerpetualAgent):
+    """Writes files, remembers what it has seen, takes several units for an item, and has one that always fails."""
+
+    out: Path
+
+    def plan(self) -> Iterable[WorkItem]:
+        return [
+            WorkItem(id="first", payload={"text": "one"}),
+            WorkItem(id="bad", max_attempts=2),
+            WorkItem(id="then", payload={"text": "two"}, depends_on=("first",)),
+        ]
+
+    def work_unit(self, unit: Unit) -> Any:
+        unit.spend(tokens=10, calls=1)
+        if unit.id == "bad":
+            raise ValueError("never works")
+        unit.context["seen"] = [*unit.context.get("seen", []), unit.id]
+        if unit.number == 1:
+            return unit.advance(cursor={"at": 1}, progress=(1, 2), next_action="write it")
+        (self.out / f"{unit.id}.txt").write_text(unit.payload["text"] * unit.cursor["at"])
+        return {"written": unit.id}
+
+
+class Grower(PerpetualAgent):
+    """Adds items from its units, asynchronously."""
+
+    def plan(self) -> Iterable[WorkItem]:
+        return [WorkItem(id="root")]
+
+    async def work_unit(self, unit: Unit) -> Any:
+        await asyncio.sleep(0)
+        unit.spend(tokens=10)
+        if unit.id == "root":
+            unit.add(WorkItem(id="left", priority=2), WorkItem(id="right", depends_on=("left",)))
+        return unit.id
+
+
+AGENTS: dict[str, tuple[Callable[[Path], PerpetualAgent], int]] = {
+    # how it is made, and its tokens a session: two or three sessions each
+    "everything": (lambda folder: Everything(out=folder), 45),
+    "async": (lambda folder: Grower(), 25),
+}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_every_point_in_every_way(name: str) -> None:
+    """Items, results, context, usage, files and the number of follow-ons are those of the uninterrupted run."""
+    make, tokens = AGENTS[name]
+
+    report: Report = assert_resumable(make, budget=Budget(tokens=tokens), most_cases=MOST_CASES)
+
+    print(report)
+    assert report.sessions >= 2
+    assert set(report.cases) == set(MODES)
+    assert set(report.points) >= POINTS
