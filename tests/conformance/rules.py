@@ -5,7 +5,6 @@ requirements of AWS's durable executions (`aws`; package aws-durable-execution-c
 rule's own id, what it demands in our words, and one of
 
 * `proof`: the tests that prove it,
-* `awaits`: what is not built yet; beside a proof, what the proof does not cover yet,
 * `not_ours`: why it does not apply.
 
 How their words are read: an execution is a chain, an invocation a session, a step a unit; a child context is an item of
@@ -21,6 +20,7 @@ LEDGER = "tests/contract/test_ledger.py"
 LOOP = "tests/session/test_loop.py"
 RUN = "tests/integration/test_run.py"
 STALLED = f"{LOOP}::test_a_chain_whose_items_wait_for_a_dead_letter_is_stalled"
+BACKUP = "tests/contract/test_backup.py"
 DHP = "tests/conformance/test_dhp.py"
 AWS = "tests/conformance/test_aws.py"
 
@@ -32,7 +32,6 @@ class Rule:
     Attributes:
         demand: What it demands, in our words.
         proof: The tests that prove it, as `path::name`.
-        awaits: What is still to be built.
         not_ours: Why it does not apply.
     """
 
@@ -40,16 +39,15 @@ class Rule:
     id: str
     demand: str
     proof: tuple[str, ...] = ()
-    awaits: str | None = None
     not_ours: str | None = None
 
 
-def dhp(id: str, demand: str, *proof: str, awaits: str | None = None) -> Rule:
-    return Rule("dhp", id, demand, proof, awaits)
+def dhp(id: str, demand: str, *proof: str) -> Rule:
+    return Rule("dhp", id, demand, proof)
 
 
-def aws(id: str, demand: str, *proof: str, awaits: str | None = None) -> Rule:
-    return Rule("aws", id, demand, proof, awaits)
+def aws(id: str, demand: str, *proof: str) -> Rule:
+    return Rule("aws", id, demand, proof)
 
 
 def not_ours(ids: str | Iterable[str], demand: str, why: str) -> list[Rule]:
@@ -97,7 +95,7 @@ RULES: tuple[Rule, ...] = (
         "no-runner-lock-in",
         "Work that one machine has put down is taken up and completed by another.",
         f"{DHP}::test_another_machine_goes_on",
-        awaits="restore: onto a machine that shares no database with the first",
+        f"{BACKUP}::test_a_chain_moves_from_one_ledger_to_another",
     ),
     dhp(
         "exactly-one-wins",
@@ -116,19 +114,21 @@ RULES: tuple[Rule, ...] = (
         "What one supervisor does is done once, whether several are at work or one dies at it. "
         "(They need no leader: each of their steps may be repeated.)",
         f"{DHP}::test_supervisors_need_no_leader",
-        awaits="rescue: the same of the supervisor's other steps",
+        "tests/session/test_supervisor.py::test_several_supervisors_make_one_follow_on",
+        "tests/contract/test_control.py::test_many_rescuers_at_once",
     ),
     dhp(
         "transport",
         "What was shipped elsewhere is rebuilt there as it was; shipping it again changes nothing.",
-        awaits="backup and restore: `perpetual restore CHAIN --from BACKUP`, twice",
+        f"{BACKUP}::test_what_was_saved_comes_back_on_every_database",
+        f"{BACKUP}::test_a_chain_that_is_there_is_not_replaced",
     ),
     dhp(
         "dead-letter-queue",
         "Work whose attempts are used up is kept as failed, and is not silently dropped.",
         f"{LEDGER}::test_failing_until_discarded",
         f"{LOOP}::test_failing_units_are_discarded_and_the_others_go_on",
-        awaits="rescue: a unit whose process dies each time (crashes in a row stall the chain)",
+        "tests/session/test_supervisor.py::test_an_item_that_kills_its_processes_is_quarantined",
     ),
     # AWS 1: steps -----------------------------------------------------------------------------------------------------
     aws("1-1", "A unit runs once, and its result is there.", f"{AWS}::test_a_result_comes_back"),
@@ -155,7 +155,7 @@ RULES: tuple[Rule, ...] = (
         "1-13",
         "Without being told, a failed unit is tried again after waits that grow.",
         f"{AWS}::test_attempts",
-        awaits="retries with back-off: the waits",
+        "tests/session/test_attempts.py::test_each_wait_is_four_times_as_long_up_to_five_minutes",
     ),
     *not_ours(
         "1-14",
@@ -268,7 +268,7 @@ RULES: tuple[Rule, ...] = (
     aws(
         "6-6",
         "A condition that never holds is not looked at for ever.",
-        awaits="limits on itself: a maximum of sessions",
+        "tests/session/test_manners.py::test_max_sessions",
     ),
     aws("6-7", "A look at a condition that raises is a failed unit.", f"{AWS}::test_attempts"),
     aws(
