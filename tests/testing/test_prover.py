@@ -17,6 +17,7 @@ from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import InvalidInput, PerpetualError
 from perpetual_blocks.faults import reached
+from perpetual_blocks.session.restore import Restored
 from perpetual_blocks.testing import LocalRuns, Report, assert_resumable, file_contents
 from perpetual_blocks.testing.prover import chosen, first_difference
 from perpetual_blocks.work import Unit, WorkItem
@@ -249,7 +250,9 @@ def test_an_agent_that_cannot_be_made() -> None:
 def test_a_chain_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain that is started again and again and never ends is reported, with its sessions."""
 
-    def cannot_resume(_index: Any, documents: Any, now: Any, **_options: Any) -> None:
+    def cannot_resume(_index: Any, documents: Any, now: Any, **_options: Any) -> Restored:
+        if now.agent != "Writer":  # the prover's own, before it begins
+            return Restored(None, ())
         raise ValueError("cannot resume")
 
     monkeypatch.setattr("perpetual_blocks.session.loop.restore", cannot_resume)
