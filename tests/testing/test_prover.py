@@ -246,18 +246,18 @@ def test_an_agent_that_cannot_be_made() -> None:
     assert "session 1 raised ZeroDivisionError" in failure(lambda folder: 1 / 0)
 
 
-def test_a_chain_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chain that is started again and again and never ends is reported, with its sessions."""
+def test_a_chain_that_never_ends() -> None:
+    """A chain that is started again and again and never ends is reported, with its sessions and the last error."""
 
-    def cannot_resume(_index: Any, documents: Any, now: Any, *, graceful: bool) -> None:
-        raise ValueError("cannot resume")
+    def make(folder: Path) -> Writer:
+        if (folder / "a.txt").exists():
+            raise ValueError("cannot go on")
+        return Writer(out=folder)
 
-    monkeypatch.setattr("perpetual_blocks.session.loop.restore", cannot_resume)
+    text = failure(make, only="unit.returned:1:exception")
 
-    text = failure(lambda folder: Writer(out=folder), only="unit.claimed:1:exception")
-
-    assert "the chain had not ended after 12 sessions" in text
-    assert "12 Failed (ValueError: cannot resume)" in text
+    assert "the chain had not ended after 12 sessions; the last one raised ValueError: cannot go on" in text
+    assert "1 Failed (InjectedFault" in text
 
 
 def test_a_follow_on_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
