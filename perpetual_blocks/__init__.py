@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from perpetual_blocks.budget import Budget as Budget
     from perpetual_blocks.budget import Limit as Limit
     from perpetual_blocks.handoff import Handoff as Handoff
+    from perpetual_blocks.session.manners import Manners as Manners
     from perpetual_blocks.usage import define_resource as define_resource
     from perpetual_blocks.work import Unit as Unit
     from perpetual_blocks.work import WorkItem as WorkItem
@@ -27,6 +28,7 @@ _HOMES = {
     "Budget": "perpetual_blocks.budget",
     "Limit": "perpetual_blocks.budget",
     "Handoff": "perpetual_blocks.handoff",
+    "Manners": "perpetual_blocks.session.manners",
     "ResourceBudget": "perpetual_blocks.blocks",
     "StatePersistence": "perpetual_blocks.blocks",
     "define_resource": "perpetual_blocks.usage",
@@ -36,6 +38,7 @@ __all__ = [
     "Budget",
     "Handoff",
     "Limit",
+    "Manners",
     "PerpetualAgent",
     "ResourceBudget",
     "StatePersistence",

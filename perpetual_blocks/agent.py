@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from perpetual_blocks.budget import Budget, Meter
+from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.session.chain import CodePolicy
 from perpetual_blocks.usage import add, validated_usage
 from perpetual_blocks.work import Unit, WorkItem
 
 if TYPE_CHECKING:
     from perpetual_blocks.blocks import ResourceBudget, StatePersistence
     from perpetual_blocks.flow import PerpetualFlow
+    from perpetual_blocks.session.manners import Manners
 
 
 class PerpetualAgent(BaseModel):
@@ -55,6 +58,14 @@ class PerpetualAgent(BaseModel):
     units left in it, there is no Prefect run, and what is reserved of a pool cannot become more. The agent's module is
     imported anew, so that a script runs its flow under `if __name__ == "__main__":`."""
 
+    context_version: ClassVar[int] = 1
+    """Goes up by one when what `unit.context` holds changes its form: `on_context_upgrade` then makes the new form of
+    the old one in chains that are under way, and code of before does not touch them any more."""
+
+    on_code_change: ClassVar[CodePolicy] = "warn"
+    """What a session does when the agent's source, or its deployment's version, is another than the session before had:
+    say so and go on; refuse, so that the chain is paused until a person resumes it; or go on without a word."""
+
     def plan(self) -> Iterable[WorkItem]:
         """Yields the work. Asked once for a chain, and again when a finished chain is started again; items that the
         queue has already are left as they are. Items can also be added from a unit, or by `perpetual items add`."""
@@ -85,6 +96,14 @@ class PerpetualAgent(BaseModel):
     def cleanup(self) -> None:
         """Last step: the session is closed; frees what the agent holds."""
 
+    def on_context_upgrade(self, context: dict[str, Any], from_version: int) -> dict[str, Any]:
+        """Makes a context of this version of one of an older version; called before a session's first unit."""
+        raise InvalidInput.of(
+            f"{type(self).__name__}.on_context_upgrade",
+            "none",
+            f"a method that makes context_version {self.context_version} of a context of version {from_version}",
+        )
+
     def spend(self, usage: Any = None, /, **amounts: float) -> None:
         """Records what a hook of the shutdown has spent, as `unit.spend` does in a unit: an LLM's words in the handoff.
         The next sessions keep as much free for it."""
@@ -112,6 +131,7 @@ class PerpetualAgent(BaseModel):
         name: str | None = None,
         budget: "Budget | ResourceBudget | str | None" = None,
         store: "StatePersistence | str | None" = None,
+        manners: "Manners | None" = None,
     ) -> "PerpetualFlow":
         """An ordinary Prefect flow of this agent. Give it to a module's variable, so that it can be deployed.
 
@@ -120,16 +140,19 @@ class PerpetualAgent(BaseModel):
             budget: What each session may use, unless the run names a block: a budget, or a block or its name.
             store: Where state is kept, unless the run names a block: a block or its name. By default an SQLite file in
                 Prefect's home and Prefect's default results storage.
+            manners: How far a chain may go by itself, unless the run names a budget that says so; as far as there is
+                work if not given.
 
         Raises:
-            InvalidInput: a field of the agent has a name that the flow needs for itself, a meter is of no gauge, the
-                budget limits a gauge that nobody reads, or an isolated agent cannot be imported by a new process.
+            InvalidInput: a field of the agent has a name that the flow needs for itself or is a secret, a meter is of
+                no gauge, the budget limits a gauge that nobody reads, or an isolated agent cannot be imported by a new
+                process.
         """
         from perpetual_blocks.flow import make_flow
 
         # As namedtuple does: the module that makes the flow is the one that it can be imported from.
         module = sys._getframe(1).f_globals.get("__name__", cls.__module__)
-        return make_flow(cls, name, budget, store, module)
+        return make_flow(cls, name, budget, store, manners, module)
 
 
 _WHOLE = re.compile(r"\s{4}|\s*(#|>|\||```)")

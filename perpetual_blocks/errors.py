@@ -35,7 +35,10 @@ class LedgerError(PerpetualError):
 
 
 class LedgerUnavailable(LedgerError):
-    """The ledger database cannot be reached now, or refused for a reason that may pass; nothing was written."""
+    """The ledger database cannot be reached now, or refused for a reason that may pass.
+
+    Nothing was written, unless the connection was lost at the very end: the same call, repeated, finds out.
+    """
 
 
 class StorageError(PerpetualError):
@@ -44,6 +47,10 @@ class StorageError(PerpetualError):
 
 class DamagedDocument(StorageError):
     """A document's bytes do not have the digest that the ledger holds, or are not of a known schema."""
+
+
+class RunsUnavailable(PerpetualError):
+    """Prefect's API cannot be reached now, or refused for a reason that may pass."""
 
 
 class Fenced(PerpetualError):
@@ -70,9 +77,23 @@ class GitError(PerpetualError):
     """A git command failed; the text holds the last line that git said."""
 
 
+MOST_ERROR_TEXT = 2000
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, cut short: a user's may say nothing at all, or quote a whole web page."""
+    try:
+        text = str(error)
+    except Exception as another:  # noqa: BLE001 - whatever it is, the error that cannot be told is still one
+        return f"(its text cannot be had: {type(another).__name__})"
+    more = len(text) - MOST_ERROR_TEXT
+    return text if more <= 0 else f"{text[:MOST_ERROR_TEXT]}... ({more:,} characters more)"
+
+
 def described(error: BaseException) -> str:
     """`ValueError: …` as any database can hold it.
 
     A file name that is not UTF-8 comes back in an error's text as half a surrogate pair, and PostgreSQL has no NUL.
     """
-    return f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+    text = f"{type(error).__name__}: {text_of(error)}"
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")

@@ -9,8 +9,11 @@ The core emits them; log lines, and whatever else wants to know, are observers o
 | `UnitCompleted` | a unit was committed, its item done or advanced |
 | `UnitFailed` | a unit raised; its attempt was counted |
 | `UnitCutOff` | a unit had no room to finish; its item was given back, or discarded the second time |
+| `ItemDiscarded` | an item that fits into no session was given up, as another was taken in its place |
 | `BudgetWarned` | a limit came near its threshold, once a session for each limit |
 | `StepFailed` | a step of the shutdown failed; the shutdown went on |
+| `CodeChanged` | the agent's code is another than the session before had; it goes on with it |
+| `CheckpointLarge` | a checkpoint was saved that is larger than its size budget |
 | `SessionEnded` | the session was closed |
 """
 
@@ -60,6 +63,13 @@ class UnitCutOff:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemDiscarded:
+    chain: str
+    item: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetWarned:
     chain: str
     resource: str
@@ -74,6 +84,21 @@ class StepFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeChanged:
+    chain: str
+    ordinal: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointLarge:
+    chain: str
+    ordinal: int
+    size: int
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
 class SessionEnded:
     chain: str
     ordinal: int
@@ -82,6 +107,16 @@ class SessionEnded:
 
 
 Moment = (
-    SessionStarted | ItemsAdded | UnitCompleted | UnitFailed | UnitCutOff | BudgetWarned | StepFailed | SessionEnded
+    SessionStarted
+    | ItemsAdded
+    | UnitCompleted
+    | UnitFailed
+    | UnitCutOff
+    | BudgetWarned
+    | StepFailed
+    | CodeChanged
+    | CheckpointLarge
+    | ItemDiscarded
+    | SessionEnded
 )
 Observer = Callable[[Moment], None]

@@ -81,6 +81,9 @@ def define_resource(name: str, kind: Kind, unit: str) -> Resource:
     return defined
 
 
+MOST_AMOUNT, LEAST_AMOUNT = 1e30, 1e-15
+"""Forecasts square amounts and divide them by each other: within these no float overflows. What is less is nothing."""
+
 Usage = Mapping[str, float]
 """Amounts by resource, in each resource's own unit."""
 
@@ -92,7 +95,7 @@ def validated_usage(usage: Mapping[str, object], field: str, known: tuple[str, .
         known: The resources that may be named; those that units report if not given.
 
     Raises:
-        InvalidInput: a resource that is not known, or an amount that is not a finite number of at least 0.
+        InvalidInput: a resource that is not known, or an amount that is not a finite number from 0 to 1e30.
     """
     known = reported() if known is None else known
     checked: dict[str, float] = {}
@@ -102,7 +105,9 @@ def validated_usage(usage: Mapping[str, object], field: str, known: tuple[str, .
         is_number = isinstance(amount, int | float) and not isinstance(amount, bool)
         if not is_number or not math.isfinite(amount) or amount < 0:  # type: ignore[operator, arg-type]
             raise InvalidInput.of(f"{field}.{name}", amount, "a finite number of at least 0")
-        checked[name] = float(amount)  # type: ignore[arg-type]
+        if amount > MOST_AMOUNT:  # type: ignore[operator]
+            raise InvalidInput.of(f"{field}.{name}", amount, f"at most {MOST_AMOUNT:g}")
+        checked[name] = float(amount) if amount >= LEAST_AMOUNT else 0.0  # type: ignore[arg-type, operator]
     return checked
 
 

@@ -8,6 +8,12 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_LOCAL_STORAGE_PATH,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    temporary_settings,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -16,6 +22,7 @@ from support import LEASE, FakeClock, LedgerFactory
 
 from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.adapters.local_server import local_server
 from perpetual_blocks.usage import RESOURCES
 
 settings.register_profile("perpetual", deadline=None)
@@ -68,6 +75,28 @@ def make_ledger(tmp_path: Path, clock: FakeClock, empty_database: bytes) -> Iter
     yield make
     for ledger in made:
         ledger.close()
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prefect server that has a home of its own."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        with local_server() as api:
+            yield api
+
+
+@pytest.fixture
+def results(prefect_api: str, tmp_path: Path) -> Iterator[Path]:
+    """The folder of Prefect's results storage; tasks of this process are run with the server."""
+    folder = tmp_path / "results"
+    prefect_settings = {
+        PREFECT_API_URL: prefect_api,
+        PREFECT_LOCAL_STORAGE_PATH: str(folder),
+        PREFECT_LOGGING_TO_API_ENABLED: False,
+    }
+    with temporary_settings(prefect_settings):
+        yield folder
 
 
 @pytest.fixture(autouse=True)

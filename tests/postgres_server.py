@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,17 @@ class PostgresServer:
         uri: The address of its own database; ours are made beside it.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.uri: str = server.get_uri()
+
+    def stop(self) -> None:
+        """Stops it, as an administrator does: clients are cut off."""
+        self._server.stop()
+
+    def start(self) -> None:
+        """Starts it again, at the same address."""
+        self._server.start()
 
     def execute(self, statement: str) -> None:
         """Runs a statement outside a transaction."""
@@ -52,7 +62,7 @@ def running_server() -> Iterator[PostgresServer]:
     with tempfile.TemporaryDirectory(prefix="perpetual-pg-", ignore_cleanup_errors=True) as folder:
         server = get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
-            yield PostgresServer(server.get_uri())
+            yield PostgresServer(server)
         finally:
             server.cleanup()
 

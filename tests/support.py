@@ -1,6 +1,7 @@
 """What several tests share: a clock that stands still, short ways to common objects, and small real implementations."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Event
@@ -11,7 +12,17 @@ from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.errors import StorageError, Superseded
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
-from perpetual_blocks.session.ports import Claim, Closing, Fence, FollowOn, Ledger, Opened, UnitRaised
+from perpetual_blocks.session.ports import (
+    Claim,
+    Closing,
+    Fence,
+    FollowOn,
+    Ledger,
+    Opened,
+    RunFacts,
+    RunState,
+    UnitRaised,
+)
 from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit
 
 LEASE = 60.0
@@ -43,6 +54,15 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         self._now += seconds
         self._monotonic += seconds
+
+
+def wait_for(look: Callable[[], object]) -> None:
+    """Waits until another thread has done something."""
+    for _ in range(3000):
+        if look():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it does not happen")
 
 
 # Short ways ---------------------------------------------------------------------------------------------------------
@@ -176,10 +196,21 @@ class MemoryRuns:
     def __init__(self) -> None:
         self.created: dict[str, FollowOn] = {}
         self.moved: dict[str, float] = {}
+        self.cancelled: list[str] = []
+        self.crashes: list[str] = []
         self.calls = 0
 
     def move(self, flow_run_id: str, at: float) -> None:
         self.moved[flow_run_id] = at
+
+    def facts(self, flow_run_id: str) -> RunFacts:
+        return RunFacts(RunState.SCHEDULED, 0.0)
+
+    def cancel(self, flow_run_id: str, why: str) -> None:
+        self.cancelled.append(flow_run_id)
+
+    def crashed(self, flow_run_id: str, why: str) -> None:
+        self.crashes.append(flow_run_id)
 
     def create(self, follow_on: FollowOn) -> str:
         self.calls += 1
@@ -212,6 +243,9 @@ class DirectRunner:
             self.kept[key] = json.dumps(outcome.to_document())
         reached("unit.persisted")
         return Outcome.from_document(json.loads(self.kept[key]))
+
+    def interrupt(self) -> bool:
+        return False
 
 
 class ScriptedMeter:

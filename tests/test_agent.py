@@ -8,9 +8,10 @@ from textwrap import dedent
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
+from prefect.blocks.system import Secret as SecretBlock
 from prefect.exceptions import ParameterTypeError
 from prefect.flows import load_flow_from_entrypoint
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, Secret, SecretBytes, SecretStr, create_model
 from support import one_line
 
 from perpetual_blocks import Budget, PerpetualAgent, Unit, define_resource
@@ -463,3 +464,46 @@ def test_what_a_unit_is_cut_off_in() -> None:
 
     both = {"calls", "seconds"}
     assert [agent.cut_off_in() for agent in (Asks, Waits, Alone)] == [{"calls"}, both, both]
+
+
+# Secrets --------------------------------------------------------------------------------------------------------------
+
+
+class Credentials(BaseModel):
+    """A model with a secret in it."""
+
+    user: str
+    password: SecretStr
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        SecretStr,
+        SecretBytes,
+        SecretStr | None,
+        dict[str, list[SecretStr]],
+        Credentials,
+        Credentials | None,
+        Secret[int],
+    ],
+)
+def test_a_secret_field_is_refused(annotation: Any) -> None:
+    """As a parameter it would be seen by everybody who sees the run; the error says what to use instead."""
+    agent = create_model("Reader", __base__=PerpetualAgent, api_key=(annotation, ...))
+
+    with pytest.raises(InvalidInput) as refused:
+        agent.as_flow()
+
+    one_line(refused.value, "Reader.api_key: got ", "expected a block", "`api_key: Secret` of prefect.blocks.system")
+
+
+@pytest.mark.parametrize("annotation", [SecretBlock, SecretBlock | None])
+def test_a_secret_block_is_chosen_in_the_form(annotation: Any) -> None:
+    """Its parameter refers to the block's type, of which the form makes a picker."""
+    agent = create_model("Reader", __base__=PerpetualAgent, api_key=(annotation, ...))
+
+    schema = agent.as_flow().parameters
+
+    assert "#/definitions/Secret" in str(schema.properties["api_key"])
+    assert any(block.get("block_type_slug") == "secret" for block in schema.definitions.values())

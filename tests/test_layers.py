@@ -20,7 +20,8 @@ LAYERS = (
     ("agent", "session"),
     ("work", "budget", "checkpoint", "handoff"),
     ("telemetry",),
-    ("errors", "clock", "usage", "faults"),
+    ("patience",),
+    ("errors", "clock", "usage", "faults", "redaction"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 CORE = {name for names in LAYERS[LAYER["session"] :] for name in names}
@@ -183,6 +184,22 @@ def test_what_is_used_nowhere() -> None:
         for path in sources("perpetual_blocks", "flows", "deployments", "tests")
         for one in imports(path)
         if any(f"{one.target}.".startswith(f"{name}.") for name in forbidden)
+    ]
+
+    assert wrong == []
+
+
+def test_no_shell_reads_what_we_call() -> None:
+    """Programs are started with a list of arguments, so that no text is taken for a command."""
+    wrong = [
+        f"{path.relative_to(REPOSITORY)}:{node.lineno}"
+        for path in sources("perpetual_blocks", "flows")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and (
+            ast.unparse(node.func) in ("os.system", "os.popen", "subprocess.getoutput", "eval", "exec")
+            or any(keyword.arg == "shell" for keyword in node.keywords)
+        )
     ]
 
     assert wrong == []

@@ -33,6 +33,18 @@ def test_a_gauge_of_your_own_is_metered() -> None:
     one_line(refused.value, "unit.spend.gpu_memory", "tokens, cost, calls")
 
 
+def test_amounts_that_no_forecast_could_reckon_with_are_refused() -> None:
+    """Nobody spends 1e30 of anything, and less than 1e-15 is nothing: their squares and ratios would be no numbers."""
+    assert validated_usage({"tokens": 1e30, "cost": 1e-15, "calls": 5e-324}, "unit.spend") == {
+        "tokens": 1e30,
+        "cost": 1e-15,
+        "calls": 0.0,
+    }
+    with pytest.raises(InvalidInput) as refused:
+        validated_usage({"tokens": 1e31}, "unit.spend")
+    one_line(refused.value, "unit.spend.tokens", "1e+31", "at most 1e+30")
+
+
 def test_the_same_resource_may_be_defined_twice() -> None:
     """A module may be imported under two names."""
     assert define_resource("pages", "counter", "pages") == define_resource("pages", "counter", "pages")

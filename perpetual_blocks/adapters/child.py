@@ -31,10 +31,11 @@ import psutil
 from pydantic import Secret, SecretBytes, SecretStr
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from perpetual_blocks.adapters.masking import masked_logs, redactor_for
 from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget.room import Room
-from perpetual_blocks.errors import InvalidInput, PerpetualError
+from perpetual_blocks.errors import InvalidInput, PerpetualError, text_of
 from perpetual_blocks.work import CutOff, Item, Unit
 
 LOOK_SECONDS = 0.1
@@ -111,11 +112,14 @@ def check_guarded(agent: type[PerpetualAgent]) -> None:
 # The session's side -------------------------------------------------------------------------------------------------
 
 
-def run_in_child(agent: PerpetualAgent, unit: Unit) -> dict[str, Any]:
+def run_in_child(agent: PerpetualAgent, unit: Unit, interrupt: Event | None = None) -> dict[str, Any]:
     """Runs a unit in a fresh process; the document of its outcome.
 
+    Args:
+        interrupt: Ends the unit when it is set.
+
     Raises:
-        CutOff: the unit's time was up, or it says itself that it has no room.
+        CutOff: the unit's time was up, it was interrupted, or it says itself that it has no room.
         RaisedInChild: the unit raised.
         UnitDied: its process ended by itself.
         InvalidInput: a new process cannot import the agent, or be handed its fields.
@@ -129,7 +133,7 @@ def run_in_child(agent: PerpetualAgent, unit: Unit) -> dict[str, Any]:
             child = context.Process(target=_work, args=arguments, name=f"{unit.id} · {unit.number}")
             child.start()
         try:
-            outcome = _follow(child, ours, unit)
+            outcome = _follow(child, ours, unit, interrupt or Event())
             child.join(GRACE_SECONDS)
             return outcome
         finally:
@@ -154,11 +158,11 @@ def _fields(agent: PerpetualAgent) -> Any:
         raise InvalidInput(f"{type(agent).__name__}.isolated: got {error}; expected fields that are JSON") from error
 
 
-def _follow(child: SpawnProcess, pipe: Connection, unit: Unit) -> dict[str, Any]:
+def _follow(child: SpawnProcess, pipe: Connection, unit: Unit, interrupt: Event) -> dict[str, Any]:
     began = asked = False
     while True:
         left = unit.remaining.get("seconds", math.inf)
-        if left <= 0:
+        if left <= 0 or interrupt.is_set():
             _end(child)
         over = child.exitcode is not None
         message = _receive(pipe, 0.0 if over else min(left, LOOK_SECONDS))
@@ -178,6 +182,8 @@ def _follow(child: SpawnProcess, pipe: Connection, unit: Unit) -> dict[str, Any]
             case None if over:  # and all that it had said was heard
                 if left <= 0:
                     raise unit.time_is_up()
+                if interrupt.is_set():
+                    raise unit.interrupted()
                 raise _died(child, unit, began=began)
         if not asked and unit.should_wrap():
             asked = True
@@ -261,12 +267,13 @@ def _work(
         its_room = Room(amounts, stopping=wrap.is_set, rung=room["rung"], quotas=room["quotas"])
         unit = Unit(item, context, its_room, price=price, told=lambda spent: send("spent", spent))
         began = time.monotonic()
-        returned = agent.work_unit(unit)
-        if inspect.iscoroutine(returned):
-            returned = asyncio.run(returned)
+        with masked_logs(redactor_for(agent)):
+            returned = agent.work_unit(unit)
+            if inspect.iscoroutine(returned):
+                returned = asyncio.run(returned)
         answer: tuple[Any, ...] = ("done", unit.outcome(returned, time.monotonic() - began).to_document())
     except CutOff as error:
         answer = ("cut off", str(error), error.resource)
     except BaseException as error:  # noqa: BLE001 - the session wants to know, whatever it is
-        answer = ("raised", type(error).__name__, str(error), traceback.format_exc())
+        answer = ("raised", type(error).__name__, text_of(error), traceback.format_exc())
     send(*answer)

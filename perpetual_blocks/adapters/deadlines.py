@@ -1,5 +1,6 @@
 """When this process will be ended from outside, as far as those who will end it say so beforehand."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -8,6 +9,10 @@ from datetime import datetime
 from typing import Protocol
 
 from perpetual_blocks.errors import InvalidInput
+
+GRACE_SECONDS = 30.0
+"""Between the signal and the kill: what Prefect's runner and `prefect flow-run execute` allow, and what Kubernetes does
+unless told otherwise."""
 
 # The years 2001 to 5138. What is below is a duration, and what is above are milliseconds, taken for an instant.
 _FIRST, _LAST = 1e9, 1e11
@@ -47,6 +52,24 @@ def deadlines(environment: Mapping[str, str]) -> list[Deadline]:
     if (at := _epoch_seconds(environment.get("SLURM_JOB_END_TIME", ""))) is not None:
         found.append(Deadline("Slurm", at))
     return sorted(found, key=lambda deadline: deadline.at)
+
+
+def grace_seconds(environment: Mapping[str, str]) -> float:
+    """How long after a signal the process will be killed: `PERPETUAL_GRACE_SECONDS`, for whoever allows more or less.
+
+    Raises:
+        InvalidInput: it is no number above 0.
+    """
+    text = environment.get("PERPETUAL_GRACE_SECONDS")
+    if text is None:
+        return GRACE_SECONDS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise InvalidInput.of("PERPETUAL_GRACE_SECONDS", text, "seconds, a finite number above 0")
+    return seconds
 
 
 def _instant(text: str) -> float | None:

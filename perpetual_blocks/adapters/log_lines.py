@@ -5,6 +5,9 @@ from typing import Any
 
 from perpetual_blocks.telemetry import (
     BudgetWarned,
+    CheckpointLarge,
+    CodeChanged,
+    ItemDiscarded,
     ItemsAdded,
     Moment,
     Observer,
@@ -15,6 +18,7 @@ from perpetual_blocks.telemetry import (
     UnitCutOff,
     UnitFailed,
 )
+from perpetual_blocks.usage import show_bytes
 
 
 def log_moments(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Observer:
@@ -33,10 +37,21 @@ def log_moments(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Observ
                 logger.warning("%s: attempt %d of %d failed: %s", item, attempt, most, error)
             case UnitCutOff(_, _, reason, discarded):
                 logger.warning("%s; %s", reason, "discarded" if discarded else "given back")
+            case ItemDiscarded(_, item, reason):
+                logger.warning("%s: discarded: %s", item, reason)
             case BudgetWarned(_, _, reason):
                 logger.warning("Budget: %s", reason)
             case StepFailed(_, step, error):
                 logger.warning("Shutdown step %s failed, going on: %s", step, error)
+            case CodeChanged(chain, _, what):
+                logger.warning("%s: %s", chain, what)
+            case CheckpointLarge(_, ordinal, size, budget):
+                logger.warning(
+                    "The checkpoint of session %d has %s; more than %s is too much for a context",
+                    ordinal,
+                    show_bytes(size),
+                    show_bytes(budget),
+                )
             case SessionEnded(chain, ordinal, state, reason):
                 logger.info("Session %d of %s: %s, because %s", ordinal, chain, state, reason)
 

@@ -1,41 +1,56 @@
 """Flow runs through Prefect's API: the one we are, and the one that follows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.states import Scheduled
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Completed, Crashed, Scheduled, Suspended
 
-from perpetual_blocks.session.ports import FollowOn
+from perpetual_blocks.errors import RunsUnavailable
+from perpetual_blocks.session.follow_on import RunTemplate
+from perpetual_blocks.session.ports import FollowOn, RunFacts, RunState
 
+_STATES = {
+    StateType.SCHEDULED: RunState.SCHEDULED,
+    StateType.PENDING: RunState.STARTING,
+    StateType.RUNNING: RunState.RUNNING,
+    StateType.PAUSED: RunState.PAUSED,
+    StateType.CANCELLING: RunState.CANCELLED,
+    StateType.CANCELLED: RunState.CANCELLED,
+    StateType.COMPLETED: RunState.ENDED,
+    StateType.FAILED: RunState.BROKEN,
+    StateType.CRASHED: RunState.BROKEN,
+}
 
-def chain_tag(chain: str) -> str:
-    """The tag that all runs of a chain have."""
-    return f"chain:{chain}"
-
-
-def run_name(chain: str, ordinal: int) -> str:
-    """What the runs list shows."""
-    return f"{chain} · {ordinal}"
+LONG = timedelta(days=3650)
 
 
 @dataclass(frozen=True, slots=True)
 class OwnRun:
-    """The flow run that this process is, as far as its follow-on needs it."""
+    """The flow run that this process is, as far as its follow-on needs it.
+
+    Attributes:
+        attended: Whether a person has started it: no schedule has, nor a session before it.
+    """
 
     id: str
     name: str
     created_on: str
+    attended: bool = True
     deployment_id: str | None = None
     invitation: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     job_variables: dict[str, Any] = field(default_factory=dict)
     work_queue: str | None = None
+    deployment_version: str | None = None
 
     @classmethod
     def of(cls, run: FlowRun) -> "OwnRun":
@@ -44,12 +59,26 @@ class OwnRun:
             id=str(run.id),
             name=run.name,
             created_on=run.created.strftime("%Y%m%d") if run.created else "",
+            attended=run.idempotency_key is None and not run.auto_scheduled,
             deployment_id=str(run.deployment_id) if run.deployment_id else None,
             invitation=run.idempotency_key,
             parameters=dict(run.parameters or {}),
             tags=tuple(run.tags or ()),
             job_variables=dict(run.job_variables or {}),
             work_queue=run.work_queue_name if run.work_pool_name else None,
+            deployment_version=run.deployment_version,
+        )
+
+    def template(self) -> RunTemplate | None:
+        """What a run that goes on from this one is made of; None without a deployment."""
+        if self.deployment_id is None:
+            return None
+        return RunTemplate(
+            deployment_id=self.deployment_id,
+            parameters=self.parameters,
+            tags=self.tags,
+            job_variables=self.job_variables,
+            work_queue=self.work_queue,
         )
 
 
@@ -88,16 +117,75 @@ class PrefectRuns:
         with _client() as client:
             client.update_flow_run(UUID(flow_run_id), name=name, tags=tags)
 
-    def is_being_cancelled(self, flow_run_id: str) -> bool:
-        """Whether a person, or an automation, has cancelled the run."""
+    def facts(self, flow_run_id: str) -> RunFacts:
+        """How a run stands."""
         with _client() as client:
-            state = client.read_flow_run(UUID(flow_run_id)).state
-        return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
+            try:
+                state = client.read_flow_run(UUID(flow_run_id)).state
+            except ObjectNotFound:
+                return RunFacts(RunState.GONE, 0.0)
+        if state is None:
+            return RunFacts(RunState.SCHEDULED, 0.0)
+        return RunFacts(_STATES[state.type], state.timestamp.timestamp())
+
+    def cancel(self, flow_run_id: str, why: str) -> None:
+        """Cancels a run that has not started yet; one that has is left as it is."""
+        self._end(flow_run_id, {RunState.SCHEDULED, RunState.STARTING, RunState.PAUSED}, Cancelled(message=why))
+
+    def crashed(self, flow_run_id: str, why: str) -> None:
+        """Says of a run that is not over that its process is dead."""
+        self._end(flow_run_id, {RunState.STARTING, RunState.RUNNING, RunState.PAUSED}, Crashed(message=why))
+
+    def suspend(self, flow_run_id: str) -> State[None]:
+        """Suspends a run for as long as a person wants: Prefect's own pauses become Failed after a while."""
+        state: State[None] = Suspended(pause_expiration_time=datetime.now(UTC) + LONG)
+        with _client() as client:
+            client.set_flow_run_state(UUID(flow_run_id), state, force=True)
+        return state
+
+    def superseded(self, flow_run_id: str) -> None:
+        """Ends a suspended run whose chain goes on in another one."""
+        state: State[Any] = Completed(name="Superseded", message="its chain goes on in another run")
+        self._end(flow_run_id, {RunState.PAUSED}, state)
+
+    def _end(self, flow_run_id: str, among: set[RunState], state: State[Any]) -> None:
+        if self.facts(flow_run_id).state in among:
+            with _client() as client:
+                client.set_flow_run_state(UUID(flow_run_id), state, force=True)
 
 
 def _scheduled(at: float) -> State[None]:
     return Scheduled(scheduled_time=datetime.fromtimestamp(at, UTC))
 
 
-def _client() -> SyncPrefectClient:
-    return get_client(sync_client=True)
+def ask_for_api() -> None:
+    """Returns when Prefect's API has answered.
+
+    Raises:
+        RunsUnavailable: it has not.
+    """
+    with _client() as client:
+        client.hello()
+
+
+@contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
+    """A connection of its own to Prefect's API.
+
+    Raises:
+        RunsUnavailable: it cannot be reached, or refuses for a reason that may pass.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except httpx.HTTPError as error:
+        if not may_pass(error):
+            raise
+        raise RunsUnavailable(f"Prefect's API: cannot be asked: {type(error).__name__}: {error}") from error
+
+
+def may_pass(error: httpx.HTTPError) -> bool:
+    """Whether it is about the way to the server, or the server itself, and not about what it was asked."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    return isinstance(error, httpx.TransportError)

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from perpetual_blocks.adapters.deadlines import cpu_seconds_left
+from perpetual_blocks.session.chain import SessionRecord
 
 _START_TOLERANCE_SECONDS = 1.0
 
@@ -154,12 +155,24 @@ def process_started() -> float:
     return psutil.Process().create_time()
 
 
-def is_alive(host: str, pid: int, started: float) -> bool | None:
-    """Whether the process with that number and start time is running; None if it is another host's.
+def machine() -> str:
+    """Where process numbers mean what they mean here: this boot of this machine, and its name space of processes.
+
+    A host's name does not tell it: containers may share one, and each has a process 1 of its own.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{host_name()}/{psutil.boot_time():.0f}"
+
+
+def is_alive(where: str | None, pid: int, started: float) -> bool | None:
+    """Whether the process with that number and start time is running; None if it is another machine's.
 
     The start time tells it from a later process that was given the same number.
     """
-    if host != host_name():
+    if where != machine():
         return None
     try:
         process = psutil.Process(pid)
@@ -168,3 +181,8 @@ def is_alive(host: str, pid: int, started: float) -> bool | None:
         return running and abs(process.create_time() - started) <= _START_TOLERANCE_SECONDS
     except psutil.NoSuchProcess:
         return False
+
+
+def session_alive(session: SessionRecord) -> bool | None:
+    """Whether a session's process is running; None if that cannot be seen from here."""
+    return is_alive(session.machine, session.pid, session.process_started)

@@ -12,7 +12,8 @@ from prefect.filesystems import LocalFileSystem, WritableFileSystem
 from prefect.results import get_default_result_storage
 from prefect.settings import get_current_settings
 
-from perpetual_blocks.errors import InvalidInput, StorageError
+from perpetual_blocks.errors import DamagedDocument, InvalidInput, StorageError
+from perpetual_blocks.patience import IMPATIENT, Patience
 
 PROBE_FOLDER = "perpetual/probes"
 PROBE_TEXT = "Written to see whether this storage can be written. It may be deleted."
@@ -50,11 +51,29 @@ def load_storage(slug: str | None, field: str = "result_storage") -> WritableFil
     return block
 
 
-class StoredDocuments:
-    """Text documents in a storage block."""
+def check_key(key: str) -> str:
+    """The key, if it is one of ours: of plain names below `perpetual/`. What a row of the ledger says is not trusted.
 
-    def __init__(self, storage: WritableFileSystem) -> None:
+    Raises:
+        StorageError: it could lead elsewhere.
+    """
+    names = key.split("/")
+    plain = all(name not in ("", ".", "..") and name.isprintable() and not set(name) & set("\\:") for name in names)
+    if not plain or names[0] != "perpetual" or len(names) < 2:
+        raise StorageError(f"results storage: got the key {key[:120]!r}; expected names below perpetual/")
+    return key
+
+
+class StoredDocuments:
+    """Text documents in a storage block.
+
+    Args:
+        patience: For how long each read and write is tried again while the storage is away.
+    """
+
+    def __init__(self, storage: WritableFileSystem, patience: Patience = IMPATIENT) -> None:
         self._storage = storage
+        self._patience = patience
 
     def probe(self) -> None:
         """Writes a small file and reads it back, so that a storage that cannot be used is found before any work.
@@ -75,6 +94,10 @@ class StoredDocuments:
         Raises:
             StorageError: it cannot be written.
         """
+        check_key(key)
+        self._patience(lambda: self._write(key, text), _is_away)
+
+    def _write(self, key: str, text: str) -> None:
         try:
             self._storage.write_path(key, text.encode(), _sync=True)  # type: ignore[call-arg, unused-coroutine]
         except Exception as error:
@@ -86,6 +109,7 @@ class StoredDocuments:
         Raises:
             StorageError: it cannot be deleted.
         """
+        check_key(key)
         if isinstance(self._storage, LocalFileSystem):
             try:
                 (Path(self._storage.basepath or ".").expanduser() / key).unlink(missing_ok=True)
@@ -96,10 +120,46 @@ class StoredDocuments:
         """Reads a document.
 
         Raises:
-            StorageError: it is not there, cannot be read, or is not text.
+            StorageError: it is not there, or cannot be read.
+            DamagedDocument: it is not text.
         """
+        check_key(key)
+        return self._patience(lambda: self._read(key), lambda error: _is_away(error) and not self._lacks(error))
+
+    def _read(self, key: str) -> str:
         try:
             content: bytes = self._storage.read_path(key, _sync=True)  # type: ignore[call-arg, assignment]
-            return content.decode()
         except Exception as error:
             raise StorageError(f"results storage: cannot read {key}: {type(error).__name__}: {error}") from error
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise DamagedDocument(f"results storage: {key} is not text: {error}") from error
+
+    def has(self, key: str) -> bool:
+        """Whether there is a document.
+
+        Raises:
+            StorageError: the storage does not say.
+        """
+        try:
+            self.read(key)
+        except StorageError as error:
+            if not self._lacks(error):
+                self.probe()  # an error that we do not know, of a storage that can be used, is about this document
+            return False
+        return True
+
+    def _lacks(self, error: Exception) -> bool:
+        """Whether the storage is there, and the document is not, or is no text: waiting will not bring it."""
+        cause = error.__cause__
+        if isinstance(self._storage, LocalFileSystem):
+            return isinstance(cause, ValueError) and Path(self._storage.basepath or ".").expanduser().is_dir()
+        # Each storage's library has an error of its own for it.
+        return isinstance(cause, ValueError | LookupError | FileNotFoundError) or any(
+            sign in f"{type(cause).__name__} {cause}" for sign in ("NotFound", "NoSuchKey", "404")
+        )
+
+
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, StorageError)

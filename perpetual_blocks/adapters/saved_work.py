@@ -6,8 +6,13 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 
 from perpetual_blocks.adapters.git import commit_paths, find_repository
-from perpetual_blocks.errors import GitError
+from perpetual_blocks.adapters.prefect_runs import ask_for_api
+from perpetual_blocks.errors import GitError, RunsUnavailable
+from perpetual_blocks.patience import Patience
 from perpetual_blocks.session.ports import Documents
+
+PUBLISH_SECONDS = 20.0
+"""For how long Prefect's API is waited for to show a handoff."""
 
 
 class LocalSavedWork:
@@ -46,7 +51,13 @@ class PrefectSavedWork(LocalSavedWork):
     """The same for a session that is a flow run: the handoff is an artifact of it."""
 
     def publish(self, chain: str, ordinal: int, markdown: str, description: str) -> None:
-        """Makes the handoff an artifact of this run; one key for each chain gives it a history."""
+        """Makes the handoff an artifact of this run; one key for each chain gives it a history.
+
+        Raises:
+            RunsUnavailable: Prefect's API is away; the handoff is in the results storage all the same.
+        """
+        # The run's own client would try for a minute, which the end of the session need not wait for a page.
+        Patience(PUBLISH_SECONDS)(ask_for_api, lambda error: isinstance(error, RunsUnavailable))
         create_markdown_artifact(
             markdown,
             key=f"handoff-{chain}",

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, model_validator
 
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.budget.limits import DEFAULT_THRESHOLD, Rule, Scope
+from perpetual_blocks.session.manners import Manners
 
 
 class LimitSettings(BaseModel):
@@ -90,11 +91,43 @@ class ResourceBudget(Block):
     )
 
     limits: list[LimitSettings] = Field(..., title="Limits", description="One row for each limit.")
+    max_sessions: int = Field(
+        default=0, ge=0, title="Most sessions", description="Of a chain in all; 0 for any number."
+    )
+    unattended_sessions: int = Field(
+        default=0,
+        ge=0,
+        title="Most unattended sessions",
+        description="That follow by themselves after a person has started or resumed the chain; 0 for any number.",
+    )
+    unattended_cost: float = Field(
+        default=0, ge=0, title="Most unattended cost", description="US dollars that these may spend; 0 for any amount."
+    )
+    quiet_hours: str = Field(
+        default="",
+        pattern=r"^$|^\d\d:\d\d-\d\d:\d\d( \S+)?$",
+        title="Quiet hours",
+        description='When nothing starts by itself, as "09:00-17:30 Europe/Berlin"; empty for none.',
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "ResourceBudget":
         self.get_budget()
+        self.get_manners()
         return self
+
+    def get_manners(self) -> Manners:
+        """How far a chain may go by itself.
+
+        Raises:
+            InvalidInput: a value that is out of range.
+        """
+        return Manners(
+            max_sessions=self.max_sessions or None,
+            unattended_sessions=self.unattended_sessions or None,
+            unattended_cost=self.unattended_cost or None,
+            quiet_hours=self.quiet_hours or None,
+        )
 
     def get_budget(self) -> Budget:
         """The budget.

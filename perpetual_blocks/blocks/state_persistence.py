@@ -25,9 +25,11 @@ class StatePersistence(Block):
     Attributes:
         ledger: The ledger database's address, as a secret because it may hold a password.
         result_storage: The storage block that outcomes and documents go to.
-        backup_storage: A storage block that each checkpoint is copied to.
+        backup_storage: A storage block for copies of each session's documents, and for what changed of the ledger's
+            rows: `perpetual restore` rebuilds a lost ledger from it.
         durability: Whether every commit is synced to the disk.
         keep_checkpoints: How many checkpoints of a chain are kept.
+        signing_secret: The Secret block with whose value checkpoints are signed.
     """
 
     # An address that is refused may hold a password, and pydantic would show it.
@@ -55,7 +57,7 @@ class StatePersistence(Block):
     backup_storage: str = Field(
         default="",
         title="Backup storage",
-        description="A storage block's name that each checkpoint is copied to; empty for none.",
+        description="A storage block's name for copies of documents and of the ledger's rows; empty for none.",
     )
     durability: Literal["normal", "full"] = Field(
         default="normal",
@@ -70,6 +72,12 @@ class StatePersistence(Block):
         description="Of each chain; older ones are deleted where the storage can. At least 2: the last may be damaged.",
     )
 
+    signing_secret: str = Field(
+        default="",
+        title="Signing secret",
+        description="A Secret block's name: checkpoints are signed with its value, and used only with its signature.",
+    )
+
     @field_validator("ledger")
     @classmethod
     def _check_ledger(cls, value: SecretStr) -> SecretStr:
@@ -80,18 +88,24 @@ class StatePersistence(Block):
             raise InvalidInput.of("ledger", address, "a database that outlives a process; this one is in memory")
         return value
 
-    def get_ledger(self, lease_seconds: float = DEFAULT_LEASE_SECONDS) -> SqlLedger:
+    def get_address(self) -> str:
+        """The ledger's address, with its password."""
+        address = self.ledger.get_secret_value()
+        return default_ledger() if address == DEFAULT else address
+
+    def get_ledger(self, lease_seconds: float = DEFAULT_LEASE_SECONDS, patience_seconds: float = 0.0) -> SqlLedger:
         """Opens the ledger, making or migrating its tables.
 
         Args:
             lease_seconds: How long a session owns its chain without a heartbeat.
+            patience_seconds: For how long each transaction is tried again while the database is away.
 
         Raises:
             LedgerError: the database cannot be used.
         """
-        address = self.ledger.get_secret_value()
         return SqlLedger(
-            default_ledger() if address == DEFAULT else address,
+            self.get_address(),
             durability=self.durability,
             lease_seconds=lease_seconds,
+            patience_seconds=patience_seconds,
         )

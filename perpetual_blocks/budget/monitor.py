@@ -18,6 +18,7 @@ from perpetual_blocks.budget.stopping import (
     judge,
     refuse,
     reservation,
+    too_large,
 )
 from perpetual_blocks.budget.windows import Spend
 from perpetual_blocks.clock import Clock
@@ -26,6 +27,10 @@ from perpetual_blocks.usage import RESOURCES, add
 
 SAMPLE_SECONDS = 0.2
 """How often a gauge is read while a unit runs. A peak between two readings is missed."""
+
+
+LEAST_SHUTDOWN_SECONDS = 5.0
+"""What is kept of the time before the process is killed, however quick earlier shutdowns were."""
 
 
 class Meter(Protocol):
@@ -187,6 +192,13 @@ class BudgetMonitor:
                 continue
             cost = seconds if resource == "seconds" else usage.get(resource, 0.0)
             self.forecasts[resource].close(cost, graceful=reading.used <= reading.amount, risk=self._budget.risk)
+        if "seconds" not in self._accounts:
+            # Whoever ends the process allows it so many seconds, whatever the budget says.
+            self.forecasts["seconds"].shutdowns.add(seconds)
+
+    def shutdown_seconds(self) -> float:
+        """What the shutdown will hardly exceed."""
+        return max(LEAST_SHUTDOWN_SECONDS, self.forecasts["seconds"].shutdown_cost(0.05))
 
     # Asking ---------------------------------------------------------------------------------------------------------
 
@@ -202,6 +214,10 @@ class BudgetMonitor:
     def refuse(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> Refusal | None:
         """Why this unit should not be started now; None when it should."""
         return refuse(self._or_now(readings), unit, risk=self._budget.risk, first=self.units == 0)
+
+    def too_large(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> str | None:
+        """Why this unit fits into no session at all; None when it does into some."""
+        return too_large(self._or_now(readings), unit)
 
     def ready_at(self, unit: Expectation) -> float | None:
         """The first moment at which this unit fits every window and total, in a fresh session.

@@ -164,6 +164,20 @@ def refuse(readings: Iterable[Reading], unit: Expectation, *, risk: float, first
     return Refusal(deciding, _forecast(deciding[0], unit.hint(deciding[0].limit.resource)))
 
 
+def too_large(readings: Iterable[Reading], unit: Expectation) -> str | None:
+    """Why this unit would not be started even if nothing had been used yet; None when it would.
+
+    A total is left out: what it has no room for is asked of a person. So is a pool: no unit reserves more than all.
+    """
+    for reading in readings:
+        limit, hint = reading.limit, unit.hint(reading.limit.resource)
+        declared = max(hint.bound or 0.0, hint.estimate or 0.0)
+        if limit.pool is None and limit.scope != "total" and declared > reading.amount:
+            needed, whole = show(limit.resource, declared), show(limit.resource, reading.amount)
+            return f"it needs {needed}, and there are {whole}{limit.per}"
+    return None
+
+
 def reservation(reading: Reading, unit: Expectation) -> float:
     """What a unit reserves of a pool: what it cannot exceed, or what 19 of 20 such units do not; a tenth of the limit
     when nothing is known. More can be reserved while it runs."""

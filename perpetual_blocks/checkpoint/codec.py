@@ -7,6 +7,9 @@ from typing import Any
 
 from perpetual_blocks.errors import InvalidInput
 
+MOST_LEVELS = 100
+"""What is nested deeper may be written where the stack is low, and then be read by nobody whose stack is higher."""
+
 
 def to_json(value: Any, field: str) -> str:
     """Canonical JSON: sorted keys, no spaces, no NaN, so that equal values have equal bytes.
@@ -18,7 +21,11 @@ def to_json(value: Any, field: str) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _check(value: Any, field: str) -> None:
+def _check(value: Any, field: str, level: int = 0) -> None:
+    if level > MOST_LEVELS:
+        # The field's name has all the levels in it, and the value may hold itself.
+        where = f"{field[:60]}..."
+        raise InvalidInput(f"{where}: got more than {MOST_LEVELS} levels of arrays and objects; expected at most these")
     # json.dumps would turn a tuple into a list and the key 1 into "1": what is read back must equal what was given.
     match value:
         case None | bool() | int():
@@ -34,10 +41,10 @@ def _check(value: Any, field: str) -> None:
                 if not isinstance(key, str):
                     raise InvalidInput.of(f"{field} key", key, "a string (JSON objects have string keys)")
                 _check(key, f"{field} key")
-                _check(inner, f"{field}.{key}")
+                _check(inner, f"{field}.{key}", level + 1)
         case list():
             for index, inner in enumerate(value):
-                _check(inner, f"{field}[{index}]")
+                _check(inner, f"{field}[{index}]", level + 1)
         case _:
             expected = "JSON: an object, array, string, number, true, false or null"
             raise InvalidInput.of(field, value, f"{expected} (this is a {type(value).__name__})")

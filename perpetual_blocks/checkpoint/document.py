@@ -4,12 +4,15 @@ The ledger has all of it too. The document is there for whoever has no ledger at
 *check* that nothing was lost in between instead of trusting it.
 """
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from perpetual_blocks.checkpoint.codec import digest, to_json
-from perpetual_blocks.errors import DamagedDocument
+from perpetual_blocks.checkpoint.signature import Signer
+from perpetual_blocks.checkpoint.upgrades import SCHEMA, upgraded
+from perpetual_blocks.errors import DamagedDocument, InvalidInput
 
 
 class Checkpoint(BaseModel):
@@ -17,10 +20,12 @@ class Checkpoint(BaseModel):
 
     Attributes:
         uid: The chain's random id.
-        ordinal: The session that wrote it; also its sequence number, as each session writes one.
+        ordinal: The session that wrote it.
+        checkpoints: Its sequence number: how many the chain has written, with this one.
         items: How many items have each status.
         units: Units finished in the chain so far.
         context: The agent's memory.
+        context_version: The version of the agent's memory, as the agent counts it.
         next_action: What the most advanced open item says comes next.
         usage: The chain's usage so far, by resource.
         at: When it was written, ISO 8601.
@@ -28,38 +33,72 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     chain: str
     uid: str
     ordinal: int
+    checkpoints: int
     agent: str
     task: str
     items: dict[str, int]
     units: int
     context: dict[str, Any]
+    context_version: int = 1
     next_action: str | None
     usage: dict[str, float]
     at: str
 
-    def text(self) -> str:
-        """The document."""
-        return to_json(self.model_dump(mode="json"), "checkpoint")
+    def text(self, signer: Signer | None = None) -> str:
+        """The document, signed where there is a signer."""
+        document = self.model_dump(mode="json")
+        if signer is not None:
+            document["signature"] = signer.sign(to_json(document, "checkpoint"))
+        return to_json(document, "checkpoint")
 
     @classmethod
-    def read(cls, text: str, expected_digest: str) -> "Checkpoint":
+    def read(cls, text: str, expected_digest: str, signer: Signer | None = None) -> "Checkpoint":
         """Reads a document after checking that it is the one that was written.
 
+        Args:
+            signer: Checks its signature; without one, a signature is not looked at.
+
         Raises:
-            DamagedDocument: its digest is another, or it is not a checkpoint of a schema that this version knows.
+            DamagedDocument: its digest is another, its signature is missing or wrong, or it is not a checkpoint of a
+                schema that this version knows.
         """
         if digest(text) != expected_digest:
             raise DamagedDocument(f"checkpoint: got SHA-256 {digest(text)[:12]}…; expected {expected_digest[:12]}…")
+        document = _parsed(text)
+        signature = document.pop("signature", None)
+        if signer is not None:
+            _check_signature(document, signature, signer)
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate(upgraded(document))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise DamagedDocument(f"checkpoint.{where}: {first['msg']}; expected schema 1") from error
+            raise DamagedDocument(f"checkpoint.{where}: {first['msg']}; expected schema {SCHEMA}") from error
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise DamagedDocument(f"checkpoint: got no JSON ({error}); expected schema {SCHEMA}") from error
+    if not isinstance(document, dict):
+        raise DamagedDocument(f"checkpoint: got {type(document).__name__}; expected a JSON object of schema {SCHEMA}")
+    return document
+
+
+def _check_signature(document: dict[str, Any], signature: object, signer: Signer) -> None:
+    if not isinstance(signature, str):
+        raise DamagedDocument("checkpoint.signature: got none; expected one by the store's signing secret")
+    try:
+        text = to_json(document, "checkpoint")
+    except InvalidInput as error:
+        raise DamagedDocument(str(error)) from error
+    if not signer.is_signed(text, signature):
+        raise DamagedDocument("checkpoint.signature: got another; expected one by the store's signing secret")
 
 
 def compare(checkpoint: Checkpoint, now: Checkpoint, *, exact: bool) -> dict[str, bool]:

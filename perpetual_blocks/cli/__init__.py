@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from perpetual_blocks import __version__
-from perpetual_blocks.cli import items, session
+from perpetual_blocks.cli import automations, checkpoints, items, session
 from perpetual_blocks.cli.chains import handoff, status
 from perpetual_blocks.cli.check import check
 from perpetual_blocks.cli.demo import demo
 from perpetual_blocks.cli.output import fail
 from perpetual_blocks.cli.plan import plan
+from perpetual_blocks.cli.restore import restore
 from perpetual_blocks.cli.run import run
+from perpetual_blocks.cli.steer import cancel, pause, resume, stop_all, supervise
+from perpetual_blocks.cli.verify import verify
 from perpetual_blocks.errors import InvalidInput, PerpetualError
 
 app = App(
@@ -21,9 +24,11 @@ app = App(
     help="Prefect flows that stop just before a limit, save where they are, and continue in a fresh run.",
     version=__version__,
 )
-for command in (demo, run, plan, status, handoff, check):
+for command in (demo, run, plan, status, handoff, pause, resume, cancel, stop_all, supervise, verify, restore, check):
     app.command(command)
+app.command(automations.app)
 app.command(items.app)
+app.command(checkpoints.app)
 app.command(session.app)
 
 

@@ -59,6 +59,7 @@ def _findings(where: Where) -> Iterator[Finding]:
         return
     yield _try("ledger", lambda: _ledger(where))
     yield _try("results storage", lambda: _storage(where))
+    yield from _signing(where)
     if not server.ok or configured_server() is None:
         yield Finding("blocks", None, "saved blocks are on the server")
         return
@@ -112,6 +113,17 @@ def _storage(where: Where) -> str:
     return f"{store.result_storage or 'Prefect default'}: written and read back{backup}"
 
 
+def _signing(where: Where) -> Iterator[Finding]:
+    from perpetual_blocks.adapters.signing import load_signer
+
+    try:
+        name = where.get_store().signing_secret
+    except PerpetualError:  # which the ledger's finding has said
+        return
+    if name:
+        yield _try("signing secret", lambda: f"{name}: loaded" if load_signer(name) else "")
+
+
 def _blocks() -> Iterator[Finding]:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
@@ -134,6 +146,8 @@ def _blocks() -> Iterator[Finding]:
 
 
 def _block(kind: Any, name: str) -> str:
+    from perpetual_blocks.adapters.signing import load_signer
+
     try:
         block = kind.load(name, _sync=True)
     except RuntimeError as error:
@@ -141,4 +155,5 @@ def _block(kind: Any, name: str) -> str:
         raise PerpetualError(str(error.__cause__ or error.__context__ or error)) from error
     if hasattr(block, "get_budget"):
         return "; ".join(str(limit) for limit in block.get_budget()) or "no limits"
+    load_signer(block.signing_secret)
     return "valid"

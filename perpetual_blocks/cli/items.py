@@ -8,12 +8,14 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from perpetual_blocks.cli.output import Json, Where, out, print_json
-from perpetual_blocks.cli.render import items_table
+from perpetual_blocks.cli.render import items_table, story_view
+from perpetual_blocks.clock import isoformat
 from perpetual_blocks.errors import InvalidInput, UnknownChain
+from perpetual_blocks.session.attempts import Attempt, Story
 from perpetual_blocks.session.ports import Ledger
 from perpetual_blocks.work import Item, ItemStatus, WorkItem
 
-app = App(name="items", help="List, add, retry and discard work items.")
+app = App(name="items", help="List, show, add, retry and discard work items.")
 
 HERE = Where()
 
@@ -95,14 +97,33 @@ def add(
 
 
 @app.command
+def show(chain: str, id: str, *, json: Json = False, where: Where = HERE) -> None:
+    """Show an item with all of its attempts that came to nothing: when, in which session, of what, and what they spent.
+
+    Example: perpetual items show demo json.decoder
+
+    Args:
+        chain: The chain's name.
+        id: The item's id.
+        json: Print a JSON object.
+    """
+    ledger = where.open_ledger()
+    ledger.chain(chain)
+    told = story_json(ledger.story(chain, id))
+    print_json(told) if json else out.print(story_view(told), highlight=False)
+
+
+@app.command
 def retry(chain: str, *ids: str, json: Json = False, where: Where = HERE) -> None:
-    """Give discarded items another try; all of them without ids.
+    """Give items another try at once, and afresh, that are discarded or wait after a failed attempt.
+
+    Without ids, all that are discarded.
 
     Example: perpetual items retry demo json.decoder
 
     Args:
         chain: The chain's name.
-        ids: Ids of discarded items.
+        ids: Ids of items.
         json: Print a JSON object.
     """
     ledger = where.open_ledger()
@@ -151,7 +172,16 @@ def _report(chain: str, verb: str, count: int, wanted: int, *, json: bool) -> No
 
 
 def _as_json(item: Item) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in Item.__slots__}
+    return {name: getattr(item, name) for name in Item.__slots__} | {"retry_at": isoformat(item.retry_at)}
+
+
+def story_json(story: Story) -> dict[str, Any]:
+    """An item with its story as one JSON object; its times are time stamps."""
+    attempts = [
+        {name: getattr(attempt, name) for name in Attempt.__slots__} | {"at": isoformat(attempt.at)}
+        for attempt in story.attempts
+    ]
+    return {**_as_json(story.item), "story": attempts, "wasted": story.wasted}
 
 
 def _lines(file: Path) -> list[str]:

@@ -1,6 +1,7 @@
-"""One session in a process of its own: `python -m perpetual_blocks.cli.one_session ENTRYPOINT PARAMETERS [STORE]`.
+"""One session in a process of its own: `python -m perpetual_blocks.cli.one_session ENTRYPOINT [STORE] < PARAMETERS`.
 
-`perpetual run` starts this once for each session, so that each begins with fresh memory.
+`perpetual run` starts this once for each session, so that each begins with fresh memory. The parameters are read from
+standard input: everybody on the machine sees the arguments of a process.
 """
 
 import json
@@ -11,11 +12,12 @@ from perpetual_blocks.cli.entrypoint import load_perpetual_flow
 from perpetual_blocks.flow import load_store
 
 
-def main(entrypoint: str, parameters: str, store: str | None = None) -> int:
+def main(entrypoint: str, store: str | None = None) -> int:
     """Runs the flow once; 0 when its run ended in a Completed state, whatever that state's name."""
+    parameters = json.loads(sys.stdin.read())
     flow = load_perpetual_flow(entrypoint)
     own = {"store": load_store(store)} if store else {}
-    state: Any = flow(**json.loads(parameters), **own, return_state=True)
+    state: Any = flow(**parameters, **own, return_state=True)
     return 0 if state.is_completed() else 1
 
 

@@ -21,6 +21,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError, Superseded, UnknownChain
+from perpetual_blocks.redaction import Redactor, environment_secrets
 
 if TYPE_CHECKING:
     from perpetual_blocks.adapters.database import SqlLedger
@@ -86,7 +87,8 @@ def exit_code(error: PerpetualError) -> int:
 
 def fail(error: PerpetualError) -> NoReturn:
     """One line on standard error, and the exit code that goes with it."""
-    err.print(f"[bold red]error[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+    text = Redactor(others=environment_secrets(os.environ))(str(error))
+    err.print(f"[bold red]error[/] {_escape(text)}", soft_wrap=True, highlight=False)
     raise SystemExit(exit_code(error))
 
 

@@ -46,7 +46,7 @@ def plan(
 
 
 def _plan(what: str, changes: list[str], param: list[str], where: Where) -> tuple[Plan, Budget]:
-    from perpetual_blocks.cli.entrypoint import load_perpetual_flow, parse_parameters
+    from perpetual_blocks.cli.entrypoint import load_blocks, load_perpetual_flow, parse_parameters
     from perpetual_blocks.errors import InvalidInput
     from perpetual_blocks.flow import load_budget
 
@@ -60,7 +60,7 @@ def _plan(what: str, changes: list[str], param: list[str], where: Where) -> tupl
     flow = load_perpetual_flow(what)
     parameters = parse_parameters(flow, param)
     parameters.pop("chain", None)
-    agent = flow.agent(**parameters)
+    agent = flow.agent(**load_blocks(flow, parameters))
     budget = with_changes(load_budget(flow.budget), changes)
     ledger = where.get_store(flow.store).get_ledger()
     return plan_items(ledger, type(agent).__name__, agent.plan(), budget, time.time()), budget

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perpetual_blocks.clock import show_time
+from perpetual_blocks.handoff.markdown import told_attempts, why_then
 from perpetual_blocks.usage import show
 
 _COLOURS = {
@@ -42,7 +43,8 @@ def headline(status: Mapping[str, Any]) -> RenderableType:
         (status["chain"], "bold"), "  ", (status["status"], f"bold {colour}"), "  ", (status.get("reason", ""), "dim")
     )
     if status["status"] == "waiting" and status["resume_at"]:
-        line.append(f"\ngoes on at {show_time(status['resume_at'])}, when there is room", style=colour)
+        last = status["sessions"][-1]["stop_reason"] if status["sessions"] else None
+        line.append(f"\ngoes on at {show_time(status['resume_at'])}, {why_then(last)}", style=colour)
     grid = Table.grid(padding=(0, 1))
     grid.add_row(
         ProgressBar(total=max(1, items["total"]), completed=items["completed"], width=20),
@@ -137,3 +139,33 @@ def items_table(items: Sequence[Mapping[str, Any]]) -> Table:
             escape(item["error"] or item["next_action"] or ""),
         )
     return table
+
+
+def story_view(story: Mapping[str, Any]) -> RenderableType:
+    """One item: where it stands, and each of its attempts that came to nothing."""
+    line = Text.assemble((story["id"], "bold"), "  ", story["status"], f"  {story['units']:,} units finished")
+    if story["retry_at"]:
+        line.append(f", tried again at {show_time(story['retry_at'])}")
+    parts: list[RenderableType] = [line]
+    if story["error"]:
+        parts.append(Text(story["error"], style="red"))
+    attempts = story["story"]
+    if not attempts:
+        return Group(*parts, Text("no attempt of it has failed", style="dim"))
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("#", "unit", "session", "at", "spent in vain"):
+        table.add_column(name, justify="right" if name in ("#", "unit", "session") else "left", no_wrap=True)
+    table.add_column("error", overflow="fold")
+    for attempt in attempts:
+        table.add_row(
+            str(attempt["number"]),
+            str(attempt["unit"]),
+            str(attempt["session"]),
+            show_time(attempt["at"]),
+            ", ".join(show(name, amount) for name, amount in attempt["usage"].items() if amount),
+            Text(("cut off: " if attempt["cut_off"] else "") + attempt["error"]),
+        )
+    cut_off = sum(attempt["cut_off"] for attempt in attempts)
+    sessions = sorted({attempt["session"] for attempt in attempts})
+    told = told_attempts(len(attempts) - cut_off, cut_off, sessions, story["wasted"])
+    return Group(*parts, "", table, Text(f"\n{told}", style="dim"))

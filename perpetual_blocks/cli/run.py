@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,18 +30,17 @@ from perpetual_blocks.cli.output import (
 )
 from perpetual_blocks.cli.render import chain_view
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import PerpetualError, Superseded, UnknownChain
+from perpetual_blocks.errors import InvalidInput, PerpetualError, Superseded, UnknownChain
+from perpetual_blocks.session.chain import invitation
 from perpetual_blocks.session.follow_on import ready_at
 from perpetual_blocks.session.ports import Ledger
 from perpetual_blocks.session.status import chain_status
+from perpetual_blocks.session.supervisor import Supervisor
 
 HERE = Where()
 
 LOOK_AGAIN_SECONDS = 5.0
-"""How often a chain that waits for its quota looks whether there is room earlier: a pool's others may use less."""
-
-MOST_CRASHES = 3
-"""So many sessions in a row may die without finishing a unit; a chain that crashes at once would never end."""
+"""How often a chain that waits looks whether it can go on earlier: a pool's others may use less, or items are added."""
 
 GOES_ON = ("running", "waiting")
 
@@ -66,18 +65,19 @@ def run(
 
     Args:
         entrypoint: path/to/file.py:name of a flow made by as_flow().
-        param: A parameter of the flow, as name=value; may be given several times. chain=NAME names the chain.
+        param: A parameter of the flow, as name=value; may be given several times. chain=NAME names the chain; a block,
+            as a secret, is given by its name.
         json: Print the chain's status as one JSON object.
     """
     from perpetual_blocks.adapters.local_server import configured_server, local_server
-    from perpetual_blocks.cli.entrypoint import load_perpetual_flow, parse_parameters
+    from perpetual_blocks.cli.entrypoint import load_perpetual_flow, parse_parameters, resolve_blocks
     from perpetual_blocks.session.chain import check_chain_name
 
     flow = load_perpetual_flow(entrypoint)
     parameters = parse_parameters(flow, param or [])
     chain = check_chain_name(parameters.setdefault("chain", _new_name(flow.name)))
     ledger = where.get_store(flow.store).get_ledger()
-    command = [sys.executable, "-m", "perpetual_blocks.cli.one_session", entrypoint, jsonlib.dumps(parameters)]
+    command = [sys.executable, "-m", "perpetual_blocks.cli.one_session", entrypoint]
     command += [where.store] if where.store else []
     with ExitStack() as stack:
         follower = stack.enter_context(Follower(ledger, chain, err, quiet=json))
@@ -85,7 +85,9 @@ def run(
         if configured_server() is None:
             follower.note("starting a local Prefect server")
             environment["PREFECT_API_URL"] = stack.enter_context(local_server())
-        sessions = _Sessions(ledger, chain, command, environment, follower)
+        with _server_of(environment):
+            parameters = resolve_blocks(flow, parameters)
+        sessions = _Sessions(ledger, chain, command, jsonlib.dumps(parameters), environment, follower)
         interrupted = sessions.run_all()
     status = chain_status(ledger, chain)
     print_json(status) if json else out.print(chain_view(status))
@@ -107,40 +109,64 @@ class _Sessions:
     ledger: Ledger
     chain: str
     command: list[str]
+    parameters: str
     environment: dict[str, str]
     follower: Follower
 
     def run_all(self) -> bool:
-        """Starts sessions until the chain ends; whether it was interrupted."""
-        _bury_the_dead(self.ledger, self.chain)
-        crashes = 0
+        """Starts sessions until the chain ends; whether it was interrupted.
+
+        Raises:
+            InvalidInput: somebody holds the chain.
+        """
+        from perpetual_blocks.adapters.process import session_alive
+
+        self._check_free()
+        invited: dict[str, str] = {}
         while True:
-            before = self._units()
-            child, interrupted = self._run_one()
+            before = self._sessions()
+            child, interrupted = self._run_one(invited)
             status = self.follower.look()
             latest = status["sessions"][-1] if status and status["sessions"] else None
             if latest and latest["state"] == "Running" and latest["pid"] != child.pid:
                 raise Superseded(f"{self.chain} is at work elsewhere: process {latest['pid']} on {latest['host']}")
-            if not (status and latest) or len(status["sessions"]) == before[0]:
+            if not (status and latest) or len(status["sessions"]) == before:
                 raise SessionFailed(f"session: its process ended before it began: {self._last_words()}")
-            crashed = latest["state"] == "Running"
-            if crashed:
+            if latest["state"] == "Running":
                 # The process is dead and its session open: nobody needs to wait for the lease to run out.
-                self.ledger.declare_dead(self.chain, latest["host"], child.pid)
                 self.follower.note(f"session {latest['ordinal']} died (exit code {child.returncode})")
-            crashes = crashes + 1 if crashed and self._units()[1] == before[1] else 0
-            if interrupted or status["status"] not in GOES_ON or crashes >= MOST_CRASHES:
+                Supervisor(self.ledger, None, SystemClock(), session_alive).look_at(self.chain)
+                status = self.follower.look() or status
+            if interrupted or status["status"] not in GOES_ON:
                 return interrupted
-            if not crashed and self._wait_for_room():
+            if self._wait():
                 return True
+            invited = self._invitation()
 
-    def _run_one(self) -> "tuple[subprocess.Popen[bytes], bool]":
+    def _check_free(self) -> None:
+        with suppress(UnknownChain):
+            chain = self.ledger.chain(self.chain)
+            if chain.status in ("paused", "cancelled"):
+                why = chain.wanted_why or chain.reason
+                raise InvalidInput.of(
+                    "chain", chain.name, f"one that may go on; this one is {chain.status} ({why}): `perpetual resume`"
+                )
+
+    def _run_one(self, invited: dict[str, str]) -> "tuple[subprocess.Popen[bytes], bool]":
         # Where a live view is drawn, or nothing is to be seen, the session's log goes to a file.
         to_file = self.follower.draws or self.follower.quiet
         with self._log().open("ab") if to_file else nullcontext(sys.stderr) as output:
             child = subprocess.Popen(
-                self.command, stdout=output, stderr=output, env=self.environment, start_new_session=True
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**self.environment, **invited},
+                start_new_session=True,
             )
+            assert child.stdin is not None
+            with suppress(BrokenPipeError), child.stdin as pipe:  # one that has died already is noticed below
+                pipe.write(self.parameters.encode())
         interrupted = False
 
         def forward() -> None:
@@ -157,13 +183,14 @@ class _Sessions:
                 except subprocess.TimeoutExpired:
                     self.follower.look()
 
-    def _wait_for_room(self) -> bool:
-        """Waits until a quota window has room for the next unit; whether it was interrupted."""
-        resume_at = self.ledger.chain(self.chain).resume_at
+    def _wait(self) -> bool:
+        """Waits until the next session may begin: for its quota, or after a failure; whether it was interrupted."""
+        chain = self.ledger.chain(self.chain)
+        resume_at = chain.resume_at
         if resume_at is None or resume_at <= time.time():
             return False
         when = datetime.fromtimestamp(resume_at).astimezone()
-        self.follower.note(f"waits for its quota until {when:%d %b %H:%M:%S %Z}, or for room before that")
+        self.follower.note(f"waits until {when:%d %b %H:%M:%S %Z}, or for work before that: {chain.reason}")
         asked = Event()
         with _signals(asked.set):
             while (left := resume_at - time.time()) > 0:
@@ -174,10 +201,19 @@ class _Sessions:
                 resume_at = min(resume_at, sooner) if sooner is not None else resume_at
         return False
 
-    def _units(self) -> tuple[int, int]:
-        """How many sessions there are, and how many units they have finished."""
-        sessions = self.ledger.sessions(self.chain)
-        return len(sessions), sum(session.units for session in sessions)
+    def _invitation(self) -> dict[str, str]:
+        """What makes the next session a follow-on of the one before, and not one that a person has started."""
+        from perpetual_blocks.flow import INVITATION
+
+        chain = self.ledger.chain(self.chain)
+        return {INVITATION: invitation(chain.uid, chain.ordinal + 1)}
+
+    def _sessions(self) -> int:
+        """How many sessions the chain has had."""
+        try:
+            return self.ledger.chain(self.chain).ordinal
+        except UnknownChain:
+            return 0
 
     def _log(self) -> Path:
         from prefect.settings import get_current_settings
@@ -194,6 +230,16 @@ class _Sessions:
 
 
 @contextmanager
+def _server_of(environment: Mapping[str, str]) -> Iterator[None]:
+    """Lets this process talk to the server that the sessions talk to."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    address = environment.get("PREFECT_API_URL")
+    with temporary_settings({PREFECT_API_URL: address}) if address else nullcontext():
+        yield
+
+
+@contextmanager
 def _signals(asked: Callable[[], None]) -> Iterator[None]:
     """Calls `asked` at SIGINT and SIGTERM, as long as the `with` block runs."""
     both = (signal.SIGINT, signal.SIGTERM)
@@ -203,16 +249,3 @@ def _signals(asked: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _bury_the_dead(ledger: Ledger, chain: str) -> None:
-    """A session of this machine whose process is gone need not be waited for."""
-    from perpetual_blocks.adapters.process import is_alive
-
-    try:
-        sessions = ledger.sessions(ledger.chain(chain).name)
-    except UnknownChain:
-        return
-    for session in sessions[-1:]:
-        if session.state == "Running" and is_alive(session.host, session.pid, session.process_started) is False:
-            ledger.declare_dead(chain, session.host, session.pid)

@@ -157,21 +157,27 @@ def wrap(
 
 
 def _world(where: Where) -> World:
+    from perpetual_blocks.adapters.masking import redactor_for
     from perpetual_blocks.adapters.process import MemoryMeter
     from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
     from perpetual_blocks.adapters.saved_work import LocalSavedWork
+    from perpetual_blocks.adapters.signing import load_signer
     from perpetual_blocks.clock import SystemClock
 
     store = where.get_store()
-    backup = load_storage(store.backup_storage, "backup_storage") if store.backup_storage else None
+    redactor = redactor_for(ledger=store.get_address())
+    backup = StoredDocuments(load_storage(store.backup_storage, "backup_storage")) if store.backup_storage else None
     return World(
         ledger=store.get_ledger(lease_seconds=LEASE_SECONDS),
         documents=StoredDocuments(load_storage(store.result_storage)),
         runner=NoUnits(),
-        saved_work=LocalSavedWork(StoredDocuments(backup) if backup else None),
+        saved_work=LocalSavedWork(backup),
+        backup=backup,
         clock=SystemClock(),
         meters={"memory": MemoryMeter()},
         keep_checkpoints=store.keep_checkpoints,
+        redactor=redactor,
+        signer=load_signer(store.signing_secret),
     )
 
 

@@ -6,7 +6,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class WorkLine(BaseModel):
-    """One item, as far as the handoff speaks of it."""
+    """One item, as far as the handoff speaks of it.
+
+    Attributes:
+        failed: How many of its attempts have failed, and `cut_off` how many had no room to finish.
+        sessions: The sessions that made those attempts.
+        wasted: What they spent in vain.
+    """
 
     id: str
     kind: str
@@ -14,6 +20,10 @@ class WorkLine(BaseModel):
     progress: tuple[float, float] | None = None
     next_action: str | None = None
     error: str | None = None
+    failed: int = 0
+    cut_off: int = 0
+    sessions: list[int] = Field(default_factory=list)
+    wasted: dict[str, float] = Field(default_factory=dict)
 
 
 class LimitLine(BaseModel):
@@ -62,7 +72,7 @@ class Handoff(BaseModel):
         items: How many items have each status.
         units: What the session finished, `units_total` the chain.
         next_items: The first of those that would be claimed next.
-        discarded: The dead letters, with their errors.
+        discarded: The dead letters, with their errors, and what was spent on them.
         steps: Steps of the shutdown that failed, `step: error`.
         resumed: What was found when the session started: what was verified, what was lost.
         passed_over: Items in whose place others were taken, and why (by id).
@@ -73,6 +83,7 @@ class Handoff(BaseModel):
         outlook: How many sessions, how long and how much are still to come.
         notes: The agent's own, Markdown; `create_handoff` may add to them.
         commit: The git commit of the session's work.
+        chain_status: What becomes of the chain.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -109,3 +120,4 @@ class Handoff(BaseModel):
     metrics: dict[str, float | None] = Field(default_factory=dict)
     commit: str | None = None
     flow_run_id: str | None = None
+    chain_status: str = ""

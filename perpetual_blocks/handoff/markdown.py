@@ -1,7 +1,7 @@
 """The handoff as Markdown: for the artifact page, the terminal and the next agent's prompt alike."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from perpetual_blocks.clock import show_time
 from perpetual_blocks.handoff.document import Handoff, WorkLine
@@ -27,7 +27,7 @@ def to_markdown(handoff: Handoff) -> str:
         f"{_spent('The chain', handoff.units_total, handoff.usage_total)}"
         + (f"\n- Committed as `{handoff.commit}`" if handoff.commit else ""),
         _section("Next", (_work(line) for line in handoff.next_items)),
-        _section("Discarded", (f"{_work(line)}: {_one_line(line.error)}" for line in handoff.discarded)),
+        _section("Discarded", (_dead_letter(line) for line in handoff.discarded)),
         _passed_over(handoff),
         _section("Chosen automatically", (f"- {_one_line(line)}" for line in handoff.choices)),
         _section("Advice", (f"- {_one_line(line)}" for line in handoff.advice)),
@@ -45,13 +45,22 @@ def to_markdown(handoff: Handoff) -> str:
 def _goes_on(handoff: Handoff) -> str:
     match handoff.state:
         case "Wrapped" if handoff.resume_at:
-            return f"Session {handoff.ordinal + 1} goes on at {show_time(handoff.resume_at)}, when there is room."
+            then = show_time(handoff.resume_at)
+            return f"Session {handoff.ordinal + 1} goes on at {then}, {why_then(handoff.stop_reason)}."
         case "Wrapped":
             return f"Session {handoff.ordinal + 1} goes on from here."
         case "Finished":
             return "The queue is empty."
+        case "Crashed" | "Failed" if handoff.chain_status in ("running", "waiting"):
+            when = f" at {show_time(handoff.resume_at)}" if handoff.resume_at else ""
+            return f"The chain goes on by itself{when}: what was committed stands."
         case _:
             return f"It does not go on by itself. {_what_to_do(handoff.chain, handoff.stop_reason)}"
+
+
+def why_then(stop_reason: str | None) -> str:
+    """Why a chain that waits goes on at that moment and no other, given why its last session ended."""
+    return "when what has failed is tried again" if stop_reason == "backing-off" else "when there is room"
 
 
 def _what_to_do(chain: str, stop_reason: str) -> str:
@@ -66,6 +75,10 @@ def _what_to_do(chain: str, stop_reason: str) -> str:
             return (
                 f"Raise the session's limits, or give the item up (`perpetual items discard {chain} ID`), then {again}"
             )
+        case "cancelled" | "paused" | "unattended" | "max-sessions":
+            return f"`perpetual resume {chain}` lets it go on; without a deployment, then {again}"
+        case "outage" | "error" | "crashed" | "no-progress" | "evicted":
+            return f"Mend the cause, then `perpetual resume {chain}`; without a deployment, {again}"
         case _:
             return f"`perpetual status {chain}` says what to do."
 
@@ -107,6 +120,26 @@ def _work(line: WorkLine) -> str:
     if line.progress:
         text += f" ({line.progress[0]:g} of {line.progress[1]:g})"
     return f"{text}: {_one_line(line.next_action)}" if line.next_action else text
+
+
+def _dead_letter(line: WorkLine) -> str:
+    attempts = told_attempts(line.failed, line.cut_off, line.sessions, line.wasted)
+    return ": ".join(part for part in (_work(line), attempts, _one_line(line.error)) if part)
+
+
+def told_attempts(failed: int, cut_off: int, sessions: Sequence[int], wasted: Mapping[str, float]) -> str:
+    """Attempts that came to nothing, as a person reads them; nothing where there are none."""
+    counts = [f"failed {_times(failed)}"] if failed else []
+    counts += [f"cut off {_times(cut_off)}"] if cut_off else []
+    if not counts:
+        return ""
+    where = f"session{'s' if len(sessions) > 1 else ''} {', '.join(map(str, sessions))}"
+    amounts = ", ".join(show(name, amount) for name, amount in wasted.items() if amount)
+    return f"{', '.join(counts)} ({where})" + (f", {amounts} spent in vain" if amounts else "")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def _one_line(text: str | None) -> str:

@@ -12,6 +12,8 @@ MOST_OVERHEAD = 0.05
 FEWEST_SESSIONS = 3
 GROWING = 5
 LARGE_CHECKPOINT = 16 * 2**10
+CHECKPOINT_BUDGET = 256 * 2**10
+"""A checkpoint may be larger, but should not be: it is written, read back and copied at each session's end."""
 
 
 def advice(sessions: Sequence[SessionRecord], checkpoints: Sequence[int]) -> list[str]:
@@ -21,6 +23,7 @@ def advice(sessions: Sequence[SessionRecord], checkpoints: Sequence[int]) -> lis
     * of at least 3 sessions, resuming takes more than 5 % of the time (`resume_overhead`)
     * each of the last 5 checkpoints is larger than the one before, the last is more than twice the first of them and
       above 16 KiB
+    * the last checkpoint is larger than 256 KiB
 
     Args:
         checkpoints: The sizes of the chain's checkpoints in bytes, the oldest first.
@@ -43,5 +46,10 @@ def advice(sessions: Sequence[SessionRecord], checkpoints: Sequence[int]) -> lis
         said.append(
             f"The checkpoint grew from {show_bytes(latest[0])} to {show_bytes(latest[-1])} in {GROWING} sessions: "
             "keep in the context only what the next unit needs."
+        )
+    if checkpoints and checkpoints[-1] > CHECKPOINT_BUDGET:
+        said.append(
+            f"The checkpoint has {show_bytes(checkpoints[-1])}, more than {show_bytes(CHECKPOINT_BUDGET)}: "
+            "keep large data in files, and their names in the context."
         )
     return said

@@ -16,10 +16,13 @@ lease has run out: it takes over, the epoch goes up, and whatever the old owner 
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.errors import InvalidInput
+
+CodePolicy = Literal["warn", "refuse", "go-on"]
+"""What a session does when its agent's code is another than the session before had."""
 
 _CHAIN_NAME = re.compile(r"[a-z0-9-]{1,64}")
 
@@ -40,11 +43,19 @@ class ChainStatus(StrEnum):
 
     RUNNING = "running"  # a session is at work
     WAITING = "waiting"  # the follow-on is to come
-    PAUSED = "paused"
+    PAUSED = "paused"  # a person, or a cap that a person has set, holds it; `resume` goes on
     FINISHED = "finished"  # the queue is empty; new items and a new run open it again
     EXHAUSTED = "exhausted"  # a budget for the whole chain is gone
     STALLED = "stalled"  # it cannot go on by itself; the reason says why
     CANCELLED = "cancelled"
+
+
+class Wanted(StrEnum):
+    """What a person wants of a chain; it holds until `resume`."""
+
+    PAUSE = "pause"
+    CANCEL = "cancel"
+    STOP_ALL = "stop-all"  # a pause of every chain at once, which ends for all of them at once
 
 
 class SessionState(StrEnum):
@@ -55,6 +66,7 @@ class SessionState(StrEnum):
     FINISHED = "Finished"  # the queue is empty
     EXHAUSTED = "Exhausted"  # a budget for the whole chain is gone; a person decides
     STALLED = "Stalled"  # nothing can be done that is left
+    PAUSED = "Paused"  # a person, or a cap that a person has set, holds the chain
     CANCELLED = "Cancelled"  # a person cancelled the run
     FAILED = "Failed"  # an essential step failed
     CRASHED = "Crashed"  # its process died; found by whoever came next
@@ -65,10 +77,13 @@ class StopReason:
     """Why a session ends.
 
     Attributes:
-        code: For programs: `queue-empty`, `blocked`, `nothing-fits`, `too-large`, `budget:<resource>`,
-            `exhausted:<resource>`, `session-length`, `signal`, `cancelled`, `fenced`, `asked`, `error` or `crashed`.
+        code: For programs: `queue-empty`, `blocked`, `backing-off`, `nothing-fits`, `too-large`, `budget:<resource>`,
+            `exhausted:<resource>`, `session-length`, `signal`, `paused`, `cancelled`, `quiet-hours`, `fenced`,
+            `unreachable`, `asked`, `error`, `outage` or `crashed`; and where a chain is held back, `no-progress`,
+            `evicted`, `crash-loop`, `max-sessions` or `unattended`.
         message: For people, one sentence.
-        resume_at: When there will be room for the next unit, in seconds since the Unix epoch; None for at once.
+        resume_at: When there will be room for the next unit, the next failed item is tried again, or an outage may
+            be over, in seconds since the Unix epoch; None for at once.
     """
 
     code: str
@@ -86,6 +101,10 @@ class Chain:
         settings: The kinds and the budget of its agent, against which new items are checked.
         quotas: What providers said of their quota windows, by the limit's name: remaining, reset, when.
         resume_at: When its next unit will have room, where it waits for that.
+        wanted: What a person wants of it, and `wanted_why`; None as long as it may go on.
+        attended: The latest session that a person has started, or after which one has resumed it.
+        code: The code that its latest session ran; None where that is not known, or any is welcome.
+        context_version: The version of its context, as the agent counts it.
     """
 
     name: str
@@ -104,6 +123,11 @@ class Chain:
     updated_at: float
     quotas: dict[str, list[float | None]] = field(default_factory=dict)
     resume_at: float | None = None
+    wanted: Wanted | None = None
+    wanted_why: str | None = None
+    attended: int = 0
+    code: str | None = None
+    context_version: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +141,9 @@ class SessionRecord:
         resume_seconds: From the start of the session to the start of its first unit.
         verified: How many fields of the checkpoint were checked when it resumed, and how many agreed.
         steps: The steps of its shutdown, each with `ok`, `seconds` and, where it failed, `error`.
+        attempts: How many of its units failed or were cut off.
+        machine: Where its process number means its process; None for a session by hand.
+        template: What a run that goes on from here is made of; None without a deployment.
     """
 
     ordinal: int
@@ -133,6 +160,7 @@ class SessionRecord:
     stop_message: str | None = None
     graceful: bool = False
     units: int = 0
+    attempts: int = 0
     usage: dict[str, float] = field(default_factory=dict)
     limits: list[dict[str, Any]] = field(default_factory=list)
     resume_seconds: float | None = None
@@ -140,6 +168,8 @@ class SessionRecord:
     steps: list[dict[str, Any]] = field(default_factory=list)
     passed_over: dict[str, str] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
+    machine: str | None = None
+    template: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +178,12 @@ class SessionRequest:
 
     Attributes:
         invitation: The idempotency key under which this flow run was created, where it is a follow-on.
+        attended: Whether a person has started this run.
+        machine: Where `pid` means this process.
+        template: What a run that goes on from this one is made of; None without a deployment.
+        code: Which code the agent is, `digest` or `digest version`; None where that is not known.
+        context_version: The version of the context that the agent knows.
+        on_code_change: What is to be done where the session before ran other code.
     """
 
     chain: str
@@ -160,35 +196,83 @@ class SessionRequest:
     deployment_id: str | None = None
     invitation: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    attended: bool = True
+    machine: str | None = None
+    template: dict[str, Any] | None = None
+    code: str | None = None
+    context_version: int = 1
+    on_code_change: CodePolicy = "warn"
 
 
-def invitation(uid: str, ordinal: int) -> str:
-    """The idempotency key of a follow-on: who comes with it was created to be session `ordinal` of that chain."""
-    return f"perpetual-{uid}-{ordinal}"
+def invitation(uid: str, ordinal: int, renewal: str = "") -> str:
+    """The idempotency key of a follow-on: who comes with it was created to be session `ordinal` of that chain.
+
+    Args:
+        renewal: Random; for a run that is created in place of one that came to nothing.
+    """
+    return f"perpetual-{uid}-{ordinal}" + (f"-{renewal}" if renewal else "")
+
+
+def invited_to(key: str | None, uid: str) -> int | None:
+    """The session of the chain with this uid that a run with this key was created to be; None if it was not."""
+    found = re.fullmatch(rf"perpetual-{re.escape(uid)}-(\d+)(?:-[0-9a-f]+)?", key or "")
+    return int(found[1]) if found else None
 
 
 def refusal(
-    chain: Chain, latest: SessionRecord | None, request: SessionRequest, now: float, *, ran_before: bool
+    chain: Chain,
+    latest: SessionRecord | None,
+    request: SessionRequest,
+    now: float,
+    *,
+    ran_before: bool,
+    all_stopped: str | None = None,
 ) -> str | None:
     """Why this request may not start the chain's next session; None when it may.
 
     Args:
         latest: The chain's latest session.
         ran_before: Whether this flow run has already been a session of this chain.
+        all_stopped: Why all chains are stopped, if they are.
     """
-    if latest is not None and latest.state is SessionState.RUNNING:
-        if chain.lease_until > now:
-            return (
-                f"session {latest.ordinal} of {chain.name} is at work in flow run {latest.flow_run_id or 'unknown'} "
-                f"(process {latest.pid} on {latest.host}); its lease runs until {isoformat(chain.lease_until)}"
-            )
+    if all_stopped is not None:
+        return f"all chains are stopped ({all_stopped}); `perpetual resume --all` lets them go on"
+    if latest is not None and latest.state is SessionState.RUNNING and chain.lease_until > now:
+        return (
+            f"session {latest.ordinal} of {chain.name} is at work in flow run {latest.flow_run_id or 'unknown'} "
+            f"(process {latest.pid} on {latest.host}); its lease runs until {isoformat(chain.lease_until)}"
+        )
+    if is_resumed(chain, latest, request):
         return None
-    if chain.status in (ChainStatus.CANCELLED, ChainStatus.PAUSED):
-        return f"chain {chain.name} is {chain.status}: {chain.reason}"
-    prefix, _, invited = (request.invitation or "").rpartition("-")
-    came_too_late = prefix == f"perpetual-{chain.uid}" and invited.isdigit() and int(invited) <= chain.ordinal
+    if chain.wanted is not None or chain.status in (ChainStatus.CANCELLED, ChainStatus.PAUSED):
+        held = chain.status if chain.wanted is None else {Wanted.CANCEL: "cancelled"}.get(chain.wanted, "paused")
+        return f"chain {chain.name} is {held} ({chain.wanted_why or chain.reason}); `perpetual resume {chain.name}`"
+    invited = invited_to(request.invitation, chain.uid)
+    came_too_late = invited is not None and invited <= chain.ordinal
+    # A run that failed may be tried again, by Prefect or a person, though the chain would go on by itself later.
+    ran_before = ran_before and latest is not None and latest.state is not SessionState.FAILED
     if (ran_before or came_too_late) and chain.status in (ChainStatus.WAITING, ChainStatus.FINISHED):
         return (
             f"this flow run's session of {chain.name} is over; the chain is {chain.status} at session {chain.ordinal}"
         )
     return None
+
+
+def is_resumed(chain: Chain, latest: SessionRecord | None, request: SessionRequest) -> bool:
+    """Whether this is the very run that was paused: Prefect starts it again only when a person presses Resume."""
+    return (
+        chain.status is ChainStatus.PAUSED
+        and chain.wanted is None
+        and latest is not None
+        and latest.state is SessionState.PAUSED
+        and latest.flow_run_id is not None
+        and latest.flow_run_id == request.flow_run_id
+    )
+
+
+def wanted_status(chain: Chain, status: ChainStatus, reason: str) -> tuple[ChainStatus, str]:
+    """How a chain stands that would go on, given what a person wants of it; a chain that ends anyway does."""
+    if chain.wanted is None or status is not ChainStatus.WAITING:
+        return status, reason
+    held = ChainStatus.CANCELLED if chain.wanted is Wanted.CANCEL else ChainStatus.PAUSED
+    return held, chain.wanted_why or reason

@@ -10,11 +10,13 @@ from perpetual_blocks.session.account import pool_spends
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.ports import Claim, Fence, Ledger, Misfit, Reserve
 from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.usage import show_duration
 from perpetual_blocks.work import CutOff, Item
 
 POLL_SECONDS = 0.25
 MOST_WAITED_SECONDS = 30.0
-"""How long a session waits for others to give back what they have reserved of a pool, before it ends."""
+"""How long a session waits before it ends: for others to give back what they have reserved of a pool, or for the next
+attempt of an item that has failed."""
 
 
 class Chooser:
@@ -22,6 +24,7 @@ class Chooser:
 
     Attributes:
         passed_over: Why items were not taken when others were, by id.
+        discarded: Why items were given up at the latest claim, by id.
     """
 
     def __init__(self, ledger: Ledger, fence: Fence, monitor: BudgetMonitor, clock: Clock, stop: StopRequest) -> None:
@@ -31,8 +34,10 @@ class Chooser:
         self._clock = clock
         self._stop = stop
         self._pooled = [limit for limit in monitor.budget if limit.pool is not None]
+        self._gone: StopReason | None = None
         self._asked: dict[Any, tuple[Expectation, Refusal | None]] = {}
         self.passed_over: dict[str, str] = {}
+        self.discarded: dict[str, str] = {}
 
     def claim(self, readings: Sequence[Reading]) -> Item | StopReason:
         """The next item; or why there is none, with the time when there will be one where that is known."""
@@ -42,13 +47,22 @@ class Chooser:
             claim = self._ledger.claim(self._fence, partial(self._misfit, readings), partial(self.reserves, readings))
             if claim.item is not None:
                 self.passed_over |= claim.passed_over
+                self.discarded = claim.discarded
                 return claim.item
+            seconds, why = POLL_SECONDS, None
             if not claim.contended or waited >= MOST_WAITED_SECONDS:
-                return self._nothing_claimed(claim)
-            if self._stop.wait(self._clock, POLL_SECONDS):
+                why = self._nothing_claimed(claim)
+                if why.code != "backing-off" or why.resume_at is None:
+                    return why
+                seconds = max(POLL_SECONDS, why.resume_at - self._clock.now())
+                # Waiting must not use up the time that is kept for the shutdown either.
+                left = self._monitor.room(readings).get("seconds", MOST_WAITED_SECONDS)
+                if seconds > min(MOST_WAITED_SECONDS - waited, left):
+                    return why
+            if self._stop.wait(self._clock, seconds):
                 assert self._stop.reason is not None
                 return self._stop.reason
-            waited += POLL_SECONDS
+            waited += seconds
             readings = self._monitor.readings()
 
     def reserves(self, readings: Sequence[Reading], item: Item) -> list[Reserve]:
@@ -63,11 +77,15 @@ class Chooser:
         wanted = [Reserve(limit, amount) for limit in self._pooled if limit.resource == resource]
         return self._ledger.extend(self._fence, item, wanted)
 
-    def out_of_room(self, item: Item, error: CutOff) -> StopReason:
-        """Why the session ends after a unit was cut off: what is left of its budget is too little for more."""
+    def out_of_room(self, item: Item, error: CutOff) -> StopReason | None:
+        """Why the session ends after a unit was cut off: what is left of its budget is too little for more.
+
+        None where the item will never have room again: then the next claim says whether others have.
+        """
         ready = self.ready_at([item.expectation])
         if ready is None:
-            return StopReason(f"exhausted:{error.resource}", str(error))
+            self._gone = StopReason(f"exhausted:{error.resource}", str(error))
+            return None
         return StopReason(f"budget:{error.resource}", str(error), ready if ready > self._clock.now() else None)
 
     def ready_at(self, units: list[Expectation]) -> float | None:
@@ -86,25 +104,39 @@ class Chooser:
         if refusal is None:
             return None
         gone = any(reading.limit.scope == "total" for reading in refusal.readings)
-        return Misfit(refusal.why, patient=not gone)
+        return Misfit(refusal.why, patient=not gone, never=self._monitor.too_large(unit, readings))
 
     def _nothing_claimed(self, claim: Claim) -> StopReason:
-        if not claim.passed_over:
-            return StopReason("queue-empty", "nothing is left that can be claimed")
+        empty = StopReason("queue-empty", "nothing is left that can be claimed")
+        why, retry_at = self._nothing_fits(claim) if claim.passed_over else empty, claim.retry_at
+        if retry_at is None:
+            return why
+        sooner = why.resume_at is not None and retry_at < why.resume_at
+        if sooner or why.code in ("queue-empty", "too-large") or why.code.startswith("exhausted:"):
+            wait = show_duration(max(0.0, retry_at - self._clock.now()))
+            text = f"what has failed is tried again in {wait}, and nothing else can be done before"
+            return StopReason("backing-off", text, retry_at)
+        return why
+
+    def _nothing_fits(self, claim: Claim) -> StopReason:
         item, why = next(iter(claim.passed_over.items()))
-        refusals = [refusal for _, refusal in self._asked.values() if refusal is not None]
+        # What fits into no session at all is waited for by nobody, as long as there is anything else.
+        asked = [one for one in self._asked.values() if self._monitor.too_large(one[0]) is None]
+        asked = asked or list(self._asked.values())
+        refusals = [refusal for _, refusal in asked if refusal is not None]
         # What only a pool's reservations refused was not refused by the monitor.
         limit = refusals[0].readings[0].limit if refusals else self._pooled[0]
-        ready, now = self.ready_at([unit for unit, _ in self._asked.values()]), self._clock.now()
+        ready, now = self.ready_at([unit for unit, _ in asked]), self._clock.now()
         if ready is None:
-            return StopReason(f"exhausted:{limit.resource}", why)
+            # What a unit has run into says more than what is foretold of the others.
+            return self._gone or StopReason(f"exhausted:{limit.resource}", refusals[0].why if refusals else why)
         if claim.contended:
             ready = max(ready, now + MOST_WAITED_SECONDS)
         resume_at = ready if ready > now else None
         if resume_at is None and self._monitor.units == 0:
             return StopReason("too-large", f"{item} does not fit into a fresh session ({why})")
         if self._monitor.verdict().status is Status.WRAP_NOW or not refusals:
-            return StopReason(f"budget:{limit.resource}", why, resume_at)
+            return StopReason(f"budget:{limit.resource}", refusals[0].why if refusals else why, resume_at)
         others = len(claim.passed_over) - 1 + claim.others
         more = f", nor do {others} others" if others else ""
         return StopReason("nothing-fits", f"{item} does not fit into what is left ({why}){more}", resume_at)

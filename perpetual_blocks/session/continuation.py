@@ -1,9 +1,11 @@
-"""What becomes of a session and its chain when it stops: a pure function of why, and of what is left."""
+"""What becomes of a session and its chain when it stops: pure functions of why, and of what is left."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
-from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason
+from perpetual_blocks.errors import LedgerError, RunsUnavailable, StorageError, described
+from perpetual_blocks.session.chain import ChainStatus, SessionRecord, SessionState, StopReason
 from perpetual_blocks.work import ItemStatus
 
 
@@ -12,7 +14,7 @@ class Ending:
     """How it ends.
 
     Attributes:
-        goes_on: Whether a follow-on is to be created.
+        goes_on: Whether a follow-on is to be recorded; it is created as soon as the chain waits for it.
     """
 
     session: SessionState
@@ -29,6 +31,37 @@ _ENDS_WITH_WORK_LEFT = {
     "exhausted": (SessionState.EXHAUSTED, ChainStatus.EXHAUSTED),
     "too-large": (SessionState.STALLED, ChainStatus.STALLED),
 }
+_HELD = {"paused": (SessionState.PAUSED, ChainStatus.PAUSED)}
+
+
+OUTAGE = "outage"
+"""The code of a session's end that the world around it is to blame for."""
+
+BACK_OFF_SECONDS = (30.0, 120.0, 480.0)
+"""How long a chain waits after an outage, and after the next ones in a row; then a person is asked."""
+
+
+def after_error(error: Exception, errors_in_a_row: int, now: float) -> Ending:
+    """How a session ends that an error has ended.
+
+    Where the world failed (storage, ledger, Prefect's API) the chain tries again by itself, later and later. Where the
+    agent or what it was given is wrong, trying again would give the same.
+
+    Args:
+        errors_in_a_row: How many sessions just before were ended by the world.
+    """
+    if not isinstance(error, StorageError | LedgerError | RunsUnavailable):
+        return Ending(SessionState.FAILED, ChainStatus.STALLED, StopReason("error", described(error)), goes_on=False)
+    if errors_in_a_row >= len(BACK_OFF_SECONDS):
+        message = f"{described(error)}; {errors_in_a_row} sessions before ended in the same way"
+        return Ending(SessionState.FAILED, ChainStatus.STALLED, StopReason(OUTAGE, message), goes_on=False)
+    reason = StopReason(OUTAGE, described(error), resume_at=now + BACK_OFF_SECONDS[errors_in_a_row])
+    return Ending(SessionState.FAILED, ChainStatus.WAITING, reason, goes_on=True)
+
+
+def outages_in_a_row(sessions: Sequence[SessionRecord]) -> int:
+    """How many of the latest sessions were ended by an outage before they had finished a unit."""
+    return sum(1 for _ in takewhile(lambda one: one.stop_reason == OUTAGE and not one.units, reversed(sessions)))
 
 
 def ending(reason: StopReason, counts: Mapping[ItemStatus, int]) -> Ending:
@@ -43,6 +76,9 @@ def ending(reason: StopReason, counts: Mapping[ItemStatus, int]) -> Ending:
     if code in _ENDS_ANYWAY or (open_now and code in _ENDS_WITH_WORK_LEFT):
         session, chain = {**_ENDS_ANYWAY, **_ENDS_WITH_WORK_LEFT}[code]
         return Ending(session, chain, reason, goes_on=False)
+    if open_now and code in _HELD:
+        session, chain = _HELD[code]
+        return Ending(session, chain, reason, goes_on=True)
     if open_now:
         return Ending(SessionState.WRAPPED, ChainStatus.WAITING, reason, goes_on=True)
     if blocked:

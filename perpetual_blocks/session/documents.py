@@ -1,19 +1,20 @@
 """The documents of a session, made from what the ledger says."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
 from urllib.parse import quote
 
 from perpetual_blocks.budget import BudgetMonitor, Reading
 from perpetual_blocks.checkpoint import Checkpoint, digest
 from perpetual_blocks.clock import isoformat
-from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, SessionLine, WorkLine
+from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, SessionLine, WorkLine, to_markdown
+from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.advice import advice
-from perpetual_blocks.session.chain import SessionRecord
-from perpetual_blocks.session.continuation import Ending
+from perpetual_blocks.session.attempts import Story
+from perpetual_blocks.session.chain import ChainStatus, SessionRecord
 from perpetual_blocks.session.metrics import success_metrics
-from perpetual_blocks.session.ports import Fence, Ledger
+from perpetual_blocks.session.ports import Document, Ledger
 from perpetual_blocks.usage import add
 from perpetual_blocks.work import Item, ItemStatus
 
@@ -26,18 +27,51 @@ def chain_folder(chain: str, uid: str) -> str:
     return f"perpetual/{chain}-{uid}"
 
 
+def document_key(chain: str, uid: str, kind: Literal["checkpoint", "handoff"], ordinal: int, mark: str) -> str:
+    """The key of a session's document.
+
+    Args:
+        mark: Random, because a session may come to write it a second time, and no key is used twice.
+    """
+    suffix = "json" if kind == "checkpoint" else "md"
+    return f"{chain_folder(chain, uid)}/{kind}s/{ordinal:06d}-{mark}.{suffix}"
+
+
+def masked_markdown(handoff: Handoff, redactor: Redactor) -> str:
+    """The handoff's text without secrets.
+
+    Masked twice: a secret's name is seen in the value, and what the whole text holds is seen in the text.
+    """
+    return redactor(to_markdown(handoff.model_copy(update={"context": redactor.shown(handoff.context)})))
+
+
 def unit_key(chain: str, uid: str, item: Item) -> str:
     """The key of a unit's outcome; never used for another unit.
 
     An interrupted unit has the same key when it is tried again, and so finds what was persisted; one that failed gets
-    a new one. A long or strange id is escaped, and cut and marked with its digest where a file name could not hold it.
+    a new one. A strange id is escaped; one that no file name could hold, or not on every system, is cut and marked with
+    its digest.
     """
     name = quote(item.id, safe="")
-    if len(name) > 120 or name in (".", ".."):
+    if len(name) > 120 or not _is_file_name(name):
         # quote() never lets a "=" through, so no other id looks like this one.
-        name = f"{name[:80].rstrip('%')}={digest(item.id)[:24]}"
+        name = f"{name[:80].rstrip('%').replace('.', '_')}={digest(item.id)[:24]}"
     attempt = f"-{item.failures}" if item.failures else ""
     return f"{chain_folder(chain, uid)}/units/{name}/{item.units + 1}{attempt}"
+
+
+_ESCAPE = re.compile(r"%[0-9A-F]{2}")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether an escaped id names the same file on every system, and no other id's.
+
+    Two ids that differ in capitals are one name on macOS and Windows; Windows drops a dot at the end, and takes some
+    names for devices.
+    """
+    plain = _ESCAPE.sub("", name)
+    return plain == plain.lower() and not name.endswith(".") and _DEVICE.fullmatch(name) is None
 
 
 def chain_usage(sessions: Sequence[SessionRecord]) -> dict[str, float]:
@@ -62,19 +96,30 @@ def limits_now(readings: Sequence[Reading]) -> list[dict[str, Any]]:
     ]
 
 
-def checkpoint_now(ledger: Ledger, fence: Fence, task: str, now: float) -> Checkpoint:
-    """What a checkpoint says at this moment."""
-    chain, sessions = ledger.chain(fence.chain), ledger.sessions(fence.chain)
-    upcoming = ledger.items(fence.chain, ItemStatus.AVAILABLE, 1)
+def checkpoints_so_far(sessions: Sequence[SessionRecord], checkpoints: Sequence[Document], ordinal: int) -> int:
+    """The sequence number of a session's checkpoint: how many the chain has written, with this one.
+
+    A session that ended in order has written one, be it still there or not.
+    """
+    written = {session.ordinal for session in sessions if session.graceful}
+    return len(written | {document.ordinal for document in checkpoints} | {ordinal})
+
+
+def checkpoint_now(ledger: Ledger, name: str, ordinal: int, task: str, now: float) -> Checkpoint:
+    """What a session's checkpoint says at this moment."""
+    chain, sessions = ledger.chain(name), ledger.sessions(name)
+    upcoming = ledger.items(name, ItemStatus.AVAILABLE, 1)
     return Checkpoint(
         chain=chain.name,
         uid=chain.uid,
-        ordinal=fence.ordinal,
+        ordinal=ordinal,
+        checkpoints=checkpoints_so_far(sessions, ledger.documents(name, "checkpoint"), ordinal),
         agent=chain.agent,
         task=task,
-        items={status.value: count for status, count in ledger.counts(fence.chain).items()},
+        items={status.value: count for status, count in ledger.counts(name).items()},
         units=sum(session.units for session in sessions),
         context=chain.context,
+        context_version=chain.context_version,
         next_action=upcoming[0].next_action if upcoming else None,
         usage=chain_usage(sessions),
         at=isoformat(now) or "",
@@ -83,62 +128,55 @@ def checkpoint_now(ledger: Ledger, fence: Fence, task: str, now: float) -> Check
 
 def handoff_now(
     ledger: Ledger,
-    fence: Fence,
+    this: SessionRecord,
+    name: str,
     task: str,
-    now: float,
-    end: Ending,
-    monitor: BudgetMonitor,
     *,
-    passed_over: Mapping[str, str],
-    choices: Sequence[str],
-    resumed: Sequence[str],
-    failed_steps: Sequence[str],
-    commit: str | None,
+    chain_status: ChainStatus,
+    resume_at: float | None = None,
+    calibration: Sequence[CalibrationLine] = (),
+    resumed: Sequence[str] = (),
+    failed_steps: Sequence[str] = (),
+    commit: str | None = None,
     outlook: str | None = None,
 ) -> Handoff:
-    """What the handoff says at this moment, before the agent adds to it."""
-    chain, sessions, counts = (
-        ledger.chain(fence.chain),
-        ledger.sessions(fence.chain),
-        ledger.counts(fence.chain),
-    )
-    limits = limits_now(monitor.readings())
-    # As it will be when it is closed: its own end counts in the metrics, too.
-    this = sessions[-1] = replace(
-        sessions[-1],
-        state=end.session,
-        stop_reason=end.reason.code,
-        stop_message=end.reason.message,
-        ended_at=now,
-        graceful=True,
-        limits=limits,
-    )
+    """What a session's handoff says at this moment, before the agent adds to it.
+
+    Args:
+        this: The session as it will be, or is, when it has ended; its own end counts in the metrics, too.
+        chain_status: What becomes of the chain.
+    """
+    chain, counts = ledger.chain(name), ledger.counts(name)
+    sessions = [this if session.ordinal == this.ordinal else session for session in ledger.sessions(name)]
     return Handoff(
-        chain=fence.chain,
-        ordinal=fence.ordinal,
+        chain=name,
+        ordinal=this.ordinal,
         agent=chain.agent,
         task=task,
-        state=end.session,
-        stop_reason=end.reason.code,
-        stop_message=end.reason.message,
+        state=this.state,
+        chain_status=chain_status,
+        stop_reason=this.stop_reason or "",
+        stop_message=this.stop_message or "",
         started_at=isoformat(this.started_at) or "",
-        ended_at=isoformat(now) or "",
+        ended_at=isoformat(this.ended_at) or "",
         items={status.value: count for status, count in counts.items()},
         units=this.units,
         units_total=sum(session.units for session in sessions),
         usage=this.usage,
         usage_total=chain_usage(sessions),
-        limits=[LimitLine(**limit) for limit in limits],
-        next_items=[_line(item) for item in ledger.items(fence.chain, ItemStatus.AVAILABLE, LISTED)],
-        discarded=[_line(item) for item in ledger.items(fence.chain, ItemStatus.DISCARDED, LISTED)],
-        sessions=[_session_line(session) for session in sessions[-LISTED - 1 : -1]],
+        limits=[LimitLine(**limit) for limit in this.limits],
+        next_items=[_line(item) for item in ledger.items(name, ItemStatus.AVAILABLE, LISTED)],
+        discarded=[
+            _dead_letter(ledger.story(name, item.id)) for item in ledger.items(name, ItemStatus.DISCARDED, LISTED)
+        ],
+        sessions=[_session_line(session) for session in sessions if session.ordinal < this.ordinal][-LISTED:],
         resumed=list(resumed),
         steps=list(failed_steps),
-        passed_over=dict(passed_over),
-        choices=list(choices),
-        calibration=_calibration(monitor),
-        advice=advice(sessions, checkpoint_sizes(ledger, fence.chain)),
-        resume_at=isoformat(end.reason.resume_at),
+        passed_over=dict(this.passed_over),
+        choices=list(this.choices),
+        calibration=list(calibration),
+        advice=advice(sessions, checkpoint_sizes(ledger, name)),
+        resume_at=isoformat(resume_at),
         context=chain.context,
         metrics=success_metrics(sessions, counts),
         commit=commit,
@@ -152,7 +190,7 @@ def checkpoint_sizes(ledger: Ledger, chain: str) -> list[int]:
     return [document.size for document in reversed(ledger.documents(chain, "checkpoint"))]
 
 
-def _calibration(monitor: BudgetMonitor) -> list[CalibrationLine]:
+def calibration_of(monitor: BudgetMonitor) -> list[CalibrationLine]:
     return [
         CalibrationLine(resource=resource, kind=kind, **figures)
         for resource, forecast in monitor.forecasts.items()
@@ -169,6 +207,11 @@ def _line(item: Item) -> WorkLine:
         next_action=item.next_action,
         error=item.error,
     )
+
+
+def _dead_letter(story: Story) -> WorkLine:
+    told = {"failed": story.failed, "cut_off": story.cut_off, "sessions": story.sessions, "wasted": story.wasted}
+    return _line(story.item).model_copy(update=told)
 
 
 def _session_line(session: SessionRecord) -> SessionLine:

@@ -1,10 +1,18 @@
 """The outbox: follow-ons are recorded with the end of their session, created from there, and moved when quota frees."""
 
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
 from perpetual_blocks.budget import Budget, BudgetMonitor
 from perpetual_blocks.clock import Clock
+from perpetual_blocks.errors import RunsUnavailable
 from perpetual_blocks.faults import reached
+from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.account import budget_record
-from perpetual_blocks.session.ports import Ledger, Runs
+from perpetual_blocks.session.chain import invitation
+from perpetual_blocks.session.manners import Manners
+from perpetual_blocks.session.ports import FollowOn, Ledger, Runs
 from perpetual_blocks.work import ItemStatus
 
 MOST_JITTER_SECONDS = 60.0
@@ -13,17 +21,86 @@ SOONER_SECONDS = MOST_JITTER_SECONDS + 5.0
 
 LOOKED_AT = 20
 
+WAITS_FOR_ROOM = ("budget", "nothing-fits", "backing-off")
+"""Stop reasons after which the follow-on may start as soon as an item can be claimed."""
 
-def create_follow_ons(ledger: Ledger, runs: Runs, chain: str | None = None) -> int:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTemplate:
+    """What a run that goes on is made of. Kept with the session, so that whoever finds it dead can make one.
+
+    Attributes:
+        parameters: As they were given to the run: blocks by reference.
+    """
+
+    deployment_id: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    job_variables: dict[str, Any] = field(default_factory=dict)
+    work_queue: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As the session's row keeps it."""
+        return {**asdict(self), "tags": list(self.tags)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "RunTemplate":
+        """From a session's row."""
+        return cls(**{**value, "tags": tuple(value["tags"])})
+
+    def follow_on(self, chain: str, uid: str, ordinal: int, not_before: float | None, renewal: str = "") -> FollowOn:
+        """The run that is to be session `ordinal` of the chain."""
+        return FollowOn(
+            chain=chain,
+            ordinal=ordinal,
+            idempotency_key=invitation(uid, ordinal, renewal),
+            deployment_id=self.deployment_id,
+            parameters={**self.parameters, "chain": chain},
+            run_name=run_name(chain, ordinal),
+            tags=tuple(dict.fromkeys((*self.tags, chain_tag(chain)))),
+            job_variables=self.job_variables,
+            work_queue=self.work_queue,
+            not_before=not_before,
+        )
+
+
+def chain_tag(chain: str) -> str:
+    """The tag that all runs of a chain have."""
+    return f"chain:{chain}"
+
+
+def run_name(chain: str, ordinal: int) -> str:
+    """What the runs list shows."""
+    return f"{chain} · {ordinal}"
+
+
+def create_follow_ons(
+    ledger: Ledger, runs: Runs, chain: str | None = None, patience: Patience = IMPATIENT, *, but: str | None = None
+) -> int:
     """Creates the flow runs that are recorded and not yet created; returns how many.
 
     Safe to call from anywhere and at any time: the idempotency key makes one run of it, whoever calls how often.
+
+    Args:
+        chain: Those of this chain only.
+        patience: For how long each is tried again while Prefect's API is away.
+        but: Not those of this chain: its next session is about to begin anyway.
+
+    Raises:
+        Exception: what went wrong with the first that could not be created; the others were.
     """
-    pending = ledger.pending_follow_ons(chain)
+    pending = [follow_on for follow_on in ledger.pending_follow_ons(chain) if follow_on.chain != but]
+    failed: list[Exception] = []
     for follow_on in pending:
-        flow_run_id = runs.create(follow_on)
+        try:
+            flow_run_id = patience(partial(runs.create, follow_on), lambda error: isinstance(error, RunsUnavailable))
+        except Exception as error:  # noqa: BLE001 - a deployment that is gone must not keep other chains waiting
+            failed.append(error)
+            continue
         reached("follow_on.created")
         ledger.follow_on_created(follow_on, flow_run_id)
+    if failed:
+        raise failed[0]
     return len(pending)
 
 
@@ -50,11 +127,21 @@ def move_follow_ons(ledger: Ledger, runs: Runs, clock: Clock) -> int:
 
 
 def ready_at(ledger: Ledger, name: str, clock: Clock) -> float | None:
-    """When the first of a chain's next items fits every window and total; None if none ever does."""
+    """When the first of a chain's next items fits every window and total, is not left alone after a failed attempt, and
+    it is not to be quiet.
+
+    None if none ever does, or if the chain waits for something else: a back-off is not over when a quota is free.
+    """
     chain = ledger.chain(name)
+    latest = ledger.sessions(name)[-1:]
+    if not latest or (latest[0].stop_reason or "").partition(":")[0] not in WAITS_FOR_ROOM:
+        return None
     budget = Budget.from_json(chain.settings.get("budget") or [])
     account = budget_record(ledger, chain, budget, clock.now(), before=chain.ordinal + 1)
     monitor = BudgetMonitor(budget, clock, {}, account)
     items = ledger.items(name, ItemStatus.AVAILABLE, LOOKED_AT)
-    moments = [moment for item in items if (moment := monitor.ready_at(item.expectation)) is not None]
-    return min(moments, default=None)
+    fitting = [(item, moment) for item in items if (moment := monitor.ready_at(item.expectation)) is not None]
+    if not fitting:
+        return None
+    ready = min(max(moment, item.retry_at or 0.0) for item, moment in fitting)
+    return Manners.of(chain.settings).quiet_until(ready) or ready

@@ -1,27 +1,37 @@
 """The session: owns the chain, works through the queue until something says stop, and ends in order."""
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from perpetual_blocks.budget import Budget, BudgetMonitor, Reading, Status, check_metered
 from perpetual_blocks.budget.room import Room
-from perpetual_blocks.errors import Fenced, InvalidInput, PerpetualError, described
+from perpetual_blocks.errors import Fenced, InvalidInput, LedgerUnavailable, PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
-from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
+from perpetual_blocks.session.chain import Chain, SessionRecord, SessionRequest, SessionState, StopReason
 from perpetual_blocks.session.choosing import Chooser
+from perpetual_blocks.session.completion import complete
+from perpetual_blocks.session.context import upgraded_context
+from perpetual_blocks.session.continuation import after_error, outages_in_a_row
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
+from perpetual_blocks.session.follow_on import create_follow_ons, jitter
 from perpetual_blocks.session.heartbeat import Heartbeat
-from perpetual_blocks.session.ports import Closing, Fence, Opened, UnitRaised
+from perpetual_blocks.session.manners import Manners, restrain
+from perpetual_blocks.session.ports import Closing, Fence, Opened, RunPaused, UnitRaised
 from perpetual_blocks.session.restore import Restored, restore
 from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
+from perpetual_blocks.session.steps import STEP_SECONDS, within
 from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.session.unit_thread import LeftBehind, UnitThread
+from perpetual_blocks.session.watch import Look, Watch, wishes
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import (
     BudgetWarned,
+    CodeChanged,
+    ItemDiscarded,
     ItemsAdded,
     SessionEnded,
     SessionStarted,
@@ -29,7 +39,7 @@ from perpetual_blocks.telemetry import (
     UnitCutOff,
     UnitFailed,
 )
-from perpetual_blocks.work import CutOff, Item, Outcome, Unit
+from perpetual_blocks.work import CutOff, Item, Outcome, Unit, WorkItem
 from perpetual_blocks.work.item import ItemStatus
 
 
@@ -69,12 +79,13 @@ class Session:
     ) -> None:
         check_metered(budget, world.meters)
         self._agent = agent
-        self._request = request
+        self._request = replace(request, context_version=agent.context_version, on_code_change=agent.on_code_change)
         self._world = world
         self._ledger = world.ledger
         self._task = task
         self._follow_on = follow_on
         self._stop = stop or StopRequest()
+        self._units = UnitThread(world.clock, self._stop)
         self._budget = budget
         self._until = until
         self._began = world.clock.monotonic()
@@ -84,24 +95,35 @@ class Session:
         self._rung: str | None = None
         self._passed_over: dict[str, str] = {}
         self._choices: list[str] = []
+        self._manners = Manners.of(request.settings)
+        self._quiet_from = self._manners.quiet_from(world.clock.now())
+        self._context: dict[str, Any] = {}
 
     def run(self) -> SessionEnd:
         """Works until something says stop.
 
         Raises:
-            Superseded: another session works on the chain; nothing was done.
+            Superseded: another session works on the chain, or it is paused; nothing was done.
+            InvalidInput: the chain is not one of this agent; nothing was done.
             Fenced: another session took over in between; what was committed until then stands.
+            LedgerUnavailable: the ledger was away for longer than the lease; whoever comes next takes the chain over.
             PerpetualError: an essential step failed; the session is recorded as failed where the ledger allows it.
         """
+        began = self._world.clock.monotonic()
         opened = self._ledger.open_session(self._request)
         reached("session.opened")
         fence = opened.fence
-        with Heartbeat(self._ledger, fence, self._stop):
+        with ExitStack() as watched:
+            watched.enter_context(Heartbeat(self._ledger, fence, self._stop, self._world.clock, began))
+            asked: dict[str, Look] = {"wishes": partial(wishes, self._ledger, fence.chain), **self._world.watched}
+            for name, look in asked.items():
+                watched.enter_context(Watch(look, self._stop, f"{name} {fence.chain}"))
             try:
                 restored = self._resume(opened)
                 reason = self._work(opened)
                 if reason.code == "fenced":
                     raise Fenced(reason.message)
+                self._check_reachable()
                 end = Shutdown(
                     agent=self._agent,
                     world=self._world,
@@ -113,12 +135,15 @@ class Session:
                     follow_on=self._follow_on,
                     passed_over=self._passed_over,
                     choices=self._choices,
+                    stop=self._stop,
                 ).run(reason)
             except Fenced:
                 raise
             except Exception as error:
-                self._fail(fence, error)
+                self._fail(opened, error)
                 raise
+            finally:
+                self._units.close()
         self._world.tell(SessionEnded(fence.chain, fence.ordinal, end.session, end.reason.message))
         return SessionEnd(fence.ordinal, end.session, end.reason)
 
@@ -136,21 +161,44 @@ class Session:
         )
         restored = Restored(None, ())
         if previous is not None:
-            now = checkpoint_now(self._ledger, fence, self._task, self._world.clock.now())
+            self._complete(opened.chain, previous)
+            now = checkpoint_now(self._ledger, fence.chain, fence.ordinal, self._task, self._world.clock.now())
             checkpoints = self._ledger.documents(fence.chain, "checkpoint")
-            restored = restore(checkpoints, self._world.documents, now, graceful=previous.graceful)
+            restored = restore(checkpoints, self._world.documents, now, graceful=previous.graceful, signer=world.signer)
             if opened.took_over:
                 note = f"session {previous.ordinal} was found dead; what it had committed stands, its claims are free"
                 restored = Restored(restored.verified, (note, *restored.notes))
+        if opened.code_changed is not None:
+            world.tell(CodeChanged(fence.chain, fence.ordinal, opened.code_changed))
+        self._context, upgraded = upgraded_context(self._agent, self._ledger, opened)
+        news = tuple(filter(None, (opened.code_changed, upgraded)))
+        restored = Restored(restored.verified, (*restored.notes, *news))
         self._world.tell(SessionStarted(fence.chain, fence.ordinal, opened.took_over, restored.notes))
         if not opened.chain.planned:
-            added = self._ledger.add_items(fence.chain, self._agent.plan(), planned_by=fence)
+            added = self._ledger.add_items(fence.chain, self._plan(), planned_by=fence)
             self._world.tell(ItemsAdded(fence.chain, added))
         self._ledger.resumed(fence, self._monitor.elapsed(), restored.verified)
         return restored
 
+    def _complete(self, chain: Chain, previous: SessionRecord) -> None:
+        world = self._world
+        with suppress(Exception):  # it is about reading; the work goes on without
+            now = world.clock.now()
+            handoff = complete(
+                self._ledger, world.documents, chain, previous, now, signer=world.signer, redactor=world.redactor
+            )
+            if handoff is not None:
+                world.saved_work.publish(chain.name, previous.ordinal, handoff, previous.stop_message or "")
+
+    def _plan(self) -> Iterator[WorkItem]:
+        for item in self._agent.plan():
+            if isinstance(item, WorkItem):  # what is none, the ledger refuses
+                self._world.redactor.refuse(item.id, "WorkItem.id")
+                self._world.redactor.refuse(item.payload, f"WorkItem({item.id!r}).payload")
+            yield item
+
     def _work(self, opened: Opened) -> StopReason:
-        context = opened.chain.context
+        context = self._context
         chooser = Chooser(self._ledger, opened.fence, self._monitor, self._world.clock, self._stop)
         self._passed_over = chooser.passed_over
         while (reason := self._reason_to_stop(readings := self._monitor.readings())) is None:
@@ -158,6 +206,8 @@ class Session:
             if isinstance(chosen, StopReason):
                 return chosen
             reached("unit.claimed")
+            for item, why in chooser.discarded.items():
+                self._world.tell(ItemDiscarded(opened.fence.chain, item, why))
             outcome = self._run_unit(opened, chosen, self._unit(chooser, chosen, context), chooser)
             if isinstance(outcome, StopReason):
                 return outcome
@@ -186,6 +236,8 @@ class Session:
         """Asks every stop source but the budget, which is asked for each item; the first reason wins."""
         if self._stop.reason is not None:
             return self._stop.reason
+        if self._quiet_from is not None and self._world.clock.now() >= self._quiet_from:
+            return StopReason("quiet-hours", "its quiet hours begin", self._manners.quiet_until(self._quiet_from))
         if (enough := self._monitor.long_enough(readings)) is not None:
             self._choices.append(f"session length: {enough}")
             return StopReason("session-length", enough)
@@ -197,16 +249,35 @@ class Session:
                 self._world.tell(BudgetWarned(self._request.chain, verdict.reading.limit.resource, verdict.reason))
         return None
 
-    def _run_unit(self, opened: Opened, item: Item, unit: Unit, chooser: Chooser) -> Outcome | StopReason | None:
-        """Runs one unit and commits what came of it; None when it failed, and a reason when it had no room."""
+    def _run_unit(  # noqa: PLR0911 - one for each way in which a unit ends
+        self, opened: Opened, item: Item, unit: Unit, chooser: Chooser
+    ) -> Outcome | StopReason | None:
+        """Runs one unit and commits what came of it; None when it failed, a reason when it had no room or time."""
         fence = opened.fence
         key = unit_key(fence.chain, opened.chain.uid, item)
         fresh = self._monitor.units == 0
         started = self._world.clock.monotonic()
         try:
             with self._monitor.watch():
-                outcome = self._world.runner.run(key, unit)
+                outcome = self._units.run(
+                    partial(self._world.runner.run, key, unit),
+                    self._world.runner.interrupt,
+                    self._monitor.shutdown_seconds,
+                )
+        except RunPaused:
+            self._ledger.release(fence, item)
+            return self._stop.reason or StopReason("paused", "its flow run was paused")
+        except LeftBehind:
+            # Its key stays as it is: should it still end before the process does, the next session finds its outcome.
+            self._ledger.release(fence, item)
+            why = f"{item.id}: unit {unit.number} could not be waited for, as the process is about to end"
+            self._world.tell(UnitCutOff(fence.chain, item.id, why, discarded=False))
+            return self._stop.reason
         except UnitRaised as raised:
+            if self._units.interrupted:
+                spent = {**unit.usage, "seconds": self._world.clock.monotonic() - started}
+                self._cut_off(fence, item, spent, unit.interrupted(), fresh=False)
+                return self._stop.reason
             if isinstance(raised.__cause__, CutOff):
                 spent = {**unit.usage, "seconds": self._world.clock.monotonic() - started}
                 self._cut_off(fence, item, spent, raised.__cause__, fresh=fresh)
@@ -219,6 +290,7 @@ class Session:
             with suppress(PerpetualError):
                 self._ledger.release(fence, item)
             raise
+        self._check_reachable()
         self._monitor.record(outcome.usage, item.expectation)
         for name, quota in outcome.quotas.items():
             self._monitor.report(name, quota)
@@ -234,28 +306,53 @@ class Session:
 
     def _cut_off(self, fence: Fence, item: Item, usage: dict[str, float], error: CutOff, *, fresh: bool) -> None:
         self._monitor.record(usage, item.expectation, finished=False)
-        status = self._ledger.cut_off(fence, item, str(error), usage, self._monitor.spent, fresh=fresh)
-        self._world.tell(UnitCutOff(fence.chain, item.id, str(error), discarded=status is ItemStatus.DISCARDED))
+        why = self._world.redactor(str(error))
+        status = self._ledger.cut_off(fence, item, why, usage, self._monitor.spent, fresh=fresh)
+        self._world.tell(UnitCutOff(fence.chain, item.id, why, discarded=status is ItemStatus.DISCARDED))
 
     def _count_failure(self, fence: Fence, item: Item, usage: dict[str, float], error: BaseException) -> None:
-        text = described(error)
+        text = self._world.redactor(described(error))
         self._ledger.fail_unit(fence, item, text, usage, self._monitor.spent)
         self._world.tell(UnitFailed(fence.chain, item.id, item.attempts + 1, item.max_attempts, text))
 
-    def _fail(self, fence: Fence, error: Exception) -> None:
+    def _check_reachable(self) -> None:
+        """Commits nothing after the lease: what a unit has done since is persisted, and found by whoever comes next."""
+        if self._stop.reason is not None and self._stop.reason.code == "unreachable":
+            raise LedgerUnavailable(self._stop.reason.message)
+
+    def _fail(self, opened: Opened, error: Exception) -> None:
         """Records a session that cannot go on. Where the ledger itself is away, the lease runs out instead."""
-        reason = StopReason("error", described(error))
+        fence, message = opened.fence, self._world.redactor(described(error))
+        if not isinstance(error, LedgerUnavailable):
+            with suppress(PerpetualError):
+                self._close_failed(opened, error)
+        self._world.tell(SessionEnded(fence.chain, fence.ordinal, SessionState.FAILED, message))
+
+    def _close_failed(self, opened: Opened, error: Exception) -> None:
+        world, fence, uid = self._world, opened.fence, opened.chain.uid
+        *before, this = self._ledger.sessions(fence.chain)
+        now = world.clock.now()
+        end = after_error(error, 0 if this.units else outages_in_a_row(before), now)
+        end = replace(end, reason=replace(end.reason, message=world.redactor(end.reason.message)))
+        this = replace(this, state=end.session, stop_reason=end.reason.code, ended_at=now)
+        end = restrain(end, opened.chain, [*before, this], now)
+        follow_on = None
+        if end.goes_on and self._follow_on is not None and end.reason.resume_at is not None:
+            wait = end.reason.resume_at - now
+            follow_on = self._follow_on(uid, fence, end.reason.resume_at + jitter(uid, wait))
         limits: list[dict[str, Any]] = []
         with suppress(Exception):  # it may be a meter that failed
             limits = limits_now(self._monitor.readings())
         closing = Closing(
-            state=SessionState.FAILED,
-            stop=reason,
+            state=end.session,
+            stop=end.reason,
             graceful=False,
-            chain_status=ChainStatus.STALLED,
+            chain_status=end.chain,
             limits=limits,
             steps=[],
+            follow_on=follow_on,
         )
-        with suppress(PerpetualError):
-            self._ledger.close_session(fence, closing)
-        self._world.tell(SessionEnded(fence.chain, fence.ordinal, SessionState.FAILED, reason.message))
+        self._ledger.close_session(fence, closing)
+        if follow_on is not None and (runs := world.runs) is not None:
+            with suppress(Exception):  # it stays in the outbox for whoever comes by next
+                within(STEP_SECONDS, lambda: create_follow_ons(self._ledger, runs, fence.chain))

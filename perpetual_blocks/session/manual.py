@@ -15,7 +15,7 @@ from perpetual_blocks.budget.stopping import Status
 from perpetual_blocks.errors import InvalidInput, UnknownChain
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session.account import budget_record
-from perpetual_blocks.session.chain import ChainStatus, SessionRecord, SessionRequest, StopReason
+from perpetual_blocks.session.chain import ChainStatus, CodePolicy, SessionRecord, SessionRequest, StopReason
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.ports import Fence, UnitRaised
 from perpetual_blocks.session.shutdown import Shutdown
@@ -72,13 +72,11 @@ class ManualSession:
 
         Raises:
             Superseded: another session works on the chain.
-            InvalidInput: the task is done already.
+            InvalidInput: the task is done already, or the chain is another agent's.
         """
         with suppress(UnknownChain):
             chain = world.ledger.chain(request.chain)
-            if chain.agent != request.agent:
-                raise InvalidInput.of("chain", request.chain, f"a chain of sessions by hand; this is {chain.agent}'s")
-            if chain.status is ChainStatus.FINISHED:
+            if chain.status is ChainStatus.FINISHED and chain.agent == request.agent:
                 raise InvalidInput.of("chain", request.chain, "a chain whose task is not done yet; name another one")
         opened = world.ledger.open_session(replace(request, settings={**request.settings, "kinds": [TASK]}))
         session = cls(world, opened.fence)
@@ -156,7 +154,8 @@ class ManualSession:
         chain = self._ledger.chain(self.fence.chain)
         budget = Budget.from_json(chain.settings["budget"])
         account = budget_record(self._ledger, chain, budget, clock.now(), before=self.fence.ordinal)
-        monitor = BudgetMonitor(budget, clock, self._world.meters, account, elapsed=clock.now() - record.started_at)
+        elapsed = self._ledger.now() - record.started_at  # both by the ledger's clock
+        monitor = BudgetMonitor(budget, clock, self._world.meters, account, elapsed=elapsed)
         monitor.record(record.usage)
         return monitor
 
@@ -167,6 +166,11 @@ class _Hooks:
 
     commit: tuple[Path, ...]
     ladder: Mapping[float, str] = field(default_factory=dict)
+    context_version: int = 1
+    on_code_change: CodePolicy = "warn"
+
+    def on_context_upgrade(self, context: dict[str, Any], from_version: int) -> dict[str, Any]:
+        return context
 
     def plan(self) -> Iterable[WorkItem]:
         return ()
@@ -195,3 +199,6 @@ class NoUnits:
 
     def run(self, key: str, unit: Unit) -> Outcome:
         raise UnitRaised(f"{unit.id}: a session by hand runs no units")
+
+    def interrupt(self) -> bool:
+        return False

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perpetual_blocks.checkpoint import Checkpoint, compare
+from perpetual_blocks.checkpoint import Checkpoint, Signer, compare
 from perpetual_blocks.errors import DamagedDocument, StorageError
 from perpetual_blocks.session.ports import Document, Documents
 
@@ -21,23 +21,26 @@ class Restored:
     notes: tuple[str, ...]
 
 
-def restore(index: Sequence[Document], documents: Documents, now: Checkpoint, *, graceful: bool) -> Restored:
+def restore(
+    index: Sequence[Document], documents: Documents, now: Checkpoint, *, graceful: bool, signer: Signer | None = None
+) -> Restored:
     """Finds the latest checkpoint that is whole, and compares it with the ledger.
 
     Args:
         index: The chain's checkpoints, the latest first.
         now: What a checkpoint would say now.
         graceful: Whether the session before ended by itself, so that nothing can have changed since.
+        signer: Checks that the checkpoint is signed, where checkpoints are.
     """
     notes: list[str] = []
     for position, entry in enumerate(index):
         try:
-            checkpoint = Checkpoint.read(documents.read(entry.key), entry.digest)
+            checkpoint = Checkpoint.read(documents.read(entry.key), entry.digest, signer)
         except (DamagedDocument, StorageError) as error:
             then = "; the one before is used" if position + 1 < len(index) else "; there is no other"
             notes.append(f"the checkpoint of session {entry.ordinal} is not usable ({error}){then}")
             continue
-        agreed = compare(checkpoint, now, exact=graceful and position == 0)
+        agreed = compare(checkpoint, now, exact=graceful and position == 0 and entry.ordinal >= now.ordinal - 1)
         wrong = [name for name, same in agreed.items() if not same]
         if wrong:
             notes.append(

@@ -2,15 +2,20 @@
 
 1. finish the running units (the loop has; the agent may flush what they left in memory)
 2. save state: the checkpoint is written, read back, compared, and then pointed at
-3. back up: the checkpoint is copied to a second storage; the oldest checkpoints are let go
+3. back up: the checkpoint and what changed of the ledger's rows go to a second storage; the oldest checkpoints are let
+   go
 4. commit the agent's work to git
 5. the handoff document
 6. close the session and record the follow-on, in one transaction; then create it
 
 1, 3, 4 and 5 are best effort: what fails is written into the handoff and the session's record. 2 and 6 are essential:
 where they fail, the session fails and the last good state stands.
+
+When the process is about to be killed, 1 to 5 have the time that is left without what 6 needs. What there was no time
+for is recorded as `skipped`. 6 is the minimal save: all that the next session needs is in the ledger.
 """
 
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,16 +25,31 @@ from perpetual_blocks.budget import BudgetMonitor
 from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import DamagedDocument, InvalidInput
 from perpetual_blocks.faults import reached
-from perpetual_blocks.handoff import Handoff, to_markdown
+from perpetual_blocks.handoff import Handoff
+from perpetual_blocks.patience import Patience
+from perpetual_blocks.session.advice import CHECKPOINT_BUDGET
+from perpetual_blocks.session.backup import back_up
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.continuation import Ending, ending
-from perpetual_blocks.session.documents import chain_folder, checkpoint_now, handoff_now, limits_now
+from perpetual_blocks.session.documents import (
+    calibration_of,
+    checkpoint_now,
+    document_key,
+    handoff_now,
+    limits_now,
+    masked_markdown,
+)
 from perpetual_blocks.session.follow_on import create_follow_ons, jitter
+from perpetual_blocks.session.manners import restrain
 from perpetual_blocks.session.planning import outlook
 from perpetual_blocks.session.ports import Closing, Document, Fence, FollowOn
 from perpetual_blocks.session.steps import Steps
+from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import Agent, World
-from perpetual_blocks.telemetry import StepFailed
+from perpetual_blocks.telemetry import CheckpointLarge, StepFailed
+
+FOLLOW_ON_SECONDS = 45.0
+"""For how long the creation of a follow-on is tried again; less than a step may take."""
 
 FollowOnMaker = Callable[[str, Fence, float | None], FollowOn]
 """Makes the follow-on of a session, given the chain's uid, the fence, and when it is to start."""
@@ -42,6 +62,9 @@ class Shutdown:
     Attributes:
         resumed: What was found when the session started, for the handoff.
         follow_on: None where the run has no deployment that could go on.
+        stop: Says when the process will be killed.
+        mark: A part of its documents' names; random, because a chain that was restored from a backup may come to this
+            session a second time, and no name is used twice.
     """
 
     agent: Agent
@@ -54,6 +77,8 @@ class Shutdown:
     follow_on: FollowOnMaker | None
     passed_over: dict[str, str] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
+    stop: StopRequest = field(default_factory=StopRequest)
+    mark: str = field(default_factory=lambda: secrets.token_hex(3))
 
     def run(self, reason: StopReason) -> Ending:
         """Runs the steps.
@@ -64,43 +89,70 @@ class Shutdown:
             LedgerError: the session could not be closed.
         """
         world, fence = self.world, self.fence
-        steps = Steps(world.clock, lambda step, error: world.tell(StepFailed(fence.chain, step, error)))
+        steps = Steps(
+            world.clock,
+            lambda step, error: world.tell(StepFailed(fence.chain, step, error)),
+            world.redactor,
+            killed_at=lambda: self.stop.by,
+        )
+        reason = replace(reason, message=world.redactor(reason.message))
         steps.best_effort("finish_unit", self.agent.finish_unit)
         if reason.resume_at is not None:
             wait = max(0.0, reason.resume_at - world.clock.now())
             reason = replace(reason, resume_at=reason.resume_at + jitter(self.uid, wait))
-        end = ending(reason, world.ledger.counts(fence.chain))
-        checkpoint = checkpoint_now(world.ledger, fence, self.task, world.clock.now()).text()
-        key = steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
-        steps.best_effort("backup", lambda: self._back_up(key, checkpoint))
+        end = self._ending(reason)
+        checkpoint = checkpoint_now(world.ledger, fence.chain, fence.ordinal, self.task, world.clock.now()).text(
+            world.signer
+        )
+        steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
+        size = len(checkpoint.encode())
+        if size > CHECKPOINT_BUDGET:
+            world.tell(CheckpointLarge(fence.chain, fence.ordinal, size, CHECKPOINT_BUDGET))
+        steps.best_effort("backup", lambda: self._back_up(checkpoint))
         steps.best_effort("prune", self._prune)
+        backup = world.backup
+        if backup is not None:
+            # After the pruning: a restored ledger must not point at a checkpoint that is gone.
+            steps.best_effort("back_up_ledger", lambda: back_up(world.ledger, backup, fence))
         commit = steps.best_effort("commit_changes", lambda: self._commit(end))
         handoff = self._handoff(end, steps, commit)
-        markdown = steps.best_effort("create_handoff", lambda: to_markdown(self._ask_agent(handoff)))
+        markdown = steps.best_effort("create_handoff", lambda: self._markdown(self._ask_agent(handoff)))
         if markdown is None:
             # Whatever the agent's hook does, there is a handoff, and it says what the hook did.
-            markdown = to_markdown(handoff.model_copy(update={"steps": steps.failures()}))
-        steps.best_effort("handoff", lambda: self._save("handoff", markdown))
+            markdown = self._markdown(handoff.model_copy(update={"steps": steps.failures()}))
+        steps.best_effort("handoff", lambda: self._save_handoff(markdown))
         steps.best_effort("publish", lambda: self._publish(markdown, end))
+        end = self._heard_last(end)
         self._close(end, steps)
         steps.best_effort("cleanup", self.agent.cleanup)
         return end
 
-    def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> str:
+    def _ending(self, reason: StopReason) -> Ending:
+        ledger, now = self.world.ledger, self.world.clock.now()
+        end = ending(reason, ledger.counts(self.fence.chain))
+        *before, this = ledger.sessions(self.fence.chain)
+        this = replace(this, state=end.session, stop_reason=end.reason.code, ended_at=now)
+        return restrain(end, ledger.chain(self.fence.chain), [*before, this], now)
+
+    def _key(self, kind: Literal["checkpoint", "handoff"]) -> str:
+        return document_key(self.fence.chain, self.uid, kind, self.fence.ordinal, self.mark)
+
+    def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> None:
         """Writes a document, then points at it: a crash in between costs a rewrite and never a lie."""
-        suffix = "json" if kind == "checkpoint" else "md"
-        key = f"{chain_folder(self.fence.chain, self.uid)}/{kind}s/{self.fence.ordinal:06d}.{suffix}"
-        documents, written = self.world.documents, digest(text)
+        documents, key, written = self.world.documents, self._key(kind), digest(text)
         documents.write(key, text)
         reached(f"{kind}.written")
         if digest(documents.read(key)) != written:
             raise DamagedDocument(f"results storage: {key} was read back with other bytes than were written")
         document = Document(kind, self.fence.ordinal, key, written, len(text.encode()))
         self.world.ledger.record_document(self.fence, document)
-        return key
 
-    def _back_up(self, key: str, checkpoint: str) -> None:
-        self.world.saved_work.backup(key, checkpoint)
+    def _save_handoff(self, markdown: str) -> None:
+        self._save("handoff", markdown)
+        self.world.saved_work.backup(self._key("handoff"), markdown)
+
+    def _back_up(self, checkpoint: str) -> None:
+        self.world.saved_work.backup(self._key("checkpoint"), checkpoint)
         self.agent.backup(checkpoint)
 
     def _prune(self) -> None:
@@ -121,20 +173,33 @@ class Shutdown:
         foreseen = None
         with suppress(Exception):  # no handoff is to be lost for an outlook
             foreseen = outlook(ledger, ledger.chain(self.fence.chain), self.monitor.budget, now)
-        return handoff_now(
-            ledger,
-            self.fence,
-            self.task,
-            now,
-            end,
-            self.monitor,
+        this = replace(
+            ledger.sessions(self.fence.chain)[-1],
+            state=end.session,
+            stop_reason=end.reason.code,
+            stop_message=end.reason.message,
+            ended_at=now,
+            graceful=True,
+            limits=limits_now(self.monitor.readings()),
             passed_over=self.passed_over,
             choices=self.choices,
+        )
+        return handoff_now(
+            ledger,
+            this,
+            self.fence.chain,
+            self.task,
+            chain_status=end.chain,
+            resume_at=end.reason.resume_at,
+            calibration=calibration_of(self.monitor),
             resumed=self.resumed,
             failed_steps=steps.failures(),
             commit=commit,
             outlook=foreseen,
         )
+
+    def _markdown(self, handoff: Handoff) -> str:
+        return masked_markdown(handoff, self.world.redactor)
 
     def _ask_agent(self, handoff: Handoff) -> Handoff:
         changed = self.agent.create_handoff(handoff.model_copy(deep=True))
@@ -145,9 +210,17 @@ class Shutdown:
     def _publish(self, markdown: str, end: Ending) -> None:
         self.world.saved_work.publish(self.fence.chain, self.fence.ordinal, markdown, end.reason.message)
 
+    def _heard_last(self, end: Ending) -> Ending:
+        """The end, unless a person has wanted another one while the session was ending."""
+        reason = self.stop.reason
+        if end.goes_on and reason is not None and reason.code in ("cancelled", "paused"):
+            return self._ending(reason)
+        return end
+
     def _close(self, end: Ending, steps: Steps) -> None:
         world, fence = self.world, self.fence
-        self.monitor.shut_down(self.agent.drain_spent(), sum(step["seconds"] for step in steps.record))
+        if steps.complete:  # one that was cut short says nothing of the next
+            self.monitor.shut_down(self.agent.drain_spent(), sum(step["seconds"] for step in steps.record))
         follow_on = self.follow_on(self.uid, fence, end.reason.resume_at) if end.goes_on and self.follow_on else None
         closing = Closing(
             state=end.session,
@@ -163,6 +236,7 @@ class Shutdown:
         )
         world.ledger.close_session(fence, closing)
         runs = world.runs
-        if follow_on is not None and runs is not None:
+        if self.follow_on is not None and runs is not None:
             # What cannot be created now stays in the outbox for whoever comes by next.
-            steps.best_effort("follow_on", lambda: create_follow_ons(world.ledger, runs, fence.chain))
+            patience = Patience(FOLLOW_ON_SECONDS, world.clock)
+            steps.last("follow_on", lambda: create_follow_ons(world.ledger, runs, fence.chain, patience))

@@ -28,7 +28,7 @@ from perpetual_blocks.session.chain import (
     StopReason,
     invitation,
 )
-from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
+from perpetual_blocks.session.follow_on import RunTemplate, create_follow_ons, move_follow_ons
 from perpetual_blocks.session.loop import Session
 from perpetual_blocks.session.ports import Fence, FollowOn
 from perpetual_blocks.session.stop import StopRequest
@@ -39,7 +39,7 @@ from perpetual_blocks.testing.processes import Fork, Say
 from perpetual_blocks.work import Unit, WorkItem
 
 CHAIN = "resumable"
-DEPLOYMENT = "local"
+TEMPLATE = RunTemplate(deployment_id="local")
 MOST_ITEMS = 1_000_000
 
 UNFINISHED = "usage of attempts that did not finish"
@@ -248,7 +248,7 @@ def _bury_the_dead(ledger: SqlLedger) -> None:
     with suppress(UnknownChain, IndexError):
         latest = ledger.sessions(CHAIN)[-1]
         if latest.state is SessionState.RUNNING:  # its process has ended: this one is started after it
-            ledger.declare_dead(CHAIN, latest.host, latest.pid)
+            ledger.declare_dead(CHAIN, latest.ordinal)
 
 
 def _go_to_its_time(ledger: SqlLedger, clock: ManualClock) -> None:
@@ -290,7 +290,7 @@ def _run(subject: Subject, place: Place, ledger: SqlLedger, clock: ManualClock, 
         runs=runs,
         price=price,
     )
-    with suppress(Exception):  # as the flow does: whoever comes by next tries again
+    with suppress(Exception):  # as the supervisor does, which may come by at any time
         create_follow_ons(ledger, runs)
         move_follow_ons(ledger, runs, clock)
     request = _request(agent, subject, ledger, runs)
@@ -315,23 +315,17 @@ def _request(agent: PerpetualAgent, subject: Subject, ledger: SqlLedger, runs: L
         pid=os.getpid(),
         process_started=process.process_started(),
         flow_run_id=invited.flow_run_id if invited else f"run-of-{holder}",
-        deployment_id=DEPLOYMENT,
+        deployment_id=TEMPLATE.deployment_id,
         invitation=invited.idempotency_key if invited else None,
-        settings={"kinds": list(agent.kinds), "budget": subject.budget.to_json()},
+        settings={"kinds": list(agent.kinds), "budget": subject.budget.to_json(), "task": agent.task()},
+        attended=invited is None,
+        machine=process.machine(),
+        template=TEMPLATE.to_json(),
     )
 
 
 def _follow_on(uid: str, fence: Fence, not_before: float | None) -> FollowOn:
-    return FollowOn(
-        chain=fence.chain,
-        ordinal=fence.ordinal + 1,
-        idempotency_key=invitation(uid, fence.ordinal + 1),
-        deployment_id=DEPLOYMENT,
-        parameters={"chain": fence.chain},
-        run_name=f"{fence.chain} · {fence.ordinal + 1}",
-        tags=(),
-        not_before=not_before,
-    )
+    return TEMPLATE.follow_on(fence.chain, uid, fence.ordinal + 1, not_before)
 
 
 # What it comes to -----------------------------------------------------------------------------------------------------
@@ -355,10 +349,12 @@ def _standing(ledger: SqlLedger, place: Place) -> dict[str, Any]:
 
 
 def _follow_ons_amiss(ledger: SqlLedger, runs: LocalRuns, sessions: list[SessionRecord]) -> str | None:
-    """A session that goes on has exactly one follow-on; none has two."""
+    """A session that goes on has exactly one follow-on, unless a rival went on in its place; none has two."""
     created = Counter(run.ordinal - 1 for run in runs.created())
+    rivals = {session.ordinal for session in sessions if session.flow_run_id == RIVAL}
     for session in sessions:
-        least = int(session.state is SessionState.WRAPPED and session.flow_run_id != RIVAL)
+        needs_none = {session.ordinal, session.ordinal + 1} & rivals
+        least = int(session.state is SessionState.WRAPPED and not needs_none)
         if not least <= created[session.ordinal] <= 1:
             found = created[session.ordinal]
             return f"session {session.ordinal} ended as {session.state} and has {found} follow-ons; expected {least}"

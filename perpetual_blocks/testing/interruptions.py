@@ -132,7 +132,7 @@ def take_over(ledger: SqlLedger) -> None:
     with suppress(UnknownChain, IndexError):
         chain = ledger.chains()[0]
         latest = ledger.sessions(chain.name)[-1]
-        if not ledger.declare_dead(chain.name, latest.host, latest.pid) and chain.status is not ChainStatus.WAITING:
+        if not ledger.declare_dead(chain.name, latest.ordinal) and chain.status is not ChainStatus.WAITING:
             return
         request = SessionRequest(
             chain=chain.name,

@@ -1,6 +1,5 @@
 """A session's world in a folder and in this process: no Prefect, no server, no network, and no time that passes."""
 
-import asyncio
 import inspect
 import json
 import os
@@ -11,13 +10,13 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from perpetual_blocks.adapters.coroutines import Coroutines
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import StorageError
 from perpetual_blocks.faults import reached
-from perpetual_blocks.session.ports import FollowOn, UnitRaised
+from perpetual_blocks.session.ports import FollowOn, RunFacts, RunState, UnitRaised
 from perpetual_blocks.work import Outcome, Unit
-from perpetual_blocks.work.in_time import in_time
 
 UNIT_SECONDS = 1.0
 """What a unit takes of a `ManualClock`."""
@@ -95,7 +94,7 @@ class LocalUnits:
         self._agent = agent
         self._documents = documents
         self._clock = clock
-        self._loop: asyncio.Runner | None = None
+        self._coroutines = Coroutines()
 
     def run(self, key: str, unit: Unit) -> Outcome:
         """See `UnitRunner.run`."""
@@ -106,10 +105,13 @@ class LocalUnits:
         reached("unit.persisted")
         return Outcome.from_document(json.loads(self._documents.read(key)))
 
+    def interrupt(self) -> bool:
+        """See `UnitRunner.interrupt`."""
+        return self._coroutines.interrupt()
+
     def close(self) -> None:
         """Closes the event loop, if an async unit has opened one."""
-        if self._loop is not None:
-            self._loop.close()
+        self._coroutines.close()
 
     def _work(self, unit: Unit) -> Outcome:
         agent = self._agent.model_copy(deep=True) if self._agent.isolated else self._agent
@@ -117,8 +119,7 @@ class LocalUnits:
         try:
             returned: Any = agent.work_unit(unit)
             if inspect.iscoroutine(returned):
-                self._loop = self._loop or asyncio.Runner()
-                returned = self._loop.run(in_time(returned, unit))
+                returned = self._coroutines.run(returned, unit)
             return unit.outcome(returned, UNIT_SECONDS)
         except Exception as error:
             raise UnitRaised from error
@@ -142,6 +143,16 @@ class LocalRuns:
         for run in self.created():
             if run.flow_run_id == flow_run_id:
                 self._documents.write(run.idempotency_key, json.dumps(asdict(replace(run, not_before=at))))
+
+    def facts(self, flow_run_id: str) -> RunFacts:
+        """See `Runs.facts`: nobody takes a run up but the next session."""
+        return RunFacts(RunState.SCHEDULED, 0.0)
+
+    def cancel(self, flow_run_id: str, why: str) -> None:
+        """See `Runs.cancel`."""
+
+    def crashed(self, flow_run_id: str, why: str) -> None:
+        """See `Runs.crashed`."""
 
     def created(self) -> list[FollowOn]:
         """All runs, by their sessions' ordinals."""

@@ -63,7 +63,7 @@ def assert_resumable(
     budget: Budget | None = None,
     compare: Callable[[Path], Any] = file_contents,
     only: str | None = None,
-    most_cases: int = 400,
+    most_cases: int = 200,
     session_seconds: float = 60.0,
 ) -> Report:
     """Shows that an agent comes to the same end wherever it is interrupted.
@@ -82,7 +82,8 @@ def assert_resumable(
         budget: The agent's budget. With a small one there are several sessions in each chain.
         compare: What of the folder must be the same in the end, as JSON; the contents of all files if not given.
         only: One interruption, as a failure names it, to be looked at alone.
-        most_cases: If there are more, each point is interrupted at its first, middle and last occurrence only.
+        most_cases: If there are more, each point is interrupted at its first, middle and last occurrence only, or at
+            its first and last, or at its first, which is always done.
         session_seconds: A session that takes longer hangs.
 
     Raises:
@@ -135,14 +136,23 @@ def _folder() -> Iterator[Path]:
 
 
 def chosen(points: dict[str, int], most: int) -> list[Interruption]:
-    """Each mode at each occurrence of each point; if these are more than `most`, at its first, middle and last."""
-    exhaustive = len(MODES) * sum(points.values()) <= most
-    return [
-        Interruption(point, occurrence, mode)
-        for point, count in points.items()
-        for occurrence in (range(1, count + 1) if exhaustive else sorted({1, (count + 1) // 2, count}))
-        for mode in MODES
-    ]
+    """Each mode at each occurrence of each point; if these are more than `most`, fewer of the middle ones, or none."""
+    for some in (None, {0.0, 0.5, 1.0}, {0.0, 1.0}, {0.0}):
+        cases = [
+            Interruption(point, occurrence, mode)
+            for point, count in points.items()
+            for occurrence in _occurrences(count, some)
+            for mode in MODES
+        ]
+        if len(cases) <= most:
+            break
+    return cases
+
+
+def _occurrences(count: int, some: set[float] | None) -> list[int]:
+    if some is None:
+        return list(range(1, count + 1))
+    return sorted({1 + round(share * (count - 1)) for share in some})
 
 
 # Running them ---------------------------------------------------------------------------------------------------------

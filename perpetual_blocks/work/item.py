@@ -33,7 +33,7 @@ TRANSITIONS: dict[tuple[ItemStatus, ItemStatus], str] = {
     (ItemStatus.CLAIMED, ItemStatus.COMPLETED): "its last unit was finished",
     (ItemStatus.CLAIMED, ItemStatus.AVAILABLE): "a unit advanced it, failed, or was given back",
     (ItemStatus.CLAIMED, ItemStatus.DISCARDED): "its last attempt failed",
-    (ItemStatus.AVAILABLE, ItemStatus.DISCARDED): "a person gave it up",
+    (ItemStatus.AVAILABLE, ItemStatus.DISCARDED): "a person gave it up, or no session has room for it",
     (ItemStatus.BLOCKED, ItemStatus.DISCARDED): "a person gave it up",
     (ItemStatus.DISCARDED, ItemStatus.AVAILABLE): "a person asked for another try",
     (ItemStatus.DISCARDED, ItemStatus.BLOCKED): "a person asked for another try; a dependency is not done",
@@ -128,6 +128,7 @@ class Item:
         interruptions: How often a running unit of it was given back.
         cut_offs: How often in a row its next unit used up all that a fresh session could give it.
         passed_over: In how many sessions something behind it was taken because it did not fit.
+        retry_at: Until when it is left alone after a failed attempt, in seconds since the Unix epoch.
         progress: Done and total, as the agent counts them.
         result_key: Where its latest outcome lies in the results storage.
     """
@@ -153,6 +154,7 @@ class Item:
     next_action: str | None = None
     result_key: str | None = None
     error: str | None = None
+    retry_at: float | None = None
 
     @property
     def expectation(self) -> Expectation:

@@ -6,10 +6,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perpetual_blocks.budget import Quota
-from perpetual_blocks.errors import DamagedDocument
+from perpetual_blocks.checkpoint.codec import digest, to_json
+from perpetual_blocks.errors import DamagedDocument, InvalidInput
 from perpetual_blocks.work.item import WorkItem
 
-SCHEMA = 1
+SCHEMA = 2
+"""Outcomes of schema 1 have no digest; they are still read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +39,8 @@ class Outcome:
     quotas: dict[str, Quota] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
-        """The outcome as a JSON object."""
-        return {
+        """The outcome as a JSON object, with a digest of its own: no row holds one until the outcome is applied."""
+        document = {
             "schema": SCHEMA,
             "done": self.done,
             "result": self.result,
@@ -63,17 +65,21 @@ class Outcome:
                 for item in self.added
             ],
         }
+        return {**document, "digest": _digest(document)}
 
     @classmethod
     def from_document(cls, document: Any) -> "Outcome":
         """Reads what `to_document` wrote.
 
         Raises:
-            DamagedDocument: it is not an outcome of a schema that this version knows.
+            DamagedDocument: it is not an outcome of a schema that this version knows, or its digest is another.
         """
         schema = document.get("schema") if isinstance(document, dict) else type(document).__name__
-        if schema != SCHEMA:
-            raise DamagedDocument(f"outcome.schema: got {schema!r}; expected {SCHEMA}")
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
+            raise DamagedDocument(f"outcome.schema: got {schema!r}; expected 1 to {SCHEMA}")
+        if schema > 1:
+            document = dict(document)
+            _check_digest(document.pop("digest", None), document)
         try:
             checked = _Document.model_validate(document)
             added = tuple(WorkItem(**{**item, "depends_on": tuple(item["depends_on"])}) for item in checked.added)
@@ -94,6 +100,19 @@ class Outcome:
             added=added,
             quotas={name: Quota(*quota) for name, quota in checked.quotas.items()},
         )
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return digest(to_json(document, "outcome"))
+
+
+def _check_digest(expected: object, document: dict[str, Any]) -> None:
+    try:
+        got = _digest(document)
+    except InvalidInput as error:
+        raise DamagedDocument(str(error)) from error
+    if got != expected:
+        raise DamagedDocument(f"outcome.digest: got {expected!r}; expected {got[:12]}…, which is its own")
 
 
 class _Document(BaseModel):

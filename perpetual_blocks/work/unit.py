@@ -37,6 +37,7 @@ class Unit:
         next_action: What the previous unit said comes next.
         number: 1 for the item's first unit.
         attempt: 1 unless this very unit has failed before.
+        begun_before: Whether it has begun before, and was given back.
         context: The agent's memory across units and sessions, a JSON object. What it holds when the unit ends is kept.
         rung: The rung of the agent's `ladder` that the budget has come to: a hint to use less.
 
@@ -64,6 +65,7 @@ class Unit:
         self.next_action = item.next_action
         self.number = item.units + 1
         self.attempt = item.attempts + 1
+        self.begun_before = item.interruptions > 0
         self.context: dict[str, Any] = copy_json(dict(context))
         self._context_before = to_json(self.context, "context")
         self._room = room or Room()
@@ -240,6 +242,10 @@ class Unit:
         """What ends a unit when only what is kept for the shutdown is left of the time."""
         return CutOff(f"{self.id}: unit {self.number} ran until its time was up", "seconds")
 
+    def interrupted(self) -> "CutOff":
+        """What ends a unit when its process is about to be killed."""
+        return CutOff(f"{self.id}: unit {self.number} was interrupted, as the process is about to end", "seconds")
+
     def outcome(self, returned: Any, seconds: float) -> Outcome:
         """What the unit came to, given what the agent's `work_unit` returned and how long it took.
 
@@ -252,12 +258,7 @@ class Unit:
             raise InvalidInput.of("work_unit", returned, "nothing, or unit.advance(…) itself, after unit.advance(…)")
         if advanced is None:
             to_json(returned, "work_unit's result")
-        context = to_json(self.context, "unit.context")
-        if len(context.encode()) > MAX_CONTEXT_BYTES:
-            raise InvalidInput(
-                f"unit.context: got {len(context.encode()):,} bytes of JSON; expected at most {MAX_CONTEXT_BYTES:,}: "
-                "keep large data in files and their names in the context"
-            )
+        context = checked_context(self.context, "unit.context")
         return Outcome(
             done=advanced is None,
             result=returned if advanced is None else None,
@@ -269,6 +270,22 @@ class Unit:
             added=tuple(self._added),
             quotas=dict(self._quotas),
         )
+
+
+def checked_context(context: dict[str, Any], field: str) -> str:
+    """The context as JSON.
+
+    Raises:
+        InvalidInput: it is none, or too large.
+    """
+    text = to_json(context, field)
+    size = len(text.encode())
+    if size > MAX_CONTEXT_BYTES:
+        raise InvalidInput(
+            f"{field}: got {size:,} bytes of JSON; expected at most {MAX_CONTEXT_BYTES:,}: "
+            "keep large data in files and their names in the context"
+        )
+    return text
 
 
 def _is_amount(value: object) -> bool:

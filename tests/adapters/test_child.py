@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
+from threading import Event, Thread
 from typing import Any, ClassVar
 
 import psutil
@@ -123,6 +124,23 @@ def test_a_unit_is_ended_when_its_time_is_up() -> None:
 
     assert (str(cut.value), cut.value.resource) == ("a: unit 1 ran until its time was up", "seconds")
     assert 3 <= time.monotonic() - began < 8
+    assert unit.usage == {"tokens": 7}
+
+
+def test_a_unit_is_ended_when_it_is_interrupted() -> None:
+    """As when its time is up: what it spent before is counted."""
+    unit, interrupt = make_unit("sleep"), Event()
+
+    def interrupt_when_it_has_begun() -> None:
+        while not unit.usage:
+            time.sleep(0.05)
+        interrupt.set()
+
+    Thread(target=interrupt_when_it_has_begun).start()
+    with pytest.raises(CutOff) as cut:
+        run_in_child(Lone(), unit, interrupt)
+
+    assert str(cut.value) == "a: unit 1 was interrupted, as the process is about to end"
     assert unit.usage == {"tokens": 7}
 
 

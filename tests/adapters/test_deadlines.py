@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import one_line
 
 from perpetual_blocks.adapters.deadlines import (
     Deadline,
     cpu_seconds_left,
     deadlines,
     flow_timeout_deadline,
+    grace_seconds,
     lambda_deadline,
 )
 from perpetual_blocks.errors import InvalidInput
@@ -117,6 +119,21 @@ def test_no_timeout_is_as_prefect_has_it() -> None:
     from prefect import flow
 
     assert flow(timeout_seconds=0)(lambda: None).timeout_seconds is None
+
+
+def test_the_grace_after_a_signal() -> None:
+    """What Prefect and Kubernetes allow, unless whoever allows something else says so."""
+    assert grace_seconds({}) == 30
+    assert grace_seconds({"PERPETUAL_GRACE_SECONDS": "8.5"}) == 8.5
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-1", "inf", "nan"])
+def test_a_grace_that_cannot_be(text: str) -> None:
+    """The error names the variable, the value and what was expected."""
+    with pytest.raises(InvalidInput) as refused:
+        grace_seconds({"PERPETUAL_GRACE_SECONDS": text})
+
+    one_line(refused.value, "PERPETUAL_GRACE_SECONDS", repr(text), "seconds, a finite number above 0")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")

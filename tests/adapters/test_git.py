@@ -765,3 +765,80 @@ class TestWaiting:
             name: {name} for name in names
         }
         assert status(repository) == set()
+
+
+class TestHostileNames:
+    """What a user or a repository names is never taken for an option, a pattern or a command."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "--upload-pack=touch pwned",
+            "-c",
+            "--",
+            "--exec=x",
+            ":(top)",
+            ":!x",
+            "*",
+            "$(touch pwned)",
+            "`touch pwned`;",
+            "a\nb",
+        ],
+    )
+    def test_a_file_is_committed_under_its_very_name(self, repository: Path, name: str) -> None:
+        """And nothing else is."""
+        (repository / name).write_text("work\n")
+        (repository / "other").write_text("left alone\n")
+
+        commit = commit_paths(repository, [Path(name)], "work\n")
+
+        assert names_in(repository, commit) == {name}
+        assert not (repository / "pwned").exists()
+
+    @pytest.mark.parametrize("message", ["--amend", "-m x", "# no comment", "$(touch pwned)"])
+    def test_a_message_is_only_text(self, repository: Path, message: str) -> None:
+        """It is read from a file, whatever it begins with."""
+        (repository / "kept.txt").write_text("second\n")
+
+        commit_paths(repository, [Path("kept.txt")], message)
+
+        assert git(repository, "log", "-1", "--format=%B").strip() == message
+        assert git(repository, "rev-list", "--count", "HEAD") == "2"
+        assert not (repository / "pwned").exists()
+
+    def test_a_branch_is_only_a_name(self, repository: Path) -> None:
+        """Also one that looks like an option to git's commands."""
+        git(repository, "update-ref", "refs/heads/--upload-pack=x", "HEAD")
+        git(repository, "symbolic-ref", "HEAD", "refs/heads/--upload-pack=x")
+        (repository / "kept.txt").write_text("second\n")
+
+        assert commit_paths(repository, [Path("kept.txt")], "work\n") == current_commit(repository)
+
+    @pytest.mark.parametrize(
+        ("variable", "value"),
+        [
+            ("GIT_DIR", "elsewhere"),
+            ("GIT_WORK_TREE", "elsewhere"),
+            ("GIT_INDEX_FILE", "elsewhere"),
+            ("GIT_OBJECT_DIRECTORY", "elsewhere"),
+            ("GIT_COMMON_DIR", "elsewhere"),
+            ("GIT_NAMESPACE", "elsewhere"),
+            ("GIT_SHALLOW_FILE", "elsewhere"),
+            ("GIT_GRAFT_FILE", "elsewhere"),
+            ("GIT_QUARANTINE_PATH", "elsewhere"),
+            ("GIT_IMPLICIT_WORK_TREE", "0"),
+            ("GIT_GLOB_PATHSPECS", "1"),
+        ],
+    )
+    def test_the_variables_of_another_repository_do_not_count(
+        self, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+    ) -> None:
+        """A session that a hook has started commits to the repository of its paths."""
+        monkeypatch.setenv(variable, str(tmp_path / value) if value == "elsewhere" else value)
+        (repository / "kept.txt").write_text("second\n")
+
+        commit = commit_paths(repository, [Path("kept.txt")], "work\n")
+
+        monkeypatch.delenv(variable)
+        assert names_in(repository, commit) == {"kept.txt"}
+        assert not (tmp_path / "elsewhere").exists()

@@ -18,6 +18,7 @@ from perpetual_blocks.adapters.process import (
     holder_id,
     host_name,
     is_alive,
+    machine,
     process_started,
     tree_memory,
 )
@@ -350,28 +351,28 @@ class TestHolderId:
 class TestIsAlive:
     def test_this_process(self) -> None:
         """This process is alive by its own number and start time."""
-        assert is_alive(host_name(), os.getpid(), process_started()) is True
+        assert is_alive(machine(), os.getpid(), process_started()) is True
 
     def test_other_host(self) -> None:
-        """Nothing is known of another host's process, even one with our number and start time."""
-        assert is_alive("elsewhere." + host_name(), os.getpid(), process_started()) is None
+        """Nothing is known of another machine's process, even one with our number and start time."""
+        assert is_alive("elsewhere/" + machine(), os.getpid(), process_started()) is None
 
     def test_child_from_start_to_end(self) -> None:
         """A child is alive until it ends: not as a zombie that nobody has waited for, and not after that."""
         with running(HOLD.format(size=1)) as child:
             started = psutil.Process(child.pid).create_time()
-            assert is_alive(host_name(), child.pid, started) is True
+            assert is_alive(machine(), child.pid, started) is True
             os.kill(child.pid, signal.SIGKILL)
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # Awaits the end and leaves the zombie.
             assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
-            assert is_alive(host_name(), child.pid, started) is False
+            assert is_alive(machine(), child.pid, started) is False
         assert not psutil.pid_exists(child.pid)
-        assert is_alive(host_name(), child.pid, started) is False
+        assert is_alive(machine(), child.pid, started) is False
 
     @pytest.mark.parametrize(("shift", "alive"), [(-2.0, False), (-0.9, True), (0.9, True), (2.0, False)])
     def test_number_given_again(self, shift: float, alive: bool) -> None:
         """A process with the number, but started more than a second before or after, is another one."""
-        assert is_alive(host_name(), os.getpid(), process_started() + shift) is alive
+        assert is_alive(machine(), os.getpid(), process_started() + shift) is alive
 
     def test_start_time_of_this_process(self) -> None:
         """This process's start time, as another process sees it."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from support import one_line
 
 from perpetual_blocks.checkpoint import copy_json, digest, to_json
+from perpetual_blocks.checkpoint.codec import MOST_LEVELS
 from perpetual_blocks.errors import InvalidInput
 
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -98,6 +99,21 @@ def test_what_is_no_json_is_refused(value: object, parts: tuple[str, ...]) -> No
 
     one_line(refused.value, "expected", *parts)
     assert len(str(refused.value)) < 400
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    """A hundred levels are read back wherever they were written; a value that holds itself has no end."""
+    value: Any = "deep"
+    for _ in range(MOST_LEVELS):
+        value = [value]
+    assert json.loads(to_json(value, "x")) == value
+    endless: dict[str, Any] = {}
+    endless["again"] = endless
+
+    for wrong in ([value], endless):
+        with pytest.raises(InvalidInput) as refused:
+            to_json(wrong, "x")
+        one_line(refused.value, "more than 100 levels")
 
 
 def test_digest_is_sha_256_of_the_bytes() -> None:

@@ -16,13 +16,17 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.blocks.system import Secret
+from prefect.filesystems import LocalFileSystem
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from support import item_in, open_session
 
 from perpetual_blocks import Budget, WorkItem
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.adapters.local_server import local_server
-from perpetual_blocks.blocks import LimitSettings, ResourceBudget
+from perpetual_blocks.adapters.result_storage import StoredDocuments
+from perpetual_blocks.blocks import LimitSettings, ResourceBudget, StatePersistence
+from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.cli import main
 from perpetual_blocks.cli.output import (
     NOT_FINISHED,
@@ -43,10 +47,16 @@ COMMANDS = (
     "status",
     "handoff",
     "check",
+    "verify",
+    "restore",
     "items list",
+    "items show",
     "items add",
     "items retry",
     "items discard",
+    "checkpoints list",
+    "checkpoints pin",
+    "checkpoints unpin",
     "session start",
     "session checkpoint",
     "session wrap",
@@ -215,7 +225,7 @@ def test_every_command_shows_an_example(shell: Shell, command: str) -> None:
 
 def test_help_names_every_command(shell: Shell) -> None:
     """The list above is complete: a new command must be added to it."""
-    groups = ("items", "session")
+    groups = ("items", "checkpoints", "session")
     said = {"": shell("--help"), **{group: shell.here(group, "--help") for group in groups}}
 
     shown = set()
@@ -270,6 +280,38 @@ def test_the_queue_in_a_persons_hands(shell: Shell, ledger: SqlLedger) -> None:
     assert item_in(ledger, "one").status == ItemStatus.AVAILABLE
 
 
+def test_the_story_of_an_item(shell: Shell, ledger: SqlLedger) -> None:
+    """An item with its attempts that came to nothing, for people and for programs."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [WorkItem(id="a:x:b", max_attempts=1), WorkItem(id="quiet")])
+    item = ledger.claim(fence, lambda _item: None).item
+    assert item is not None
+    spent = {"tokens": 1200.0, "seconds": 2.5}
+    ledger.cut_off(fence, item, "no room", spent, spent, fresh=False)
+    item = ledger.claim(fence, lambda _item: None).item
+    assert item is not None
+    ledger.fail_unit(fence, item, "ValueError: not [this]", {"tokens": 50.0}, spent)
+
+    told = shell("items", "show", "mine", "a:x:b", "--json").json()
+    seen = shell.here("items", "show", "mine", "a:x:b")
+    quiet = shell.here("items", "show", "mine", "quiet")
+
+    assert (told["id"], told["status"], told["attempts"]) == ("a:x:b", "discarded", 1)
+    assert told["retry_at"] is None
+    assert told["wasted"] == {"seconds": 2.5, "tokens": 1250}
+    assert [(one["number"], one["session"], one["error"], one["cut_off"]) for one in told["story"]] == [
+        (1, 1, "no room", True),
+        (2, 1, "ValueError: not [this]", False),
+    ]
+    assert told["story"][0]["usage"] == spent
+    assert all(one["at"].endswith("Z") for one in told["story"])
+    lines = [" ".join(line.split()) for line in seen.out.splitlines()]
+    assert "failed once, cut off once (session 1), 2.5 s, 1,250 tokens spent in vain" in lines
+    assert lines[0] == "a:x:b discarded 0 units finished"
+    assert any(line.startswith("2 1 1 ") and line.endswith("50 tokens ValueError: not [this]") for line in lines)
+    assert "no attempt of it has failed" in quiet.out
+
+
 def test_an_item_is_added_once(shell: Shell, ledger: SqlLedger) -> None:
     """The same item again changes nothing and is no error; another one under its id is."""
     open_session(ledger)
@@ -307,6 +349,72 @@ def test_items_that_are_past_it_count_for_nothing(shell: Shell, ledger: SqlLedge
     assert shell.here("items", command, "mine", "one", "--json").json() == {"chain": "mine", verb: 0}
 
 
+# Checkpoints --------------------------------------------------------------------------------------------------------
+
+
+def work_by_hand(shell: Shell, *sessions: str) -> None:
+    """A chain `mine` with so many sessions by hand, each of which says what comes next."""
+    for said in sessions:
+        word = shell.here("session", "start", "mine", "--task", "Read").out.strip()
+        shell.here("session", "checkpoint", "--progress", "1/9", "--next-action", said, PERPETUAL_SESSION=word)
+        assert shell.here("session", "wrap", PERPETUAL_SESSION=word).code == OK
+
+
+def test_checkpoints_are_listed_and_read(shell: Shell, ledger: SqlLedger) -> None:
+    """The latest first: when, how large, its digest, and that it is whole; an empty list before there is one."""
+    open_session(ledger, "other")
+    work_by_hand(shell, "read 2", "read 3")
+
+    listed, table = shell.here("checkpoints", "list", "mine", "--json"), shell.here("checkpoints", "list", "mine")
+
+    assert (listed.code, table.code) == (OK, OK)
+    latest, first = listed.json()
+    assert (latest["session"], latest["pinned"], latest["whole"], latest["damage"]) == (2, False, True, None)
+    assert first["session"] == 1
+    assert first["at"] < latest["at"]
+    text = StoredDocuments(LocalFileSystem(basepath=shell.folder / "home" / "storage")).read(latest["key"])
+    assert (latest["digest"], latest["size"]) == (digest(text), len(text.encode()))
+    assert latest["digest"][:12] in table.out
+    assert table.out.count("whole") == 2
+    assert shell.here("checkpoints", "list", "other", "--json").json() == []
+
+
+def test_a_damaged_checkpoint_is_listed_as_one(shell: Shell) -> None:
+    """With what is wrong; exit code 1."""
+    work_by_hand(shell, "read 2", "read 3")
+    keys = [row["key"] for row in shell.here("checkpoints", "list", "mine", "--json").json()]
+    latest, first = (shell.folder / "home" / "storage" / key for key in keys)
+    latest.write_text(latest.read_text().replace("read 3", "read 4"))
+    first.unlink()
+
+    listed, table = shell.here("checkpoints", "list", "mine", "--json"), shell.here("checkpoints", "list", "mine")
+
+    assert (listed.code, table.code) == (NOT_FINISHED, NOT_FINISHED)
+    assert [row["whole"] for row in listed.json()] == [False, False]
+    assert "got SHA-256" in listed.json()[0]["damage"]
+    assert "cannot read" in listed.json()[1]["damage"]
+    assert "got SHA-256" in table.out
+
+
+def test_checkpoints_are_pinned_and_unpinned(shell: Shell) -> None:
+    """That of a session, or the latest; doing it twice changes nothing."""
+    work_by_hand(shell, "read 2", "read 3")
+
+    def pinned() -> list[int]:
+        rows = shell.here("checkpoints", "list", "mine", "--json").json()
+        return [row["session"] for row in rows if row["pinned"]]
+
+    first = shell.here("checkpoints", "pin", "mine", "1", "--json")
+    assert first.json() == {"chain": "mine", "session": 1, "pinned": True}
+    assert shell.here("checkpoints", "pin", "mine", "1").code == OK
+    assert pinned() == [1]
+    assert shell.here("checkpoints", "pin", "mine").out == "checkpoint of session 2 of mine: pinned\n"
+    assert pinned() == [2, 1]
+    assert "pinned" in shell.here("checkpoints", "list", "mine").out
+    assert shell.here("checkpoints", "unpin", "mine", "1").out == "checkpoint of session 1 of mine: unpinned\n"
+    assert pinned() == [2]
+
+
 # Wrong input --------------------------------------------------------------------------------------------------------
 
 
@@ -322,11 +430,18 @@ REFUSALS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     # name: the command, and what its line on standard error must hold
     "status-unknown": (["status", "nope"], ("chain", "nope", "mine")),
     "plan-unknown": (["plan", "nope"], ("chain", "nope", "mine")),
+    "items-show": (["items", "show", "mine", "nope"], ("item", "nope", "mine", "perpetual items list mine")),
+    "items-show-unknown": (["items", "show", "nope", "a"], ("chain", "nope", "mine")),
     "plan-what-if": (["plan", "mine", "--what-if", "calls/fortnight=5"], ("window", "fortnight", "day")),
     "plan-amount": (["plan", "mine", "--what-if", "tokens=many"], ("--what-if", "tokens=many", "calls/day=1000")),
     "plan-param": (["plan", "mine", "--param", "upto=5"], ("--param", "upto=5")),
     "plan-no-flow": (["plan", "agents.py:plain"], ("entrypoint", "as_flow()")),
     "handoff-unknown": (["handoff", "nope"], ("chain", "nope")),
+    "checkpoints-unknown": (["checkpoints", "list", "nope"], ("chain", "nope", "mine")),
+    "checkpoints-pin-unknown": (["checkpoints", "pin", "nope"], ("chain", "nope", "mine")),
+    "checkpoints-pin-none": (["checkpoints", "pin", "mine"], ("session", "checkpoint", "none")),
+    "checkpoints-pin-other": (["checkpoints", "pin", "mine", "7"], ("session: got 7", "mine", "none")),
+    "checkpoints-unpin-none": (["checkpoints", "unpin", "mine"], ("session", "none")),
     "handoff-none": (["handoff", "mine"], ("session", "mine", "none has written one yet")),
     "list-unknown": (["items", "list", "nope"], ("chain", "nope")),
     "list-status": (["items", "list", "mine", "--status", "lost"], ("--status", "lost", "available")),
@@ -714,6 +829,31 @@ def test_check_finds_a_block_that_no_run_could_load(with_server: Shell) -> None:
     assert found["resource-budget/good"][0] is True
     assert found["resource-budget/broken"][0] is False
     assert "there are two" in found["resource-budget/broken"][1]
+
+
+def test_check_finds_the_secret_that_signs(with_server: Shell) -> None:
+    """A store whose Secret block is there is valid, one whose block is missing is not; the secret is not shown."""
+    api = with_server.environment["PREFECT_API_URL"]
+    with temporary_settings({PREFECT_API_URL: api}):
+        Secret(value="open sesame").save("signs", _sync=True)
+        for name, secret in (("signed", "signs"), ("unsigned", "nowhere")):
+            StatePersistence(ledger=str(with_server.folder / "s.db"), signing_secret=secret).save(name, _sync=True)
+    try:
+        good = with_server.here("check", "--json", "--store", "signed")
+        bad = with_server.here("check", "--json", "--store", "unsigned")
+    finally:
+        with temporary_settings({PREFECT_API_URL: api}):
+            for name in ("signed", "unsigned"):
+                StatePersistence.delete(name, _sync=True)
+
+    assert findings(good)["signing secret"] == (True, "signs: loaded")
+    assert findings(good)["state-persistence/signed"] == (True, "valid")
+    assert "sesame" not in good.out + bad.out
+    assert bad.code == NOT_FINISHED
+    for name in ("signing secret", "state-persistence/unsigned"):
+        ok, what = findings(bad)[name]
+        assert not ok
+        assert what.startswith("signing_secret: got 'nowhere'; expected the name of a secret block")
 
 
 def test_run_prints_the_chains_status(with_server: Shell) -> None:

@@ -58,6 +58,13 @@ def test_a_waiting_chain_says_when_it_goes_on() -> None:
     assert said not in view(status="running", resume_at="2030-11-14T08:00:10.000Z")
 
 
+def test_a_chain_that_waits_for_a_failed_item_says_so() -> None:
+    """It is not room that it waits for."""
+    lines = view(resume_at="2030-11-14T08:00:10.000Z", sessions=[session(1, stop_reason="backing-off")])
+
+    assert "goes on at 2030-11-14 08:01 UTC, when what has failed is tried again" in lines
+
+
 def test_windows_and_totals_are_shown_by_name() -> None:
     """As the last session that has ended left them; a session's own limits are in its row."""
     ended = [

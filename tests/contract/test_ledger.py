@@ -35,6 +35,7 @@ from support import (
 from perpetual_blocks.adapters.database import SqlLedger, schema
 from perpetual_blocks.budget import Budget, Expectation, Limit, Quota, Spend
 from perpetual_blocks.errors import Fenced, InvalidInput, LedgerError, Superseded, UnknownChain
+from perpetual_blocks.session.attempts import Attempt, Story, back_off
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason, invitation
 from perpetual_blocks.session.ports import Claim, Document, Fence, FollowOn, Misfit, Reserve, UnitCost
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
@@ -340,28 +341,28 @@ def test_cancelled_and_paused_chains_are_refused(ledger: SqlLedger, status: Chai
 def test_settings_are_those_of_the_latest_session(ledger: SqlLedger) -> None:
     """New items are checked against the budget and kinds of the agent as it is now."""
     close(ledger, open_session(ledger).fence)
-    open_session(ledger, "mine", "second", settings={"kinds": ["grown"], "budget": []}, agent="Grown")
+    open_session(ledger, "mine", "second", settings={"kinds": ["grown"], "budget": []})
 
-    assert (ledger.chain("mine").agent, ledger.chain("mine").settings["kinds"]) == ("Grown", ["grown"])
+    assert ledger.chain("mine").settings["kinds"] == ["grown"]
     assert ledger.add_items("mine", items("a", kind="grown")) == 1
 
 
-def test_declare_dead_ends_the_lease_of_that_process_only(ledger: SqlLedger) -> None:
-    """Who knows that the owner's process is dead need not wait for its lease; another process's pid changes nothing."""
+def test_declare_dead_ends_the_lease_of_that_session_only(ledger: SqlLedger) -> None:
+    """Who knows that the owner's process is dead need not wait for its lease; another session changes nothing."""
     open_session(ledger)
 
-    assert not ledger.declare_dead("mine", "here", 4712)
-    assert not ledger.declare_dead("mine", "elsewhere", 4711)
-    assert not ledger.declare_dead("other", "here", 4711)
+    assert not ledger.declare_dead("mine", 2)
+    assert not ledger.declare_dead("other", 1)
     with pytest.raises(Superseded):
         open_session(ledger, "mine", "second")
-    assert ledger.declare_dead("mine", "here", 4711)
+    assert ledger.declare_dead("mine", 1)
 
     opened = open_session(ledger, "mine", "second")
 
     assert opened.took_over
+    assert not ledger.declare_dead("mine", 1), "another one owns the chain"
     close(ledger, opened.fence)
-    assert not ledger.declare_dead("mine", "here", 4711), "its session is over"
+    assert not ledger.declare_dead("mine", 2), "its session is over"
 
 
 def test_resumed_is_recorded(ledger: SqlLedger) -> None:
@@ -517,14 +518,16 @@ def test_new_items_open_a_chain_that_was_over(ledger: SqlLedger) -> None:
 # Claiming -------------------------------------------------------------------------------------------------------------
 
 
-def test_claims_by_priority_then_fewest_failures_then_oldest(ledger: SqlLedger) -> None:
+def test_claims_by_priority_then_fewest_failures_then_oldest(ledger: SqlLedger, clock: FakeClock) -> None:
     """The queue's order: highest priority, then least often failed, then first added; `items` shows the same order."""
     fence = open_session(ledger).fence
     ledger.add_items("mine", [*items("a"), *items("b", "c", priority=5), *items("d")])
     ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})  # b
+    clock.advance(back_off(1))
     assert [item.id for item in ledger.items("mine")] == ["c", "b", "a", "d"]
     order = [finish_next(ledger, fence).id, finish_next(ledger, fence).id]
     ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})  # a
+    clock.advance(back_off(1))
     order += [finish_next(ledger, fence).id, finish_next(ledger, fence).id]
 
     assert order == ["c", "b", "d", "a"]
@@ -712,11 +715,12 @@ def test_json_may_have_any_character(ledger: SqlLedger) -> None:
     assert (a.payload, a.cursor, ledger.chain("mine").context) == ({text: [text]}, [text], {text: text})
 
 
-def test_advanced_unit(ledger: SqlLedger) -> None:
+def test_advanced_unit(ledger: SqlLedger, clock: FakeClock) -> None:
     """A unit that advanced makes its item available again, with where it stopped; a failure before it is forgotten."""
     fence = open_session(ledger).fence
     ledger.add_items("mine", items("a"))
     ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
+    clock.advance(back_off(1))
     outcome = Outcome(
         done=False, cursor={"page": [3, None]}, progress=(3, 10.5), next_action="read page 4", usage={"tokens": 2.0}
     )
@@ -725,7 +729,7 @@ def test_advanced_unit(ledger: SqlLedger) -> None:
 
     again = claim(ledger, fence)
     assert (again.cursor, again.progress, again.next_action) == ({"page": [3, None]}, (3, 10.5), "read page 4")
-    assert (again.units, again.attempts, again.failures, again.error) == (1, 0, 1, None)
+    assert (again.units, again.attempts, again.failures, again.error, again.retry_at) == (1, 0, 1, None, None)
     assert again.result_key == "key/a/1"
 
 
@@ -808,12 +812,13 @@ def test_a_refused_added_item_rolls_the_whole_unit_back(ledger: SqlLedger) -> No
     assert ledger.fail_unit(fence, item, "its items", {"tokens": 5.0}, {"tokens": 5.0}) is ItemStatus.AVAILABLE
 
 
-def test_failing_until_discarded(ledger: SqlLedger) -> None:
+def test_failing_until_discarded(ledger: SqlLedger, clock: FakeClock) -> None:
     """Each failed attempt is counted with its error and what it spent; the last one discards the item."""
     fence = open_session(ledger).fence
     ledger.add_items("mine", items("a", max_attempts=2))
 
     first = ledger.fail_unit(fence, claim(ledger, fence), "ValueError: 1", {"tokens": 3.0}, {"tokens": 3.0})
+    clock.advance(back_off(1))
     last = ledger.fail_unit(fence, claim(ledger, fence), "ValueError: 2", {"tokens": 4.0}, {"tokens": 7.0})
 
     assert (first, last) == (ItemStatus.AVAILABLE, ItemStatus.DISCARDED)
@@ -821,7 +826,7 @@ def test_failing_until_discarded(ledger: SqlLedger) -> None:
     assert (failed.status, failed.attempts, failed.error) == (ItemStatus.DISCARDED, 2, "ValueError: 2")
     assert usage_rows(ledger) == [("a", 0, 1, "tokens", 3.0), ("a", 0, 2, "tokens", 4.0)]
     (session,) = ledger.sessions("mine")
-    assert (session.usage, session.units) == ({"tokens": 7.0}, 0)
+    assert (session.usage, session.units, session.attempts) == ({"tokens": 7.0}, 0, 2)
     assert ledger.claim(fence, lambda _estimate: None).item is None
 
 
@@ -887,6 +892,184 @@ def test_retry_opens_a_chain_that_was_over(ledger: SqlLedger) -> None:
     assert ledger.chain("mine").status is ChainStatus.WAITING
 
 
+def test_what_has_failed_is_left_alone_for_a_while(ledger: SqlLedger, clock: FakeClock) -> None:
+    """It is not claimed before its time, whatever its priority; others are meanwhile, and an empty claim says when."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("bad", "worse", priority=9, max_attempts=9), *items("good")])
+    began, waits = clock.now(), []
+    ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
+    clock.advance(0.5)
+    ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
+
+    assert finish_next(ledger, fence).id == "good"
+    assert ledger.claim(fence, fits) == Claim(None, retry_at=began + back_off(1))
+    ledger.discard_items("mine", ["worse"], "enough")
+    for _ in range(4):
+        item = item_in(ledger, "bad")
+        waits.append(item.retry_at - clock.now())
+        clock.advance(waits[-1] - 0.001)
+        assert ledger.claim(fence, fits) == Claim(None, retry_at=item.retry_at)
+        clock.advance(0.001)
+        ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
+
+    assert waits == [1.5, 8, 32, 128]
+    assert item_in(ledger, "worse").retry_at is None
+
+
+@pytest.mark.parametrize("ending", ["cut_off", "release"])
+def test_an_interruption_is_no_reason_to_wait(ledger: SqlLedger, ending: str) -> None:
+    """What was cut off or given back is claimed again at once."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a"))
+    item = claim(ledger, fence)
+
+    if ending == "cut_off":
+        ledger.cut_off(fence, item, "no room", {}, {}, fresh=False)
+    else:
+        ledger.release(fence, item)
+
+    assert claim(ledger, fence).retry_at is None
+
+
+def test_the_queue_is_claimed_through_its_index(make_ledger: LedgerFactory) -> None:
+    """Leaving items alone costs no sorting of the queue: it is read in the order of its index, as far as needed."""
+    ledger = make_ledger()
+    fence = open_session(ledger).fence
+    statements: list[tuple[str, Any]] = []
+    event.listen(
+        ledger._engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, values, *_: statements.append((statement, values)),
+    )
+    ledger.claim(fence, fits)
+    queue = next((statement, values) for statement, values in statements if "ORDER BY items.priority" in statement)
+
+    with ledger._engine.connect() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {queue[0]}", queue[1]).all()
+
+    assert [row[-1] for row in plan] == ["SEARCH items USING INDEX ix_items_queue (chain=? AND status=?)"]
+
+
+def test_the_story_of_an_item(ledger: SqlLedger, clock: FakeClock) -> None:
+    """Each attempt that came to nothing is told in order: its unit, session, error, time and what it spent."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b"))
+    began = clock.now()
+    usage = {"tokens": 5.0, "calls": 1.0}
+    ledger.fail_unit(fence, claim(ledger, fence), "ValueError: no", usage, usage)
+    ledger.fail_unit(fence, claim(ledger, fence), "of another item", usage, usage)
+    close(ledger, fence)
+    clock.advance(60)
+    fence = open_session(ledger, flow_run_id="run-2").fence
+    advanced = Outcome(done=False, usage={"tokens": 100.0})
+    ledger.commit_unit(fence, claim(ledger, fence), advanced, "key", {"tokens": 100.0})
+    ledger.cut_off(fence, claim(ledger, fence), "no room", {"tokens": 2.0}, {"tokens": 102.0}, fresh=False)
+
+    story = ledger.story("mine", "a")
+
+    assert story == Story(
+        item_in(ledger, "a"),
+        [
+            Attempt(number=1, unit=1, session=1, error="ValueError: no", cut_off=False, usage=usage, at=began),
+            Attempt(number=2, unit=2, session=2, error="no room", cut_off=True, usage={"tokens": 2.0}, at=began + 60),
+        ],
+    )
+    assert (story.failed, story.cut_off, story.sessions) == (1, 1, [1, 2])
+    assert story.wasted == {"tokens": 7.0, "calls": 1.0}
+    assert [session.attempts for session in ledger.sessions("mine")] == [2, 1]
+    assert ledger.story("mine", "b").failed == 1
+    with pytest.raises(UnknownChain) as unknown:
+        ledger.story("mine", "c")
+    one_line(unknown.value, "item: got 'c'", "expected an item of mine")
+
+
+def test_a_unit_that_is_too_dear_is_quarantined(ledger: SqlLedger, clock: FakeClock) -> None:
+    """When the failed attempts of a unit have used more than a whole session, it is discarded at once; finished units,
+    cut-offs and what was before a person's retry do not count."""
+    settings = {"kinds": list(KINDS), "budget": Budget(tokens=100, seconds=5).to_json()}
+    fence = open_session(ledger, settings=settings).fence
+    ledger.add_items("mine", items("a", max_attempts=9))
+
+    def fail(tokens: float) -> ItemStatus:
+        clock.advance(back_off(9))
+        usage = {"tokens": tokens, "seconds": 99.0}
+        return ledger.fail_unit(fence, claim(ledger, fence), "ValueError: no", usage, usage)
+
+    def waste(tokens: float) -> None:
+        clock.advance(back_off(9))
+        usage = {"tokens": tokens}
+        ledger.cut_off(fence, claim(ledger, fence), "no room", usage, usage, fresh=False)
+
+    assert fail(60) is ItemStatus.AVAILABLE
+    clock.advance(back_off(9))
+    ledger.commit_unit(fence, claim(ledger, fence), Outcome(done=False, usage={"tokens": 90.0}), "key", {})
+    assert fail(60) is ItemStatus.AVAILABLE, "the next unit's count starts again"
+    waste(90)
+    assert fail(40) is ItemStatus.AVAILABLE, "100 are not more than 100"
+    assert fail(1) is ItemStatus.DISCARDED
+    found = item_in(ledger, "a")
+    assert (found.attempts, found.retry_at) == (3, None)
+    assert found.error == (
+        "quarantined: its failed attempts have used 101 tokens, more than a whole session's 100 tokens: ValueError: no"
+    )
+    assert ledger.retry_items("mine", ["a"]) == 1
+    assert fail(60) is ItemStatus.AVAILABLE
+    waste(90)
+    assert fail(41) is ItemStatus.DISCARDED
+
+
+def test_a_person_gives_another_try_afresh(ledger: SqlLedger, clock: FakeClock) -> None:
+    """Nothing of what was before counts against an item that is retried, be it discarded or left alone for now."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("big", priority=1), *items("flaky"), *items("a")])
+    for _ in range(2):
+        ledger.claim(fence, lambda item: Misfit("no") if item.id == "big" else None)
+    ledger.discard_items("mine", ["big"], "too big")
+    ledger.cut_off(fence, item_in(ledger, "flaky"), "no room", {}, {}, fresh=True)
+    ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
+    before = {item.id: item for item in ledger.items("mine")}
+    assert (before["big"].status, before["big"].passed_over) == (ItemStatus.DISCARDED, 1)
+    assert (before["flaky"].attempts, before["flaky"].cut_offs) == (1, 1)
+    assert before["flaky"].retry_at == clock.now() + back_off(1)
+
+    assert ledger.retry_items("mine", ["big", "flaky", "a"]) == 2
+
+    for name in ("big", "flaky"):
+        item = item_in(ledger, name)
+        assert item.status is ItemStatus.AVAILABLE
+        assert (item.attempts, item.cut_offs, item.passed_over, item.retry_at) == (0, 0, 0, None)
+    assert item_in(ledger, "a").status is ItemStatus.CLAIMED
+
+
+def test_what_fits_into_no_session_is_given_up_for_what_does(ledger: SqlLedger) -> None:
+    """After it was passed over in three sessions, and only when another item is taken in its place; where none is, the
+    budget is wrong and nothing is given up."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("huge", priority=1), *items("a", "b")])
+
+    def misfit(item: Item) -> Misfit | None:
+        return Misfit("needs 9; 5 left", never="it needs 9, and there are 8") if item.id == "huge" else None
+
+    def nothing(item: Item) -> Misfit | None:
+        return Misfit("needs 9; 5 left", never="it needs 9, and there are 8")
+
+    for session in range(3):
+        claimed = ledger.claim(fence, misfit)
+        assert (claimed.passed_over, claimed.discarded) == ({"huge": "needs 9; 5 left"}, {})
+        ledger.release(fence, claimed.item)
+        close(ledger, fence)
+        fence = open_session(ledger, flow_run_id=f"run-{session}").fence
+    everywhere = ledger.claim(fence, nothing)
+    claimed = ledger.claim(fence, misfit)
+
+    assert everywhere == Claim(None, dict.fromkeys(["huge", "a", "b"], "needs 9; 5 left"))
+    assert (claimed.item.id, claimed.passed_over) == ("a", {})
+    assert claimed.discarded == {"huge": "it needs 9, and there are 8"}
+    huge = item_in(ledger, "huge")
+    assert (huge.status, huge.error) == (ItemStatus.DISCARDED, "it needs 9, and there are 8")
+    assert ledger.story("mine", "huge").attempts == []
+
+
 def test_release_counts_no_attempt(ledger: SqlLedger) -> None:
     """An item that is given back is available again as if nothing had been, but for the interruption; others stay."""
     fence = open_session(ledger).fence
@@ -931,7 +1114,9 @@ def test_closing_a_session(ledger: SqlLedger, clock: FakeClock) -> None:
 def test_closing_and_follow_on_are_one_transaction(ledger: SqlLedger) -> None:
     """A follow-on that cannot be recorded leaves the session open: there is never one without the other."""
     first = open_session(ledger)
-    close(ledger, first.fence, follow_on=follow_on_of(first.fence, first.chain.uid))
+    follow_on = follow_on_of(first.fence, first.chain.uid)
+    close(ledger, first.fence, follow_on=follow_on)
+    ledger.follow_on_created(follow_on, "flow-run")
     second = open_session(ledger, "mine", "second").fence
     before = everything(ledger)
 
@@ -1012,6 +1197,40 @@ def test_only_the_latest_checkpoints_are_kept(ledger: SqlLedger, clock: FakeCloc
     assert [document.ordinal for document in ledger.documents("mine", "handoff")] == [2, 1]
 
 
+def test_pinned_checkpoints_and_the_newest_are_never_forgotten(ledger: SqlLedger, clock: FakeClock) -> None:
+    """A pin is kept with the document's row; a chain keeps its newest checkpoint, however few are wanted."""
+    for holder in ("first", "second", "third", "fourth"):
+        fence = open_session(ledger, "mine", holder).fence
+        ledger.record_document(fence, checkpoint_of(fence))
+        at = clock.now()
+        close(ledger, fence)
+    fence = open_session(ledger, "mine", "last").fence
+
+    assert ledger.pin_checkpoint("mine", 2, pinned=True)
+    assert not ledger.pin_checkpoint("mine", 7, pinned=True)
+    assert not ledger.pin_checkpoint("other", 2, pinned=True)
+    assert sorted(ledger.forget_checkpoints(fence, 0)) == ["mine/checkpoints/1.json", "mine/checkpoints/3.json"]
+
+    found = ledger.documents("mine", "checkpoint")
+    assert [(document.ordinal, document.pinned, document.at) for document in found] == [(4, False, at), (2, True, at)]
+    assert ledger.pin_checkpoint("mine", 2, pinned=False)
+    assert ledger.forget_checkpoints(fence, 1) == ["mine/checkpoints/2.json"]
+
+
+def test_a_context_is_upgraded_behind_the_fence(ledger: SqlLedger, clock: FakeClock) -> None:
+    """Context and version are set together, and by the chain's owner only."""
+    old = open_session(ledger).fence
+    clock.advance(LEASE)
+    fence = open_session(ledger, "mine", "second", context_version=2).fence
+    assert ledger.chain("mine").context_version == 1, "a chain keeps its version until its context is upgraded"
+
+    with pytest.raises(Fenced):
+        ledger.upgrade_context(old, {"stale": True}, 3)
+    ledger.upgrade_context(fence, {"pages": []}, 2)
+
+    assert (ledger.chain("mine").context, ledger.chain("mine").context_version) == ({"pages": []}, 2)
+
+
 def test_counts_name_every_status(ledger: SqlLedger) -> None:
     """The counts have each status, also where there is no item of it."""
     fence = open_session(ledger).fence
@@ -1074,37 +1293,34 @@ def test_unknown_chain(ledger: SqlLedger) -> None:
 # Several processes ----------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_that_start_a_chain_at_once(shared_address: str, make_ledger: LedgerFactory) -> None:
-    """Of two processes that start the same chain at the same moment exactly one does, twenty times on new chains and
-    twenty times on chains whose owner has died."""
+def test_sixteen_processes_that_start_a_chain_at_once(shared_address: str, make_ledger: LedgerFactory) -> None:
+    """Of sixteen processes that start the same chain at the same moment exactly one does, a hundred times: half of them
+    on new chains, half on chains whose owner has died."""
     ledger = make_ledger(shared_address)
-    new, orphaned = [f"new-{n}" for n in range(20)], [f"orphaned-{n}" for n in range(20)]
+    new, orphaned = [f"new-{n}" for n in range(50)], [f"orphaned-{n}" for n in range(50)]
     for chain in orphaned:
         open_session(ledger, chain, "dead")
-        assert ledger.declare_dead(chain, "here", 4711)
-    barrier, answers = SPAWN.Barrier(2), SPAWN.SimpleQueue()
+        assert ledger.declare_dead(chain, 1)
+    chains, holders = [*new, *orphaned], [f"holder-{n}" for n in range(16)]
+    barrier, answers = SPAWN.Barrier(len(holders)), SPAWN.SimpleQueue()
     starters = [
-        SPAWN.Process(target=start_chains, args=(shared_address, holder, [*new, *orphaned], barrier, answers))
-        for holder in ("left", "right")
+        SPAWN.Process(target=start_chains, args=(shared_address, holder, chains, barrier, answers))
+        for holder in holders
     ]
     for starter in starters:
         starter.start()
+    said = [answers.get() for _ in range(len(chains) * len(holders))]
     for starter in starters:
         starter.join(CHILD_SECONDS)
 
-    assert [starter.exitcode for starter in starters] == [0, 0]
-    said: dict[str, dict[str, str]] = {}
-    for _ in range(2 * len([*new, *orphaned])):
-        chain, holder, answer = answers.get()
-        said.setdefault(answer, {}).setdefault(chain, holder)
-    assert sorted(said["started"]) == sorted(said["superseded"]) == sorted([*new, *orphaned])
-    for chain in new:
-        assert ledger.chain(chain).holder == said["started"][chain]
-        assert [session.state for session in ledger.sessions(chain)] == [SessionState.RUNNING]
-    for chain in orphaned:
-        assert ledger.chain(chain).holder == said["started"][chain]
+    assert [starter.exitcode for starter in starters] == [0] * len(holders)
+    started = {chain: holder for chain, holder, answer in said if answer == "started"}
+    assert sorted(chain for chain, _, answer in said if answer == "started") == sorted(chains)
+    assert sum(answer == "superseded" for _, _, answer in said) == len(chains) * (len(holders) - 1)
+    for chain in chains:
+        assert ledger.chain(chain).holder == started[chain]
         states = [session.state for session in ledger.sessions(chain)]
-        assert states == [SessionState.CRASHED, SessionState.RUNNING]
+        assert states == [*([SessionState.CRASHED] if chain in orphaned else []), SessionState.RUNNING]
 
 
 def test_items_are_added_from_several_places_at_once(shared_address: str, make_ledger: LedgerFactory) -> None:
@@ -1223,7 +1439,7 @@ def test_a_unit_extends_what_it_has_reserved(ledger: SqlLedger) -> None:
 
 
 @pytest.mark.parametrize("ending", ["fail_unit", "cut_off"])
-def test_what_came_to_nothing_is_settled_too(ledger: SqlLedger, ending: str) -> None:
+def test_what_came_to_nothing_is_settled_too(ledger: SqlLedger, clock: FakeClock, ending: str) -> None:
     """The money of a unit that failed, or was cut off, is gone for everybody."""
     fence = open_session(ledger, **pooled("one")).fence
     ledger.add_items("one", items("a"))
@@ -1234,6 +1450,7 @@ def test_what_came_to_nothing_is_settled_too(ledger: SqlLedger, ending: str) -> 
     getattr(ledger, ending)(fence, item, "why", {"cost": 3.0}, {"cost": 3.0}, **more)
 
     assert [spend.amount for spend in ledger.pool_spends(SHARED_LIMIT, 0.0)] == [3.0]
+    clock.advance(back_off(1))
     assert ledger.claim(fence, fits, reserving(7)).item is not None
 
 

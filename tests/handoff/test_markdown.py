@@ -262,6 +262,22 @@ def test_whatever_stopped_a_session_stays_in_its_row(stop: str) -> None:
     assert [len(cells(row)) for row in rows] == [6, 6, 6, 6]
 
 
+def test_what_a_dead_letter_cost_is_told() -> None:
+    """How often it failed or was cut off, in which sessions, what was spent in vain, and the last error."""
+    wasted = {"tokens": 12_400.0, "cost": 1.5, "calls": 0.0}
+    discarded = [
+        WorkLine(id="a", kind="default", error="ValueError: no", failed=3, sessions=[2, 3], wasted=wasted),
+        WorkLine(id="b", kind="default", error="no room", failed=1, cut_off=2, sessions=[2], progress=(1, 2)),
+        WorkLine(id="c", kind="default", error="not wanted"),
+    ]
+
+    assert section(to_markdown(handoff(discarded=discarded)), "Discarded").splitlines() == [
+        "- `a`: failed 3 times (sessions 2, 3), 12,400 tokens, $1.50 spent in vain: ValueError: no",
+        "- `b` (1 of 2): failed once, cut off 2 times (session 2): no room",
+        "- `c`: not wanted",
+    ]
+
+
 def test_an_error_of_many_lines_stays_in_its_list() -> None:
     """A dead letter is one entry of its list, whatever its error's text is."""
     discarded = [

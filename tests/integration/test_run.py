@@ -2,11 +2,16 @@
 
 import json
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from support import session_request
 from workbench import SQUARES, Site, wait_until
+
+from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.session.manners import MOST_CRASHED, after_crash
 
 
 def ran(notes: Path) -> Counter[str]:
@@ -62,13 +67,26 @@ def test_a_unit_that_was_running_when_its_process_was_killed_is_tried_again(site
 
 
 def test_a_chain_that_only_crashes_is_given_up(site: Site) -> None:
-    """Three sessions in a row that die without finishing a unit end the run with exit code 1, not an endless loop."""
+    """The eighth session in a row that dies without finishing a unit ends the run with exit code 1, not an endless
+    loop. The seven before it are of other processes, so that nobody waits for the pauses between them."""
+    ledger = SqlLedger(site.environment["PERPETUAL_LEDGER"])
+    for number in range(MOST_CRASHED - 1):
+        request = session_request("loop", f"holder-{number}", agent="Squares", settings={"kinds": ["default"]})
+        fence = ledger.open_session(request).fence
+        ledger.declare_dead("loop", fence.ordinal)
+        ledger.rescue(
+            "loop", fence.ordinal, "it died", lambda chain, sessions: after_crash(chain, sessions, time.time())
+        )
+    ledger.close()
+
     done = site.perpetual(
         "run", f"{SQUARES}:squares", "--param", f"notes={site.folder / 'notes'}", "--param", "chain=loop",
         PERPETUAL_FAULT="unit.claimed:1",
     )  # fmt: skip
-    assert done.returncode == 1
-    assert len(site.status("loop")["sessions"]) == 3
+    assert done.returncode == 1, done.stderr
+    status = site.status("loop")
+    assert (status["status"], len(status["sessions"])) == ("stalled", MOST_CRASHED)
+    assert "died before they had finished a unit" in status["reason"]
 
 
 def test_sigterm_wraps_the_session_and_the_same_command_goes_on(site: Site) -> None:

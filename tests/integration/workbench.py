@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import httpx
@@ -37,6 +38,7 @@ class Site:
     folder: Path
     environment: dict[str, str]
     children: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    starting: Lock = field(default_factory=Lock)
 
     def perpetual(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         """Runs the command to its end."""
@@ -62,23 +64,24 @@ class Site:
 
     def start(self, *command: str, cwd: Path | None = None, **environment: str) -> "subprocess.Popen[bytes]":
         """Starts a child that ends with the test; its output goes to a file in the folder."""
-        log = (self.folder / f"child-{len(self.children)}.log").open("wb")
-        child = subprocess.Popen(
-            command,
-            cwd=cwd or self.folder,
-            env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.children.append(child)
+        with self.starting:
+            log = (self.folder / f"child-{len(self.children)}.log").open("wb")
+            child = subprocess.Popen(
+                command,
+                cwd=cwd or self.folder,
+                env={**self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self.children.append(child)
         return child
 
-    def serve(self, script: Path) -> "subprocess.Popen[bytes]":
+    def serve(self, script: Path, *arguments: str) -> "subprocess.Popen[bytes]":
         """Serves a flow file, and waits until it does."""
-        child = self.start(sys.executable, str(script), cwd=script.parent)
-        log = self.folder / f"child-{len(self.children) - 1}.log"
+        child = self.start(sys.executable, str(script), *arguments, cwd=script.parent)
+        log = self.folder / f"child-{self.children.index(child)}.log"
         wait_until(lambda: "being served" in log.read_text() or child.poll() is not None, "served")
         assert child.poll() is None, log.read_text()
         return child
@@ -118,3 +121,17 @@ class Site:
             return status if status and status["status"] not in ("running", "waiting") else None
 
         return wait_until(look, f"chain {chain} over")
+
+    def runs_of(self, chain: str) -> list[dict[str, Any]]:
+        """All runs of a chain, by its tag."""
+        return list(self.call("POST", "/flow_runs/filter", {"flow_runs": {"tags": {"all_": [f"chain:{chain}"]}}}))
+
+    def runs_of_flow(self, flow: str) -> list[dict[str, Any]]:
+        """All runs of a flow."""
+        return list(self.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}}))
+
+    def open_runs(self, chain: str) -> list[dict[str, Any]]:
+        """The runs of the chain, also of one that has not begun, that are not over."""
+        states = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}
+        runs = self.call("POST", "/flow_runs/filter", {"flow_runs": states})
+        return [run for run in runs if run["parameters"].get("chain") == chain]

@@ -110,7 +110,7 @@ def test_a_chain_that_a_person_stopped(status: ChainStatus, ran_before: bool) ->
     """Nobody starts a cancelled or paused chain; the refusal has the reason."""
     reason = asked(chain(status=status), latest(SessionState.CANCELLED), ran_before=ran_before)
 
-    assert reason == f"chain mine is {status}: a reason"
+    assert reason == f"chain mine is {status} (a reason); `perpetual resume mine`"
 
 
 @pytest.mark.parametrize("status", [*OVER, *STUCK])

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perpetual_blocks.errors import InvalidInput, LedgerError, PerpetualError, RunsUnavailable, StorageError
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason
-from perpetual_blocks.session.continuation import Ending, ending
+from perpetual_blocks.session.continuation import Ending, after_error, ending
 from perpetual_blocks.work import ItemStatus
 
 CODES = ["queue-empty", "nothing-fits", "budget:tokens", "budget:seconds", "signal", "asked", "cancelled", "error"]
@@ -72,3 +73,28 @@ def test_a_chain_goes_on_only_where_something_can_be_claimed(reason: StopReason,
         assert counts.get(ItemStatus.AVAILABLE, 0) + counts.get(ItemStatus.CLAIMED, 0) > 0
     assert end.reason.code
     assert end.reason.message
+
+
+@pytest.mark.parametrize("error", [StorageError("full"), LedgerError("refused"), RunsUnavailable("away")])
+def test_an_error_of_the_world_is_tried_again_later_and_later(error: PerpetualError) -> None:
+    """After 30 s, 2 and 8 minutes a chain goes on by itself; then it stalls, and says how often it tried."""
+    ends = [after_error(error, before, 1000.0) for before in range(4)]
+
+    assert [end.reason.resume_at for end in ends] == [1030.0, 1120.0, 1480.0, None]
+    assert [end.goes_on for end in ends] == [True, True, True, False]
+    assert [end.chain for end in ends] == [ChainStatus.WAITING] * 3 + [ChainStatus.STALLED]
+    assert {(end.session, end.reason.code) for end in ends} == {(SessionState.FAILED, "outage")}
+    assert ends[-1].reason.message.endswith("; 3 sessions before ended in the same way")
+
+
+@pytest.mark.parametrize("error", [InvalidInput("wrong"), FileNotFoundError("docs"), OSError("a meter")])
+def test_an_error_of_the_user_stalls_the_chain_at_once(error: Exception) -> None:
+    """What the agent was given, planned or measured would be as wrong a second time."""
+    end = after_error(error, 0, 1000.0)
+
+    assert (end.session, end.chain, end.reason.code, end.goes_on) == (
+        SessionState.FAILED,
+        ChainStatus.STALLED,
+        "error",
+        False,
+    )

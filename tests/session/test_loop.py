@@ -29,6 +29,7 @@ from support import (
     one_line,
     open_session,
     status_of,
+    wait_for,
 )
 
 import perpetual_blocks
@@ -37,13 +38,22 @@ from perpetual_blocks.adapters.database import SqlLedger, schema
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.clock import isoformat, show_time
-from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, StorageError, Superseded
+from perpetual_blocks.errors import (
+    DamagedDocument,
+    Fenced,
+    InvalidInput,
+    LedgerUnavailable,
+    RunsUnavailable,
+    StorageError,
+    Superseded,
+)
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session import steps
 from perpetual_blocks.session.account import learned
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason, invitation
 from perpetual_blocks.session.documents import chain_usage
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
+from perpetual_blocks.session.heartbeat import Heartbeat
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.ports import Fence, FollowOn, Reserve
 from perpetual_blocks.session.status import chain_status
@@ -97,6 +107,7 @@ class Rig:
     agent: PerpetualAgent
     chain: str = "mine"
     documents: MemoryDocuments = field(default_factory=MemoryDocuments)
+    backup: MemoryDocuments = field(default_factory=MemoryDocuments)
     saved_work: MemorySavedWork = field(default_factory=MemorySavedWork)
     runs: MemoryRuns = field(default_factory=MemoryRuns)
     moments: list[Moment] = field(default_factory=list)
@@ -111,6 +122,7 @@ class Rig:
         *,
         stop: StopRequest | None = None,
         invited: str | None = None,
+        code: str | None = None,
         **outside: Any,
     ) -> SessionEnd:
         """Runs the chain's next session, as a flow run of its own; `outside` is more of the world."""
@@ -123,6 +135,7 @@ class Rig:
             clock=self.clock,
             runs=self.runs,
             observers=[self.moments.append],
+            backup=self.backup,
             **outside,
         )
         request = SessionRequest(
@@ -136,6 +149,7 @@ class Rig:
             deployment_id="deployment",
             invitation=invited,
             settings={"kinds": list(KINDS), "budget": budget.to_json()},
+            code=code,
         )
         session = Session(
             self.agent, request, budget, world, task=self.agent.task(), follow_on=self.follow_on, stop=stop
@@ -231,9 +245,10 @@ def test_the_handoff_tells_the_next_session(make_rig: MakeRig) -> None:
     assert "- `doc-0` (2 of 3): read page 3" in handoff
     assert "*Outlook:* about 1 more session in 3.0 s, 200 tokens more." in handoff
     assert rig.saved_work.published[1] == handoff
-    (backup,) = rig.saved_work.backups.values()
+    backup, copy = rig.saved_work.backups.values()
     assert backup == rig.document("checkpoint", 1)
     assert '"next_action":"read page 3"' in backup
+    assert copy == handoff
 
 
 def test_moments_are_told_in_order(make_rig: MakeRig) -> None:
@@ -746,7 +761,8 @@ def test_a_chain_whose_items_wait_for_a_dead_letter_is_stalled(make_rig: MakeRig
         "waits too": ItemStatus.BLOCKED,
     }
     assert item_in(rig.ledger, "broken").error == "ValueError: cannot read broken, attempt 2"
-    assert "- `broken`: ValueError: cannot read broken, attempt 2" in rig.document("handoff", 1)
+    told = "- `broken`: failed 2 times (session 1), 20 tokens spent in vain: ValueError: cannot read broken, attempt 2"
+    assert told in rig.document("handoff", 1)
     assert rig.runs.created == {}
 
 
@@ -783,6 +799,163 @@ def test_a_signal_stops_between_units(make_rig: MakeRig) -> None:
     assert rig.run().state is SessionState.FINISHED
 
 
+class Surprised(Reader):
+    """Is at work in the second document when a signal comes: its process will be killed in thirty seconds."""
+
+    documents: int = 3
+
+    def work_unit(self, unit: Unit) -> Any:
+        if unit.id == "doc-1" and self._signals:
+            unit.spend(tokens=30)
+            self._stop.ask(self._signals.pop(), by=self._clock.monotonic() + 30)
+            self._stop.ask(StopReason("signal", "a second signal"), by=self._clock.monotonic() + 60)
+            self.ended.wait()
+            if self.is_cut_off:
+                raise RuntimeError("whatever it makes of it")
+        return super().work_unit(unit)
+
+    def __init__(self, stop: StopRequest, clock: FakeClock, **fields: Any) -> None:
+        super().__init__(**fields)
+        self._stop, self._clock = stop, clock
+        self._signals = [StopReason("signal", "the process was asked to end")]
+        self._ended = Event()
+        self._cut_off = False
+
+    @property
+    def ended(self) -> Event:
+        """Set when the unit is to go on."""
+        return self._ended
+
+    @property
+    def is_cut_off(self) -> bool:
+        return self._cut_off
+
+    def cut_off(self) -> bool:
+        """What a runner of units that can be interrupted does."""
+        self._cut_off = True
+        self._ended.set()
+        return True
+
+
+class WaitingClock(FakeClock):
+    """Lets the time pass until an agent's unit is to end, and waits for that then."""
+
+    agent: Surprised
+
+    def wait(self, event: Event, seconds: float) -> bool:
+        return event.wait(30) if self.agent.ended.is_set() else super().wait(event, seconds)
+
+
+def test_a_unit_that_does_not_end_before_the_process_is_left_behind(make_rig: MakeRig, clock: FakeClock) -> None:
+    """The session ends in order without it; no attempt is counted, and what it still finishes is not done again."""
+    stop = StopRequest()
+    agent = Surprised(stop, clock)
+    rig = make_rig(agent)
+
+    end = rig.run(stop=stop)
+
+    assert (end.state, end.reason) == (SessionState.WRAPPED, StopReason("signal", "the process was asked to end"))
+    (session,) = rig.ledger.sessions("mine")
+    assert (session.graceful, session.units, [step for step in session.steps if not step["ok"]]) == (True, 1, [])
+    given_back = item_in(rig.ledger, "doc-1")
+    assert (given_back.status, given_back.attempts, given_back.failures, given_back.interruptions) == (
+        ItemStatus.AVAILABLE, 0, 0, 1
+    )  # fmt: skip
+    (told,) = rig.told(UnitCutOff)
+    assert (told.item, told.discarded) == ("doc-1", False)
+    assert "session 1 · Wrapped" in rig.document("handoff", 1)
+    assert list(rig.runs.created)
+
+    agent.ended.set()  # it is done before the process is killed after all
+    wait_for(lambda: len(rig.runner.kept) == 2)
+
+    assert rig.run().state is SessionState.FINISHED
+    assert len(rig.runner.ran) == len(set(rig.runner.ran)) == 3
+
+
+def test_a_unit_that_can_be_interrupted_is_given_back_with_what_it_spent(
+    make_rig: MakeRig, make_ledger: LedgerFactory
+) -> None:
+    """Whatever it makes of the interruption is no failure: no attempt is counted, and it is not taken for hopeless."""
+    stop, clock = StopRequest(), WaitingClock()
+    clock.agent = agent = Surprised(stop, clock)
+    rig = Rig(make_ledger(clock=clock), clock, agent)
+    rig.runner.interrupt = agent.cut_off  # type: ignore[method-assign]
+
+    end = rig.run(stop=stop)
+
+    assert (end.state, end.reason.code) == (SessionState.WRAPPED, "signal")
+    given_back = item_in(rig.ledger, "doc-1")
+    assert (given_back.status, given_back.attempts, given_back.cut_offs, given_back.interruptions) == (
+        ItemStatus.AVAILABLE, 0, 0, 1
+    )  # fmt: skip
+    (session,) = rig.ledger.sessions("mine")
+    assert session.usage["tokens"] == 130
+    assert [told.item for told in rig.told(UnitCutOff)] == ["doc-1"]
+    assert rig.run().state is SessionState.FINISHED
+
+
+class Slow(Reader):
+    """Has hooks that take their time."""
+
+    seconds: float
+
+    def finish_unit(self) -> None:
+        self._stop.ask(StopReason("signal", "too late to be the reason"), by=self._clock.monotonic() + 12)
+        self._clock.advance(self.seconds)
+
+    def __init__(self, stop: StopRequest, clock: FakeClock, **fields: Any) -> None:
+        super().__init__(**fields)
+        self._stop, self._clock = stop, clock
+
+
+def test_a_shutdown_without_time_still_closes_the_session(make_rig: MakeRig, clock: FakeClock) -> None:
+    """A signal in the middle of the shutdown: what does not fit is skipped and recorded; the session is closed, its
+    follow-on is created, and the next session writes what is missing."""
+    stop = StopRequest()
+    rig = make_rig(Slow(stop, clock, documents=3, seconds=10))
+
+    end = rig.run(tokens(200), stop=stop)
+
+    assert (end.state, end.reason.code) == (SessionState.WRAPPED, "budget:tokens")
+    (session,) = rig.ledger.sessions("mine")
+    assert session.graceful
+    assert [step["step"] for step in session.steps if step.get("skipped")] == [
+        "save_state", "backup", "prune", "back_up_ledger", "commit_changes", "create_handoff", "handoff", "publish"
+    ]  # fmt: skip
+    assert rig.documents.content == {}
+    assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == [2]
+    assert learned(rig.ledger, rig.ledger.chain("mine"))["seconds"].shutdown_cost(0.01) == 0
+
+    assert rig.run(tokens(200), invited=next(iter(rig.runs.created))).state is SessionState.FINISHED
+    for kind in ("checkpoint", "handoff"):
+        assert [document.ordinal for document in rig.ledger.documents("mine", kind)] == [2, 1]
+    handoff = rig.document("handoff", 1)
+    assert "session 1 ended without a handoff of its own" in handoff
+    assert rig.saved_work.published[1] == handoff
+    assert rig.ledger.sessions("mine")[1].verified == (6, 6)
+
+
+def test_a_follow_on_for_which_there_is_no_time_stays_in_the_outbox(make_rig: MakeRig, clock: FakeClock) -> None:
+    """The closing transaction records it, whatever the time is; whoever comes by next creates it."""
+    stop = StopRequest()
+    rig = make_rig(Slow(stop, clock, documents=3, seconds=12))
+
+    assert rig.run(tokens(200), stop=stop).state is SessionState.WRAPPED
+
+    assert rig.runs.created == {}
+    assert [follow_on.ordinal for follow_on in rig.ledger.pending_follow_ons("mine")] == [2]
+
+
+def test_how_long_a_shutdown_takes_is_learned_without_a_limit_on_time(make_rig: MakeRig, clock: FakeClock) -> None:
+    """Whoever ends the process gives it so many seconds, whatever the budget limits."""
+    rig = make_rig(Slow(StopRequest(), clock, documents=3, seconds=9))
+
+    rig.run(tokens(200))
+
+    assert learned(rig.ledger, rig.ledger.chain("mine"))["seconds"].shutdown_cost(0.5) >= 9
+
+
 def test_a_cancelled_session_cancels_its_chain(make_rig: MakeRig) -> None:
     """A person's cancel ends the session in order; there is no follow-on, and nobody else is let in."""
     stop = StopRequest()
@@ -795,6 +968,25 @@ def test_a_cancelled_session_cancels_its_chain(make_rig: MakeRig) -> None:
     assert "session 1 · Cancelled" in rig.document("handoff", 1)
     with pytest.raises(Superseded):
         rig.run()
+
+
+def test_a_cancel_that_comes_during_the_shutdown_cancels_the_chain(make_rig: MakeRig) -> None:
+    """A person who cancels a run while its session ends for its budget has cancelled the chain: no follow-on."""
+    stop = StopRequest()
+
+    class Cancelled(Reader):
+        """Is cancelled while its work is committed."""
+
+        def commit_changes(self) -> Iterable[Path]:
+            stop.ask(StopReason("cancelled", "its flow run was cancelled"))
+            return []
+
+    rig = make_rig(Cancelled(documents=2))
+
+    end = rig.run(tokens(100), stop=stop)
+
+    assert (end.state, rig.ledger.chain("mine").status) == (SessionState.CANCELLED, ChainStatus.CANCELLED)
+    assert rig.runs.created == {}
 
 
 def test_a_stop_that_was_asked_for_before_the_start(make_rig: MakeRig) -> None:
@@ -846,7 +1038,7 @@ def test_a_session_whose_chain_was_taken_over_commits_nothing_more(
 
     def take_over() -> None:
         clock.advance(LEASE)
-        open_session(ledger, "mine", "robber")
+        open_session(ledger, "mine", "robber", agent="Robbed")
 
     rig = make_rig(Robbed(take_over), ledger=ledger)
 
@@ -885,7 +1077,7 @@ def test_the_lease_is_kept_while_a_unit_runs(tmp_path: Path, clock: FakeClock) -
             ledger.beat.clear()
             assert ledger.beat.wait(30)
         try:
-            open_session(ledger, "mine", "second")
+            open_session(ledger, "mine", "second", agent="Robbed")
         except Superseded as error:
             refused.append(str(error))
 
@@ -1030,7 +1222,7 @@ def test_a_unit_whose_outcome_cannot_be_kept_is_given_back(make_rig: MakeRig) ->
         SessionState.FAILED,
         "StorageError: results storage: the disk is full",
     )
-    assert rig.ledger.chain("mine").status is ChainStatus.STALLED
+    assert rig.ledger.chain("mine").status is ChainStatus.WAITING
 
 
 # What goes wrong around units -----------------------------------------------------------------------------------------
@@ -1185,6 +1377,28 @@ def test_a_follow_on_that_cannot_be_created_stays_in_the_outbox(make_rig: MakeRi
     assert list(rig.runs.created) == [pending.idempotency_key]
 
 
+def test_a_follow_on_is_tried_again_while_prefect_is_away(make_rig: MakeRig) -> None:
+    """An API that is away for less than three quarters of a minute costs no follow-on."""
+
+    class Restarting(MemoryRuns):
+        """An API that answers after a while."""
+
+        def create(self, follow_on: FollowOn) -> str:
+            if rig.clock.now() < since + 40:
+                self.calls += 1
+                raise RunsUnavailable("Prefect's API: cannot be asked: ConnectError")
+            return super().create(follow_on)
+
+    rig = make_rig(Reader(documents=3), runs=Restarting())
+    since = rig.clock.now()
+
+    rig.run(tokens(150))
+
+    assert rig.told(StepFailed) == []
+    assert 5 < rig.runs.calls < 40
+    assert (len(rig.runs.created), rig.ledger.pending_follow_ons("mine")) == (1, [])
+
+
 class FullStorage(MemoryDocuments):
     """A storage that cannot be written while it is full."""
 
@@ -1197,8 +1411,8 @@ class FullStorage(MemoryDocuments):
 
 
 def test_a_session_that_cannot_save_fails_and_can_be_started_again(make_rig: MakeRig) -> None:
-    """A checkpoint that cannot be written fails the session and stalls the chain, with the reason; no unit is lost, and
-    the next start goes on."""
+    """A checkpoint that cannot be written fails the session; the chain says why, and its follow-on goes on half a
+    minute later; no unit is lost."""
     storage = FullStorage()
     rig = make_rig(Reader(documents=3), documents=storage)
 
@@ -1208,9 +1422,11 @@ def test_a_session_that_cannot_save_fails_and_can_be_started_again(make_rig: Mak
     (failed,) = rig.ledger.sessions("mine")
     assert (failed.state, failed.graceful, failed.units) == (SessionState.FAILED, False, 2)
     chain = rig.ledger.chain("mine")
-    assert chain.status is ChainStatus.STALLED
+    assert chain.status is ChainStatus.WAITING
     assert "no space left" in chain.reason
-    assert rig.runs.created == {}
+    (follow_on,) = rig.runs.created.values()
+    assert chain.resume_at == failed.ended_at + 30  # type: ignore[operator]
+    assert 0 <= (follow_on.not_before or 0) - chain.resume_at < 2
     assert rig.told(SessionEnded)[-1].state is SessionState.FAILED
     storage.full = False
 
@@ -1234,10 +1450,132 @@ def test_a_storage_that_gives_back_other_bytes(make_rig: MakeRig) -> None:
     with pytest.raises(DamagedDocument) as damaged:
         rig.run()
 
-    one_line(damaged.value, "results storage", "checkpoints/000001.json")
+    one_line(damaged.value, "results storage", "checkpoints/000001-")
     assert rig.ledger.documents("mine", "checkpoint") == []
     assert rig.ledger.sessions("mine")[0].state is SessionState.FAILED
-    assert rig.ledger.chain("mine").status is ChainStatus.STALLED
+    assert rig.ledger.chain("mine").status is ChainStatus.WAITING
+
+
+def test_outages_in_a_row(make_rig: MakeRig, clock: FakeClock) -> None:
+    """A storage that stays away is tried later and later; the fourth session in a row stalls the chain, and says so."""
+    storage = FullStorage()
+    rig = make_rig(Reader(documents=1), documents=storage)
+    waits = []
+    for _ in range(4):
+        with pytest.raises(StorageError):
+            rig.run()
+        waits.append((rig.ledger.chain("mine").resume_at or clock.now()) - clock.now())
+
+    chain = rig.ledger.chain("mine")
+    # The first has finished a unit, so the second is the first in a row.
+    assert (waits, chain.status) == ([30, 30, 120, 480], ChainStatus.WAITING)
+    assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == [2, 3, 4, 5]
+    with pytest.raises(StorageError):
+        rig.run()
+    chain = rig.ledger.chain("mine")
+    assert (chain.status, chain.resume_at, len(rig.runs.created)) == (ChainStatus.STALLED, None, 4)
+    assert chain.reason.endswith("no space left; 3 sessions before ended in the same way")
+    storage.full = False
+    assert rig.run().state is SessionState.FINISHED
+
+
+def test_an_outage_is_waited_out(make_rig: MakeRig, clock: FakeClock) -> None:
+    """Whoever moves follow-ons whose quota is free leaves alone those that wait for the world to come back."""
+    storage = FullStorage()
+    rig = make_rig(Reader(documents=1), documents=storage)
+    for _ in range(3):
+        with pytest.raises(StorageError):
+            rig.run()
+
+    assert move_follow_ons(rig.ledger, rig.runs, clock) == 0
+    assert rig.runs.moved == {}
+
+
+def test_a_failed_run_may_be_tried_again_at_once(make_rig: MakeRig) -> None:
+    """The same flow run is admitted after an outage, as Retry starts it; its follow-on then comes too late."""
+    storage = FullStorage()
+    rig = make_rig(Reader(documents=1), documents=storage)
+    with pytest.raises(StorageError):
+        rig.run()
+    (invited,) = rig.runs.created
+    storage.full = False
+
+    rig.started -= 1
+    assert rig.run().state is SessionState.FINISHED
+    with pytest.raises(Superseded):
+        rig.run(invited=invited)
+
+
+class AwayLedger(SqlLedger):
+    """A ledger that cannot be reached while it is away."""
+
+    away = False
+
+    def heartbeat(self, fence: Fence) -> None:
+        if self.away:
+            raise LedgerUnavailable("ledger: no route to host")
+        super().heartbeat(fence)
+
+
+def test_a_ledger_that_cannot_be_reached_is_not_a_chain_that_was_lost(make_ledger: LedgerFactory) -> None:
+    """The session works on until its lease has run out, by the monotonic clock and from the last beat that came
+    through; beats that fail are repeated soon."""
+    clock, stop = FakeClock(), StopRequest()
+    ledger = AwayLedger("sqlite://", clock=clock, lease_seconds=LEASE)
+    heartbeat = Heartbeat(ledger, open_session(ledger).fence, stop, clock, clock.monotonic())
+    clock.advance(15)
+    assert heartbeat.beat() == LEASE / 4
+    ledger.away = True
+    clock.advance(50)
+    assert (heartbeat.beat(), stop.reason) == (1.0, None)
+    clock.advance(9.5)
+    assert (heartbeat.beat(), stop.reason) == (0.5, None)
+    clock.advance(0.5)
+
+    assert heartbeat.beat() is None
+
+    assert stop.reason is not None
+    assert (stop.reason.code, "no route to host" in stop.reason.message) == ("unreachable", True)
+    ledger.close()
+
+
+def test_a_ledger_that_comes_back_in_time_changes_nothing(make_ledger: LedgerFactory) -> None:
+    """Its lease is counted anew from the beat that came through."""
+    clock, stop = FakeClock(), StopRequest()
+    ledger = AwayLedger("sqlite://", clock=clock, lease_seconds=LEASE)
+    heartbeat = Heartbeat(ledger, open_session(ledger).fence, stop, clock, clock.monotonic())
+    ledger.away = True
+    clock.advance(LEASE - 1)
+    assert heartbeat.beat() == 1.0
+    ledger.away = False
+    assert heartbeat.beat() == LEASE / 4
+    ledger.away = True
+    clock.advance(LEASE - 1)
+
+    assert heartbeat.beat() == 1.0
+
+    assert stop.reason is None
+    ledger.close()
+
+
+def test_a_session_that_lost_the_ledger_commits_nothing_more(make_rig: MakeRig, clock: FakeClock) -> None:
+    """When its lease runs out in the middle of a unit the session stops with an error; its outcome is kept, and whoever
+    comes next commits it and does not run it again."""
+    stop = StopRequest()
+    rig = make_rig(
+        Robbed(lambda: stop.ask(StopReason("unreachable", "its lease of 60 s ran out; ledger: no route")), documents=3)
+    )
+
+    with pytest.raises(LedgerUnavailable) as away:
+        rig.run(stop=stop)
+
+    one_line(away.value, "its lease of 60 s ran out")
+    (session,) = rig.ledger.sessions("mine")
+    assert (session.state, session.units, rig.documents.content) == (SessionState.RUNNING, 1, {})
+    assert rig.told(SessionEnded)[-1].state is SessionState.FAILED
+    clock.advance(LEASE)
+    assert rig.run().state is SessionState.FINISHED
+    assert len(rig.runner.ran) == len(set(rig.runner.ran)) == 3
 
 
 def test_a_damaged_checkpoint(make_rig: MakeRig) -> None:
@@ -1434,12 +1772,12 @@ def outcome_of(rig: Rig) -> dict[str, Any]:
 
 
 def points_in_source() -> list[str]:
-    """The names that the package gives to its points, as patterns: `shutdown.{name}` is `shutdown.*`."""
+    """The names that the package gives to the points of a session, as patterns: `shutdown.{name}` is `shutdown.*`."""
     package = Path(perpetual_blocks.__file__).parent
     found = {
         name
         for path in package.rglob("*.py")
-        if path.name != "faults.py"
+        if path.name not in ("faults.py", "supervisor.py")
         for name in re.findall(r"\breached\(f?\"([^\"]+)\"\)", path.read_text())
     }
     return sorted(re.sub(r"\\{.*?\\}", ".*", re.escape(name)) for name in found)

@@ -16,6 +16,7 @@ def checkpoint(ordinal: int, **changes: Any) -> Checkpoint:
         "chain": "mine",
         "uid": "0123456789abcdef",
         "ordinal": ordinal,
+        "checkpoints": ordinal,
         "agent": "Tester",
         "task": "Tests.",
         "items": {"completed": 2 * ordinal},

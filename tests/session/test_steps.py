@@ -98,6 +98,87 @@ def test_an_essential_step_has_no_deadline(steps: Steps, monkeypatch: pytest.Mon
     assert steps.essential("save_state", current_thread) is current_thread()
 
 
+@pytest.fixture
+def hurried(clock: FakeClock, failures: list[tuple[str, str]]) -> Steps:
+    """A record of steps in a process that is killed ten seconds from now."""
+    by = clock.monotonic() + 10.0
+    return Steps(clock, lambda name, error: failures.append((name, error)), killed_at=lambda: by)
+
+
+def test_steps_are_skipped_when_only_the_minimal_save_has_time(
+    hurried: Steps, failures: list[tuple[str, str]], clock: FakeClock
+) -> None:
+    """A step that would run into the end of the process is not begun: it is recorded as skipped, the next ones too,
+    saving the state among them; the follow-on is still created."""
+    assert hurried.essential("save_state", lambda: "saved") == "saved"
+    clock.advance(10.0 - module.MINIMAL_SECONDS)
+
+    assert hurried.best_effort("backup", lambda: pytest.fail("begun")) is None
+    assert hurried.essential("save_state", lambda: pytest.fail("begun")) is None
+    assert hurried.last("follow_on", lambda: "created") == "created"
+
+    error = "StepTimedOut: there was no time for it before the process ends"
+    skipped = {"ok": False, "skipped": True, "error": error, "seconds": 0.0}
+    assert hurried.record == [
+        {"step": "save_state", "ok": True, "seconds": 0.0},
+        {"step": "backup", **skipped},
+        {"step": "save_state", **skipped},
+        {"step": "follow_on", "ok": True, "seconds": 0.0},
+    ]
+    assert failures == [("backup", error), ("save_state", error)]
+    assert not hurried.complete
+
+
+def test_even_the_last_step_is_not_begun_when_the_time_is_over(hurried: Steps, clock: FakeClock) -> None:
+    """A follow-on that is not created in time stays in the outbox."""
+    clock.advance(10.0)
+
+    assert hurried.last("follow_on", lambda: pytest.fail("begun")) is None
+
+
+@pytest.mark.parametrize("kind", ["essential", "best_effort"])
+def test_a_step_that_hangs_is_left_behind_for_the_minimal_save(hurried: Steps, clock: FakeClock, kind: str) -> None:
+    """A storage that does not answer does not keep the session from being closed: the step is skipped."""
+    never = Event()
+
+    def hang() -> None:
+        clock.advance(10.0 - module.MINIMAL_SECONDS)
+        never.wait()
+
+    assert getattr(hurried, kind)("backup", hang) is None
+
+    (entry,) = hurried.record
+    assert (entry["ok"], entry["skipped"]) == (False, True)
+    assert entry["error"] == "StepTimedOut: still running when the process was about to end; it was left behind"
+    never.set()
+
+
+def test_a_signal_in_the_middle_of_a_step_cuts_it_short(clock: FakeClock, failures: list[tuple[str, str]]) -> None:
+    """A shutdown that had all the time there is has little when a signal comes: the step that runs is left behind."""
+    killed_at: list[float] = []
+    steps = Steps(
+        clock, lambda name, error: failures.append((name, error)), killed_at=lambda: next(iter(killed_at), None)
+    )
+    never = Event()
+
+    def hang() -> None:
+        killed_at.append(clock.monotonic() + 1.0)
+        never.wait()
+
+    assert steps.best_effort("commit_changes", hang) is None
+
+    assert [entry["step"] for entry in steps.record if entry.get("skipped")] == ["commit_changes"]
+    never.set()
+
+
+def test_an_essential_step_that_fails_in_a_hurry(hurried: Steps) -> None:
+    """That there is little time does not excuse what is wrong: it is raised."""
+    with pytest.raises(OSError, match="the disk is full"):
+        hurried.essential("save_state", raising(OSError("the disk is full")))
+
+    assert hurried.complete
+
+
 def test_within_gives_back_and_raises_what_the_step_does() -> None:
     """A step's value or error comes out as if there were no thread in between."""
     error = KeyError("x")

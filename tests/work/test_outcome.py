@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import one_line
 
+from perpetual_blocks.checkpoint import digest, to_json
 from perpetual_blocks.errors import DamagedDocument
 from perpetual_blocks.work import Outcome, WorkItem
 
@@ -57,8 +58,16 @@ def test_an_outcome_is_read_back_as_it_was(outcome: Outcome) -> None:
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    """A good document, changed."""
-    return {**Outcome(done=True, added=(WorkItem(id="a"),)).to_document(), **changes}
+    """A good document, changed, whose digest is that of what it says."""
+    changed = {**Outcome(done=True, added=(WorkItem(id="a"),)).to_document(), **changes}
+    del changed["digest"]
+    return {**changed, "digest": digest(to_json(changed, "x"))}
+
+
+def without(field: str) -> dict[str, Any]:
+    """A document that lacks a field, and has the right digest all the same."""
+    lacking = {name: value for name, value in document().items() if name not in (field, "digest")}
+    return {**lacking, "digest": digest(to_json(lacking, "x"))}
 
 
 def test_the_document_that_the_others_are_made_of_is_good() -> None:
@@ -67,24 +76,23 @@ def test_the_document_that_the_others_are_made_of_is_good() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [None, "text", [1], {}, {"schema": 2}, {"done": True}, document(schema="1")], ids=repr
+    "other",
+    [None, "text", [1], {}, {"schema": 3}, {"schema": True}, {"done": True}, document(schema="1")],
+    ids=repr,
 )
 def test_what_is_of_another_schema_is_refused(other: object) -> None:
     """A document that is no outcome, or one of another version, is refused in one line that says what it is."""
     with pytest.raises(DamagedDocument) as refused:
         Outcome.from_document(other)
 
-    one_line(refused.value, "outcome.schema", "expected 1")
+    one_line(refused.value, "outcome.schema", "expected 1 to 2")
 
 
-@pytest.mark.parametrize("field", [name for name in document() if name not in ("schema", "quotas")])
+@pytest.mark.parametrize("field", [name for name in document() if name not in ("schema", "quotas", "digest")])
 def test_a_missing_field_is_refused(field: str) -> None:
     """A document that lacks a field is no outcome; the field is named."""
-    damaged = document()
-    del damaged[field]
-
     with pytest.raises(DamagedDocument) as refused:
-        Outcome.from_document(damaged)
+        Outcome.from_document(without(field))
 
     one_line(refused.value, "outcome", field)
 
@@ -113,3 +121,45 @@ def test_a_field_of_another_type_is_refused(changes: dict[str, Any]) -> None:
         Outcome.from_document(document(**changes))
 
     one_line(refused.value, "outcome")
+
+
+# Digests --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_outcome_of_schema_1_is_read() -> None:
+    """Version 0.1.0 wrote no digest; what it persisted is applied all the same."""
+    old = {**document(), "schema": 1}
+    del old["digest"]
+
+    assert Outcome.from_document(old) == Outcome(done=True, added=(WorkItem(id="a"),))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {name: value for name, value in document().items() if name != "digest"},
+        {**document(), "digest": None},
+        {**document(), "digest": "0" * 64},
+        {**document(), "done": False},
+        {**document(), "result": 1},
+        {**document(), "result": float("nan")},
+        {**document(), "colour": "red"},
+        {**document(), "schema": 1},
+    ],
+    ids=repr,
+)
+def test_an_outcome_that_was_changed_is_found(damaged: dict[str, Any]) -> None:
+    """A document that does not have its own digest, or whose digest is taken away, is not applied."""
+    with pytest.raises(DamagedDocument) as found:
+        Outcome.from_document(damaged)
+
+    one_line(found.value, "outcome")
+
+
+def test_the_document_it_was_read_from_is_left_alone() -> None:
+    """Reading takes nothing out of it."""
+    given = document()
+
+    Outcome.from_document(given)
+
+    assert given == document()

@@ -1,20 +1,24 @@
 """Connecting to the ledger's database, transactions, and bringing its tables to this version."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from sqlalchemy import Connection, Engine, Insert, Table, inspect, text
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
 from perpetual_blocks.adapters.database import postgres, sqlite
-from perpetual_blocks.errors import InvalidInput, LedgerError
+from perpetual_blocks.clock import Clock, SystemClock
+from perpetual_blocks.errors import InvalidInput, LedgerError, LedgerUnavailable
+from perpetual_blocks.redaction import url_passwords
 
 HEAD = "0004"
 """The newest migration. Kept here so that the usual start, at head, need not import Alembic; a test compares."""
@@ -43,8 +47,26 @@ def parse_address(address: str) -> URL:
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         return url
     if url.drivername in ("postgresql", "postgresql+psycopg") and url.database:
+        postgres.check_options({**_blank_options(address), **url.query})
         return url.set(drivername="postgresql+psycopg")
     raise refused
+
+
+def _blank_options(address: str) -> dict[str, str]:
+    """The options without a value, which SQLAlchemy drops."""
+    return {name: value for name, value in parse_qsl(address.partition("?")[2], keep_blank_values=True) if not value}
+
+
+def address_secrets(address: str) -> Iterator[str]:
+    """The passwords of an address, wherever in it they are."""
+    yield from url_passwords(address)
+    if "://" in address:
+        with suppress(InvalidInput):
+            url = parse_address(address)
+            yield str(url.password or "")
+            for name in ("password", "sslpassword"):
+                value = url.query.get(name, "")
+                yield from (value,) if isinstance(value, str) else value
 
 
 def shown(url: URL) -> str:
@@ -57,7 +79,8 @@ def connect(address: str) -> Engine:
 
     Raises:
         InvalidInput: not an address, or of a database whose driver is not installed.
-        LedgerError: the database cannot be reached or written, or was made by a newer version.
+        LedgerUnavailable: the database cannot be reached or written now.
+        LedgerError: it never can, or was made by a newer version.
     """
     url = parse_address(address)
     try:
@@ -66,7 +89,7 @@ def connect(address: str) -> Engine:
     except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error)
         expected = "expected a database that can be written"
-        raise LedgerError(f"ledger: cannot use {shown(url)}: {reason}; {expected}") from error
+        raise _kind(error)(f"ledger: cannot use {shown(url)}: {reason}; {expected}") from error
     return engine
 
 
@@ -78,7 +101,8 @@ def writing(engine: Engine, *, synced: bool = False) -> Iterator[Connection]:
         synced: Whether it is on the disk when this returns.
 
     Raises:
-        LedgerError: the database refused something or could not be reached; nothing was written.
+        LedgerUnavailable: it could not be reached; nothing was written, unless the connection was lost at the commit.
+        LedgerError: it refused something; nothing was written.
     """
     on_sqlite = engine.dialect.name == "sqlite"
     with _errors(engine), engine.connect() as connection:
@@ -91,15 +115,21 @@ def writing(engine: Engine, *, synced: bool = False) -> Iterator[Connection]:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def reading(engine: Engine, *, snapshot: bool = False) -> Iterator[Connection]:
     """One transaction that only reads.
 
+    Args:
+        snapshot: Whether several statements must see the same moment. On SQLite they do in any case.
+
     Raises:
-        LedgerError: the database could not be reached.
+        LedgerUnavailable: the database could not be reached.
     """
+    options: dict[str, Any] = {"sqlite_begin": "BEGIN"}
+    if snapshot and engine.dialect.name != "sqlite":
+        options["isolation_level"] = "REPEATABLE READ"
     with (
         _errors(engine),
-        engine.connect().execution_options(sqlite_begin="BEGIN") as connection,
+        engine.connect().execution_options(**options) as connection,
         connection.begin(),
     ):
         yield connection
@@ -108,6 +138,11 @@ def reading(engine: Engine) -> Iterator[Connection]:
 def insert_if_new(connection: Connection, table: Table, **values: Any) -> bool:
     """Adds a row, or does nothing where one with its key is there; whether it was added."""
     return connection.execute(_insert_if_new(connection.dialect.name, table), values).rowcount == 1
+
+
+def insert_all_if_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds those of the rows, which all have the same columns, that are new by their keys."""
+    connection.execute(_insert_if_new(connection.dialect.name, table), list(rows))
 
 
 @cache
@@ -122,7 +157,26 @@ def _errors(engine: Engine) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise LedgerError(f"ledger: {shown(engine.url)}: {getattr(error, 'orig', None) or error}") from error
+        raise _kind(error)(f"ledger: {shown(engine.url)}: {getattr(error, 'orig', None) or error}") from error
+
+
+def _kind(error: Exception) -> type[LedgerError]:
+    """Whether what a database, or the way to it, said may pass."""
+    original = getattr(error, "orig", None)
+    if isinstance(original, sqlite3.Error):
+        passes = sqlite.may_pass(original)
+    else:
+        # PostgreSQL's driver does not tell a server that is starting from one that refuses a password.
+        passes = isinstance(error, OperationalError | InterfaceError | TimeoutError)
+        passes = passes or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    return LedgerUnavailable if passes else LedgerError
+
+
+def time_of(connection: Connection, clock: Clock | None) -> float:
+    """The time by which the database's users agree: PostgreSQL's own; a clock that was handed in goes before."""
+    if clock is None and connection.dialect.name == "postgresql":
+        return postgres.time_of(connection)
+    return (clock or SystemClock()).now()
 
 
 def schema_version(engine: Engine) -> str | None:

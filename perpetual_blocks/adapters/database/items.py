@@ -26,6 +26,10 @@ def add_items(connection: Connection, chain: Chain, items: Iterable[WorkItem], n
         if item.id in present:
             _check_same(item, *present[item.id][:2])
     new = [item for item in batch.values() if item.id not in present]
+    budget = Budget.from_json(chain.settings.get("budget") or [])
+    for item in new:  # what is there already was added under the budget of its time
+        budget.check_amounts(item.estimate, f"WorkItem({item.id!r}).estimate")
+        budget.check_amounts(item.bound, f"WorkItem({item.id!r}).bound")
     named = {other for item in new for other in item.depends_on if other not in batch}
     others = _present(connection, chain.name, list(named))
     check_dependencies(new, (*others, *present))
@@ -46,7 +50,6 @@ def add_items(connection: Connection, chain: Chain, items: Iterable[WorkItem], n
 
 def _distinct(items: Iterable[WorkItem], chain: Chain) -> dict[str, WorkItem]:
     kinds = chain.settings.get("kinds", [])
-    budget = Budget.from_json(chain.settings.get("budget") or [])
     batch: dict[str, WorkItem] = {}
     for item in items:
         if not isinstance(item, WorkItem):
@@ -54,8 +57,6 @@ def _distinct(items: Iterable[WorkItem], chain: Chain) -> dict[str, WorkItem]:
         where = f"WorkItem({item.id!r})"
         if item.kind not in kinds:
             raise InvalidInput.of(f"{where}.kind", item.kind, f"one of the agent's kinds: {', '.join(kinds)}")
-        budget.check_amounts(item.estimate, f"{where}.estimate")
-        budget.check_amounts(item.bound, f"{where}.bound")
         first = batch.setdefault(item.id, item)
         _check_same(item, first.kind, dict(first.payload))
     return batch

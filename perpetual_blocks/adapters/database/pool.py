@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from perpetual_blocks.adapters.database import pools
-from perpetual_blocks.adapters.database.engine import connect, writing
+from perpetual_blocks.adapters.database.engine import connect, time_of, writing
 from perpetual_blocks.adapters.database.pools import PoolRequest, PoolUnit
 from perpetual_blocks.budget.pool import Refusal
-from perpetual_blocks.clock import Clock, SystemClock
+from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import PoolRefused
 from perpetual_blocks.usage import validated_usage
 
@@ -47,7 +47,7 @@ class Pool:
         self._resource = resource
         self._amount = _checked(resource, amount, "amount")
         self._window_since = window_since
-        self._clock = clock or SystemClock()
+        self._clock = clock
         self._engine = connect(address)
 
     def join(self, holder: str, *, share: float = 0.0, priority: int = 0) -> None:
@@ -80,7 +80,7 @@ class Pool:
     def level(self) -> tuple[float, float]:
         """What is used, within the window, and what is reserved, in the resource's unit."""
         with writing(self._engine) as connection:
-            now = self._clock.now()
+            now = time_of(connection, self._clock)
             return pools.level(connection, self._name, self._resource, self._since(now), now)
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Pool:
 
     def _reserve(self, unit: PoolUnit, wanted: float, lease_seconds: float) -> None:
         with writing(self._engine) as connection:
-            now = self._clock.now()
+            now = time_of(connection, self._clock)
             request = PoolRequest(
                 unit=unit,
                 wanted=wanted,
@@ -106,7 +106,7 @@ class Pool:
 
     def _settle(self, unit: PoolUnit, actual: float) -> None:
         with writing(self._engine) as connection:
-            pools.settle(connection, unit, actual, self._clock.now())
+            pools.settle(connection, unit, actual, time_of(connection, self._clock))
 
     def _release(self, unit: PoolUnit) -> None:
         with writing(self._engine) as connection:

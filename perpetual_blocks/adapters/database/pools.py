@@ -9,6 +9,7 @@ A member's `used` is a running total, so that a reservation costs the same with 
 million. It counts the spending since the pool's `since`; when a window moves on, what falls out of it is taken away.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, func, insert, select, update
@@ -178,9 +179,14 @@ def release(connection: Connection, unit: PoolUnit) -> None:
     connection.execute(_RELEASE, _of(unit))
 
 
-def release_all(connection: Connection, holder: str) -> None:
-    """Gives all of a holder's reservations back, in every pool: whoever took over from a dead process does this."""
-    _lock_pools_of(connection, holder)
+def release_all(connection: Connection, holder: str, joining: Iterable[tuple[str, str]] = ()) -> None:
+    """Gives all of a holder's reservations back, in every pool: whoever took over from a dead process does this.
+
+    Args:
+        joining: The pools, by name and resource, that the caller joins next: they are locked here, in order with the
+            others.
+    """
+    _lock_pools_of(connection, holder, joining)
     connection.execute(delete(t.pool_reservations).where(t.pool_reservations.c.holder == holder))
 
 
@@ -219,10 +225,11 @@ def _lock(connection: Connection, pool: str, resource: str) -> float:
     return since
 
 
-def _lock_pools_of(connection: Connection, holder: str) -> None:
+def _lock_pools_of(connection: Connection, holder: str, and_these: Iterable[tuple[str, str]] = ()) -> None:
     columns = t.pool_reservations.c.pool, t.pool_reservations.c.resource
-    rows = select(*columns).where(t.pool_reservations.c.holder == holder).distinct().order_by(*columns)
-    for pool, resource in connection.execute(rows).all():
+    rows = connection.execute(select(*columns).where(t.pool_reservations.c.holder == holder).distinct())
+    # Sorted here and not by the database, whose collation may have another order than a claim.
+    for pool, resource in sorted({*and_these, *((pool, resource) for pool, resource in rows)}):
         _lock(connection, pool, resource)
 
 

@@ -6,6 +6,10 @@ change before the commit. Commits are synced to disk, unless the server's admini
 `synchronous_commit = off`; those that must be synced say so.
 """
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL
 
@@ -14,18 +18,67 @@ from perpetual_blocks.errors import InvalidInput
 _MIGRATIONS = 0x7065727065747561  # any number that no other program locks: "perpetua"
 
 
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+_SSL_OPTIONS = (
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslpassword",
+    "sslcrl",
+    "sslcrldir",
+    "sslsni",
+    "sslcertmode",
+    "sslnegotiation",
+    "sslcompression",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+)
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Refuses an address whose options for TLS are misspelt, before somebody relies on them.
+
+    Raises:
+        InvalidInput: names the option.
+    """
+    for name, value in options.items():
+        is_like_one = name.lower().startswith("ssl") or get_close_matches(name.lower(), ("sslmode", "sslrootcert"))
+        if is_like_one and name not in _SSL_OPTIONS:
+            raise InvalidInput.of("ledger", f"?{name}=…", f"one of PostgreSQL's options: {', '.join(_SSL_OPTIONS)}")
+        if name == "sslmode" and value not in SSL_MODES:
+            raise InvalidInput.of("ledger", f"?sslmode={value}", f"one of {', '.join(SSL_MODES)}")
+
+
+_NETWORK: dict[str, Any] = {
+    # A network that drops packets is noticed within the lease, and not after the two hours that TCP takes by itself.
+    "connect_timeout": 10,
+    "tcp_user_timeout": 15_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+
+
 def make_engine(url: URL) -> Engine:
-    """An engine on a PostgreSQL database.
+    """An engine on a PostgreSQL database. What its address says of connecting goes before what we say.
 
     Raises:
         InvalidInput: its driver is not installed.
     """
     try:
-        return create_engine(url, pool_pre_ping=True)
+        options = {name: value for name, value in _NETWORK.items() if name not in url.query}
+        return create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=options)
     except ImportError:
         raise InvalidInput.of(
             "ledger", "postgresql://…", "psycopg, PostgreSQL's driver: pip install perpetual-blocks[postgres]"
         ) from None
+
+
+def time_of(connection: Connection) -> float:
+    """The server's clock, in seconds since the Unix epoch."""
+    return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
 
 
 def lock_migrations(connection: Connection) -> None:

@@ -1,12 +1,17 @@
 """What can be read of the ledger, by anybody and at any time: each method is one snapshot, and locks nothing."""
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import Connection, and_, func, select
 
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.adapters.database.engine import connect, reading, shown
+from perpetual_blocks.adapters.database.engine import connect, reading, shown, time_of
+from perpetual_blocks.adapters.database.examine import chain_facts, result_facts
+from perpetual_blocks.adapters.database.export import changed_rows, mark_of
+from perpetual_blocks.adapters.database.patient import is_away, patient
 from perpetual_blocks.adapters.database.rows import (
     CLAIM_ORDER,
     chain_of,
@@ -17,27 +22,42 @@ from perpetual_blocks.adapters.database.rows import (
     session_of,
 )
 from perpetual_blocks.budget import Expectation, Limit, Spend
-from perpetual_blocks.clock import Clock, SystemClock
+from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import UnknownChain
+from perpetual_blocks.patience import IMPATIENT, Patience
+from perpetual_blocks.session.attempts import Attempt, Story
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord
-from perpetual_blocks.session.ports import Document, FollowOn, UnitCost
+from perpetual_blocks.session.ports import Document, DocumentKind, Export, Fence, FollowOn, Mark, UnitCost
+from perpetual_blocks.session.verification import ChainFacts, ResultFacts
 from perpetual_blocks.work import Item, ItemStatus
 
 LEARNED_ROWS = 2048
 
 
+@patient(but=["close", "export", "facts"])
 class LedgerReader:
     """The reading half of the ledger; `SqlLedger` has the transactions that change it.
 
     Args:
         address: A path, or a database URL.
-        clock: Tells the time.
+        clock: Tells the time; the database's own where it has one (PostgreSQL), so that machines with wrong clocks
+            agree, else this machine's.
+        patience: For how long each transaction is tried again while the database is away.
     """
 
-    def __init__(self, address: str, clock: Clock | None = None) -> None:
-        self._engine = connect(address)
+    def __init__(self, address: str, clock: Clock | None = None, patience: Patience = IMPATIENT) -> None:
+        self.patience = patience
+        self.renewed: dict[Fence, float] = {}
+        self._clock = clock
+        self._engine = patience(lambda: connect(address), is_away)
         self.shown = shown(self._engine.url)
-        self._clock = clock or SystemClock()
+
+    def _now(self, connection: Connection) -> float:
+        return time_of(connection, self._clock)
+
+    def now(self) -> float:
+        with reading(self._engine) as connection:
+            return self._now(connection)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -64,7 +84,7 @@ class LedgerReader:
         with reading(self._engine) as connection:
             return [session_of(row) for row in connection.execute(rows).mappings()]
 
-    def documents(self, chain: str, kind: Literal["checkpoint", "handoff"]) -> list[Document]:
+    def documents(self, chain: str, kind: DocumentKind) -> list[Document]:
         rows = (
             select(t.documents)
             .where(t.documents.c.chain == chain, t.documents.c.kind == kind)
@@ -72,7 +92,7 @@ class LedgerReader:
         )
         with reading(self._engine) as connection:
             return [
-                Document(kind, row["ordinal"], row["key"], row["digest"], row["size"])
+                Document(kind, row["ordinal"], row["key"], row["digest"], row["size"], row["pinned"], row["at"])
                 for row in connection.execute(rows).mappings()
             ]
 
@@ -89,27 +109,110 @@ class LedgerReader:
         with reading(self._engine) as connection:
             return [item_of(row) for row in connection.execute(rows).mappings()]
 
+    def story(self, chain: str, item: str) -> Story:
+        of_item = and_(t.failures.c.chain == chain, t.failures.c.item == item)
+        spent = and_(t.usage.c.chain == chain, t.usage.c.item == item, t.usage.c.failure > 0)
+        with reading(self._engine) as connection:
+            row = (
+                connection.execute(select(t.items).where(t.items.c.chain == chain, t.items.c.id == item))
+                .mappings()
+                .first()
+            )
+            if row is None:
+                raise UnknownChain(
+                    f"item: got {item!r}; expected an item of {chain}; `perpetual items list {chain}` has them"
+                )
+            usage: dict[int, dict[str, float]] = {}
+            for one in connection.execute(select(t.usage).where(spent).order_by(t.usage.c.resource)).mappings():
+                usage.setdefault(one["failure"], {})[one["resource"]] = one["amount"]
+            failures = connection.execute(select(t.failures).where(of_item).order_by(t.failures.c.failure)).mappings()
+            attempts = [
+                Attempt(
+                    number=one["failure"],
+                    unit=one["unit"] + 1,
+                    session=one["session"],
+                    error=one["error"],
+                    cut_off=one["cut_off"],
+                    usage=usage.get(one["failure"], {}),
+                    at=one["at"],
+                )
+                for one in failures
+            ]
+            return Story(item_of(row), attempts)
+
+    # Backups --------------------------------------------------------------------------------------------------------
+
+    def has_chain(self, chain: str) -> bool:
+        with reading(self._engine) as connection:
+            return find_chain(connection, chain) is not None
+
+    @contextmanager
+    def export(self, chain: str, after: Mark | None) -> Iterator[Export]:
+        with reading(self._engine, snapshot=True) as connection:
+            now = self._now(connection)
+            found = find_chain(connection, chain)
+            if found is None:
+                raise UnknownChain(f"chain: got {chain!r}; expected one of {self.shown}")
+            yield Export(found.uid, mark_of(connection, found, now), changed_rows(connection, found, after))
+
+    # Verification ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def facts(self, chain: str) -> Iterator[ChainFacts]:
+        with reading(self._engine, snapshot=True) as connection:
+            yield chain_facts(connection, chain, self._now(connection))
+
+    def results(self, chain: str, after: str, limit: int) -> list[ResultFacts]:
+        with reading(self._engine) as connection:
+            return result_facts(connection, chain, after, limit)
+
+    def finished_in(self, chain: str, item: str, unit: int) -> tuple[int, str | None] | None:
+        of_session = and_(t.sessions.c.chain == t.usage.c.chain, t.sessions.c.ordinal == t.usage.c.session)
+        # The account numbers units from 0.
+        this = and_(
+            t.usage.c.chain == chain, t.usage.c.item == item, t.usage.c.unit == unit - 1, t.usage.c.failure == 0
+        )
+        rows = select(t.sessions.c.ordinal, t.sessions.c.flow_run_id).join(t.usage, of_session).where(this).limit(1)
+        with reading(self._engine) as connection:
+            row = connection.execute(rows).first()
+            return (row[0], row[1]) if row else None
+
     # Follow-ons -----------------------------------------------------------------------------------------------------
 
     def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
-        rows = select(t.outbox).where(t.outbox.c.created_at.is_(None)).order_by(t.outbox.c.recorded_at)
+        # Those of a chain that a person holds stay where they are until it is resumed.
+        waits = and_(t.chains.c.name == t.outbox.c.chain, t.chains.c.status == ChainStatus.WAITING)
+        rows = (
+            select(t.outbox)
+            .join(t.chains, waits)
+            .where(t.outbox.c.created_at.is_(None), t.outbox.c.ordinal == t.chains.c.ordinal + 1)
+            .order_by(t.outbox.c.recorded_at)
+        )
         if chain is not None:
             rows = rows.where(t.outbox.c.chain == chain)
         with reading(self._engine) as connection:
             return [follow_on_of(row) for row in connection.execute(rows).mappings()]
 
+    def chain_of_run(self, flow_run_id: str) -> str | None:
+        with reading(self._engine) as connection:
+            for table in (t.sessions, t.outbox):
+                found = connection.execute(select(table.c.chain).where(table.c.flow_run_id == flow_run_id)).scalar()
+                if found is not None:
+                    return str(found)
+            return None
+
     def waiting_follow_ons(self) -> list[FollowOn]:
         waits = and_(t.chains.c.name == t.outbox.c.chain, t.chains.c.status == ChainStatus.WAITING)
-        rows = (
-            select(t.outbox)
-            .join(t.chains, waits)
-            .where(
-                t.outbox.c.created_at.is_not(None),
-                t.outbox.c.not_before > self._clock.now(),
-                t.outbox.c.ordinal == t.chains.c.ordinal + 1,
-            )
-        )
         with reading(self._engine) as connection:
+            rows = (
+                select(t.outbox)
+                .join(t.chains, waits)
+                .where(
+                    t.outbox.c.created_at.is_not(None),
+                    t.outbox.c.not_before > self._now(connection),
+                    t.outbox.c.ordinal == t.chains.c.ordinal + 1,
+                )
+            )
             return [follow_on_of(row) for row in connection.execute(rows).mappings()]
 
     # What was spent, and what was learned from it ------------------------------------------------------------------

@@ -4,7 +4,7 @@ from sqlalchemy import Connection, RowMapping, select
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.budget import Limit
-from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState
+from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, Wanted
 from perpetual_blocks.session.ports import FollowOn
 from perpetual_blocks.work import Item, ItemStatus
 
@@ -21,7 +21,8 @@ def item_of(row: RowMapping) -> Item:
 
 def chain_of(row: RowMapping) -> Chain:
     fields = {name: row[name] for name in Chain.__slots__}
-    return Chain(**{**fields, "status": ChainStatus(row["status"])})
+    wanted = Wanted(row["wanted"]) if row["wanted"] else None
+    return Chain(**{**fields, "status": ChainStatus(row["status"]), "wanted": wanted})
 
 
 def follow_on_of(row: RowMapping) -> FollowOn:

@@ -122,6 +122,8 @@ items = Table(
     Column("attempts", Integer, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("interruptions", Integer, nullable=False),
+    # Processes that died, one after the other, while they worked on it.
+    Column("crashes", Integer, nullable=False, server_default="0"),
     # Sessions with a whole budget that its next unit has used up in vain, one after the other.
     Column("cut_offs", Integer, nullable=False, server_default="0"),
     # Sessions in which something behind it was taken, and the latest of them.
@@ -136,6 +138,8 @@ items = Table(
     # Until when it is left alone after a failed attempt.
     Column("retry_at", Float),
     Column("claimed_by", Integer),
+    # Tells the claim from others of its session, should it be repeated.
+    Column("claim", String(16)),
     Column("updated_at", Float, nullable=False),
     UniqueConstraint("chain", "position"),
 )
@@ -184,6 +188,8 @@ failures = Table(
     Column("unit", Integer, nullable=False),
     Column("session", Integer, nullable=False),
     Column("error", Text, nullable=False),
+    # Whether it had no room to finish: then it was no failed attempt.
+    Column("cut_off", Boolean, nullable=False),
     Column("at", Float, nullable=False),
 )
 

@@ -12,6 +12,23 @@ from sqlalchemy.pool import StaticPool
 WAIT_SECONDS = 30
 
 
+_MAY_PASS = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+}
+
+
+def may_pass(error: sqlite3.Error) -> bool:
+    """Whether it is about the file's surroundings (locks, space, the disk), and not about what is in it."""
+    # The upper bits of an extended code say more about the same.
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _MAY_PASS
+
+
 def is_in_memory(url: URL) -> bool:
     """Whether the database ends with its process."""
     return url.database in (None, "", ":memory:")
@@ -28,7 +45,7 @@ def make_engine(url: URL) -> Engine:
         options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
     else:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, **options)
+    engine = create_engine(url, hide_parameters=True, **options)
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:

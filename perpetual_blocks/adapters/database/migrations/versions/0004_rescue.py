@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("unit", sa.Integer(), nullable=False),
         sa.Column("session", sa.Integer(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("cut_off", sa.Boolean(), nullable=False),
         sa.Column("at", sa.Float(), nullable=False),
         sa.ForeignKeyConstraint(["chain"], ["chains.name"], name=op.f("fk_failures_chain"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("chain", "item", "failure", name=op.f("pk_failures")),
@@ -38,6 +39,8 @@ def upgrade() -> None:
     op.add_column("sessions", sa.Column("template", sa.JSON(), nullable=True))
     op.add_column("sessions", sa.Column("attempts", sa.Integer(), nullable=False, server_default="0"))
     op.create_index(op.f("ix_sessions_flow_run_id"), "sessions", ["flow_run_id"])
+    op.add_column("items", sa.Column("crashes", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("items", sa.Column("retry_at", sa.Float(), nullable=True))
+    op.add_column("items", sa.Column("claim", sa.String(length=16), nullable=True))
     op.add_column("documents", sa.Column("pinned", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("outbox", sa.Column("renewals", sa.Integer(), nullable=False, server_default="0"))

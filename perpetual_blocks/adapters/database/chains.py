@@ -1,0 +1,80 @@
+"""What several transactions do with a chain's rows: lock it, find its sessions, bury a dead one, record a follow-on."""
+
+from typing import Any
+
+from sqlalchemy import Connection, and_, insert, select, update
+
+from perpetual_blocks.adapters.database import schema as t
+from perpetual_blocks.adapters.database.rows import FOLLOW_ON_COLUMNS, chain_of, session_of
+from perpetual_blocks.session.attempts import back_off
+from perpetual_blocks.session.chain import Chain, SessionRecord, SessionState
+from perpetual_blocks.session.ports import FollowOn
+from perpetual_blocks.work import Item, ItemStatus
+
+MOST_CRASHES = 5  # processes that may die in a row while they work on one item
+
+
+def lock_chain(connection: Connection, name: str) -> Chain | None:
+    """The chain, which nobody else changes until this transaction ends."""
+    row = connection.execute(select(t.chains).where(t.chains.c.name == name).with_for_update()).mappings().first()
+    return chain_of(row) if row else None
+
+
+def session(connection: Connection, chain: str, ordinal: int) -> SessionRecord:
+    row = select(t.sessions).where(t.sessions.c.chain == chain, t.sessions.c.ordinal == ordinal)
+    return session_of(connection.execute(row).mappings().one())
+
+
+def latest_session(connection: Connection, chain: str) -> SessionRecord | None:
+    rows = select(t.sessions).where(t.sessions.c.chain == chain).order_by(t.sessions.c.ordinal.desc()).limit(1)
+    row = connection.execute(rows).mappings().first()
+    return session_of(row) if row else None
+
+
+def bury(connection: Connection, chain: str, ordinal: int, now: float, why: str) -> None:
+    """Ends a session whose process died, and gives back what it had claimed.
+
+    An item during whose units process after process has died is discarded: what kills them may well be the item.
+    """
+    connection.execute(
+        update(t.sessions)
+        .where(t.sessions.c.chain == chain, t.sessions.c.ordinal == ordinal)
+        .values(state=SessionState.CRASHED, ended_at=now, stop_reason="crashed", stop_message=why, graceful=False)
+    )
+    claimed = and_(t.items.c.chain == chain, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claimed_by == ordinal)
+    for item, before in connection.execute(select(t.items.c.id, t.items.c.crashes).where(claimed)).all():
+        crashes = before + 1
+        values: dict[str, Any] = {"crashes": crashes, "updated_at": now}
+        if crashes >= MOST_CRASHES:
+            values |= {"status": ItemStatus.DISCARDED, "claimed_by": None}
+            values["error"] = f"quarantined: {crashes} processes in a row died while they worked on it; the last: {why}"
+            values["interruptions"] = t.items.c.interruptions + 1
+        elif crashes > 1:  # once is bad luck; then others go first
+            values["retry_at"] = now + back_off(crashes - 1)
+        connection.execute(update(t.items).where(claimed, t.items.c.id == item).values(**values))
+    give_back(connection, chain, ordinal, now)
+
+
+def give_back(connection: Connection, chain: str, ordinal: int, now: float, only: Item | None = None) -> None:
+    """Makes a session's claimed items available again: an interruption, not a failure, so no attempt is counted."""
+    rows = and_(t.items.c.chain == chain, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claimed_by == ordinal)
+    if only is not None:
+        # Of the claim that is given back, and no later one.
+        rows = and_(rows, t.items.c.id == only.id, t.items.c.interruptions == only.interruptions)
+    connection.execute(
+        update(t.items)
+        .where(rows)
+        .values(
+            status=ItemStatus.AVAILABLE,
+            claimed_by=None,
+            interruptions=t.items.c.interruptions + 1,
+            updated_at=now,
+        )
+    )
+
+
+def record_follow_on(connection: Connection, follow_on: FollowOn, now: float) -> None:
+    """Puts a follow-on into the outbox."""
+    names = (*FOLLOW_ON_COLUMNS, "chain", "ordinal", "idempotency_key", "deployment_id")
+    row = {name: getattr(follow_on, name) for name in names}
+    connection.execute(insert(t.outbox).values(**{**row, "tags": list(row["tags"]), "recorded_at": now}))

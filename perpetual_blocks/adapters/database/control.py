@@ -1,0 +1,261 @@
+"""What is done to a chain from outside of its sessions: rescue, and what a person wants of it.
+
+Each method locks the chain's row first and looks whether its reason still holds, so any number of rescuers may come at
+the same moment: the first one acts, and the others find nothing left to do.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Update, and_, delete, select, update
+
+from perpetual_blocks.adapters.database import pools
+from perpetual_blocks.adapters.database import schema as t
+from perpetual_blocks.adapters.database.chains import bury, latest_session, lock_chain, record_follow_on
+from perpetual_blocks.adapters.database.engine import insert_if_new, reading, writing
+from perpetual_blocks.adapters.database.patient import patient
+from perpetual_blocks.adapters.database.reader import LedgerReader
+from perpetual_blocks.adapters.database.rows import follow_on_of, session_of
+from perpetual_blocks.clock import Clock
+from perpetual_blocks.errors import InvalidInput, UnknownChain
+from perpetual_blocks.patience import IMPATIENT, Patience
+from perpetual_blocks.session.chain import (
+    Chain,
+    ChainStatus,
+    SessionRecord,
+    SessionState,
+    Wanted,
+    invitation,
+    wanted_status,
+)
+from perpetual_blocks.session.continuation import Ending
+from perpetual_blocks.session.follow_on import RunTemplate
+from perpetual_blocks.session.ports import Document, FollowOn
+
+STOP_ALL = "stop-all"
+MOST_RENEWALS = 5  # runs that may come to nothing, one after the other, before they have started a session
+
+
+@patient(but=[])
+class ChainControl(LedgerReader):
+    """The transactions of rescuers and of people.
+
+    Args:
+        synced: Whether every commit is synced to disk.
+    """
+
+    def __init__(
+        self, address: str, clock: Clock | None = None, patience: Patience = IMPATIENT, *, synced: bool = False
+    ) -> None:
+        super().__init__(address, clock, patience)
+        self._synced = synced
+
+    def _writing(self, *, synced: bool = False) -> AbstractContextManager[Connection]:
+        return writing(self._engine, synced=synced or self._synced)
+
+    # Rescue ---------------------------------------------------------------------------------------------------------
+
+    def declare_dead(self, chain: str, ordinal: int) -> bool:
+        with self._writing() as connection:
+            lock_chain(connection, chain)
+            latest = latest_session(connection, chain)
+            if latest is None or (latest.ordinal, latest.state) != (ordinal, SessionState.RUNNING):
+                return False
+            connection.execute(_chain_row(chain).values(lease_until=0.0))
+            return True
+
+    def rescue(
+        self, chain: str, ordinal: int, why: str, decide: Callable[[Chain, Sequence[SessionRecord]], Ending]
+    ) -> Ending | None:
+        with self._writing(synced=True) as connection:
+            now, row = self._now(connection), lock_chain(connection, chain)
+            latest = latest_session(connection, chain)
+            if row is None or latest is None or (latest.ordinal, latest.state) != (ordinal, SessionState.RUNNING):
+                return None
+            if row.lease_until > now:
+                return None
+            bury(connection, chain, ordinal, now, why)
+            rows = select(t.sessions).where(t.sessions.c.chain == chain).order_by(t.sessions.c.ordinal)
+            sessions = [session_of(one) for one in connection.execute(rows).mappings()]
+            end = decide(row, sessions)
+            status, reason = wanted_status(row, end.chain, end.reason.message)
+            connection.execute(
+                _chain_row(chain).values(
+                    status=status,
+                    reason=reason,
+                    # Should the process live after all, it can commit nothing any more.
+                    epoch=row.epoch + 1,
+                    holder=None,
+                    lease_until=0.0,
+                    resume_at=end.reason.resume_at,
+                    updated_at=now,
+                )
+            )
+            pools.release_all(connection, row.uid)
+            template = sessions[-1].template
+            if end.goes_on and template is not None:
+                made = RunTemplate.from_json(template).follow_on(chain, row.uid, ordinal + 1, end.reason.resume_at)
+                record_follow_on(connection, made, now)
+            return end
+
+    def follow_on(self, chain: str, ordinal: int) -> tuple[FollowOn, float | None, int] | None:
+        with reading(self._engine) as connection:
+            found = connection.execute(select(t.outbox).where(_entry(chain, ordinal))).mappings().first()
+            return (follow_on_of(found), found["created_at"], found["renewals"]) if found else None
+
+    def renew_follow_on(self, follow_on: FollowOn, why: str, not_before: float | None) -> bool:
+        chain, ordinal = follow_on.chain, follow_on.ordinal
+        with self._writing() as connection:
+            now, row = self._now(connection), lock_chain(connection, chain)
+            found = connection.execute(select(t.outbox).where(_entry(chain, ordinal))).mappings().first()
+            waits = row is not None and row.status is ChainStatus.WAITING and row.ordinal == ordinal - 1
+            if row is None or found is None or not waits or found["idempotency_key"] != follow_on.idempotency_key:
+                return False
+            if found["renewals"] >= MOST_RENEWALS:
+                reason = f"{MOST_RENEWALS + 1} runs in a row came to nothing before session {ordinal} began; {why}"
+                stalled = {"status": ChainStatus.STALLED, "reason": reason, "updated_at": now}
+                connection.execute(_chain_row(chain).values(**stalled))
+                return False
+            _renew(connection, row, ordinal, not_before)
+            connection.execute(_chain_row(chain).values(reason=why, resume_at=not_before, updated_at=now))
+            return True
+
+    def hold(self, chain: str, ordinal: int, status: ChainStatus, reason: str) -> bool:
+        with self._writing() as connection:
+            now, row = self._now(connection), lock_chain(connection, chain)
+            if row is None or (row.ordinal, row.status) != (ordinal, ChainStatus.WAITING):
+                return False
+            connection.execute(_chain_row(chain).values(status=status, reason=reason, updated_at=now))
+            return True
+
+    def add_document(self, chain: str, document: Document) -> bool:
+        with self._writing() as connection:
+            lock_chain(connection, chain)
+            values = {name: getattr(document, name) for name in ("kind", "ordinal", "key", "digest", "size")}
+            return insert_if_new(connection, t.documents, chain=chain, at=self._now(connection), **values)
+
+    # What a person wants --------------------------------------------------------------------------------------------
+
+    def wanted(self, chain: str) -> tuple[Wanted, str] | None:
+        with reading(self._engine) as connection:
+            columns = select(t.chains.c.wanted, t.chains.c.wanted_why).where(t.chains.c.name == chain)
+            found = connection.execute(columns).first()
+            return (Wanted(found[0]), found[1] or "") if found and found[0] else None
+
+    def want(self, chain: str, wanted: Wanted, why: str) -> FollowOn | None:
+        with self._writing() as connection:
+            row = lock_chain(connection, chain)
+            if row is None:
+                raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
+            can = {ChainStatus.RUNNING, ChainStatus.WAITING, ChainStatus.PAUSED}
+            if wanted is Wanted.CANCEL:
+                can |= {ChainStatus.STALLED, ChainStatus.EXHAUSTED}
+            if row.status not in can:
+                raise InvalidInput.of("chain", chain, f"one that can be stopped; this one is {row.status}")
+            return self._want(connection, row, wanted, why)
+
+    def _want(self, connection: Connection, row: Chain, wanted: Wanted, why: str) -> FollowOn | None:
+        now = self._now(connection)
+        values: dict[str, Any] = {"wanted": wanted, "wanted_why": why, "updated_at": now}
+        scheduled: FollowOn | None = None
+        if row.status is not ChainStatus.RUNNING:
+            held = ChainStatus.CANCELLED if wanted is Wanted.CANCEL else ChainStatus.PAUSED
+            values |= {"status": held, "reason": why, "resume_at": None}
+            found = connection.execute(select(t.outbox).where(_entry(row.name, row.ordinal + 1))).mappings().first()
+            if found is not None and found["created_at"] is not None:
+                scheduled = follow_on_of(found)
+                _renew(connection, row, row.ordinal + 1, None)
+        connection.execute(_chain_row(row.name).values(**values))
+        return scheduled
+
+    def resume(self, chain: str) -> Chain:
+        with self._writing() as connection:
+            row = lock_chain(connection, chain)
+            if row is None:
+                raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
+            if row.status in (ChainStatus.WAITING, ChainStatus.FINISHED):
+                raise InvalidInput.of("chain", chain, f"one that does not go on by itself; this one is {row.status}")
+            self._resume(connection, row)
+            found = lock_chain(connection, chain)
+            assert found is not None
+            return found
+
+    def _resume(self, connection: Connection, row: Chain) -> None:
+        now = self._now(connection)
+        values: dict[str, Any] = {
+            "wanted": None,
+            "wanted_why": None,
+            "attended": row.ordinal,
+            "code": None,
+            "updated_at": now,
+        }
+        if row.status is not ChainStatus.RUNNING:
+            latest = latest_session(connection, row.name)
+            there = connection.execute(select(t.outbox).where(_entry(row.name, row.ordinal + 1))).first()
+            template = latest.template if latest is not None else None
+            if there is None and template is not None:
+                renewal = secrets.token_hex(4)
+                made = RunTemplate.from_json(template).follow_on(row.name, row.uid, row.ordinal + 1, None, renewal)
+                record_follow_on(connection, made, now)
+            reason = "a person lets it go on" + ("" if template is not None else "; start a run of it")
+            values |= {"status": ChainStatus.WAITING, "reason": reason, "resume_at": None}
+        connection.execute(_chain_row(row.name).values(**values))
+
+    def stop_all(self, why: str) -> list[FollowOn]:
+        with self._writing(synced=True) as connection:
+            insert_if_new(connection, t.switches, name=STOP_ALL, reason=why, since=self._now(connection))
+            going = [ChainStatus.RUNNING, ChainStatus.WAITING]
+            names = select(t.chains.c.name).where(t.chains.c.status.in_(going)).order_by(t.chains.c.name)
+            scheduled = []
+            for name in list(connection.execute(names).scalars()):
+                row = lock_chain(connection, name)
+                if row is not None and row.status in going and row.wanted is None:
+                    scheduled.append(self._want(connection, row, Wanted.STOP_ALL, why))
+            return [follow_on for follow_on in scheduled if follow_on is not None]
+
+    def resume_all(self) -> list[str]:
+        with self._writing() as connection:
+            connection.execute(delete(t.switches).where(t.switches.c.name == STOP_ALL))
+            stopped = select(t.chains.c.name).where(t.chains.c.wanted == Wanted.STOP_ALL).order_by(t.chains.c.name)
+            names = list(connection.execute(stopped).scalars())
+            for name in names:
+                row = lock_chain(connection, name)
+                if row is not None and row.wanted is Wanted.STOP_ALL:
+                    self._resume(connection, row)
+            return names
+
+    def all_stopped(self) -> str | None:
+        with reading(self._engine) as connection:
+            return all_stopped(connection)
+
+
+def all_stopped(connection: Connection) -> str | None:
+    """Why all chains are stopped; None if they are not."""
+    return connection.execute(select(t.switches.c.reason).where(t.switches.c.name == STOP_ALL)).scalar()
+
+
+def _chain_row(name: str) -> Update:
+    return update(t.chains).where(t.chains.c.name == name)
+
+
+def _entry(chain: str, ordinal: int) -> ColumnElement[bool]:
+    return and_(t.outbox.c.chain == chain, t.outbox.c.ordinal == ordinal)
+
+
+def _renew(connection: Connection, chain: Chain, ordinal: int, not_before: float | None) -> None:
+    """Lets a follow-on be created again, as another run."""
+    connection.execute(
+        update(t.outbox)
+        .where(t.outbox.c.chain == chain.name, t.outbox.c.ordinal == ordinal)
+        .values(
+            idempotency_key=invitation(chain.uid, ordinal, secrets.token_hex(4)),
+            created_at=None,
+            flow_run_id=None,
+            not_before=not_before,
+            renewals=t.outbox.c.renewals + 1,
+        )
+    )
