@@ -240,6 +240,7 @@ class DirectRunner:
                 outcome = unit.outcome(self._agent.work_unit(unit), self._seconds)
             except Exception as error:
                 raise UnitRaised from error
+            reached("unit.returned")
             self.kept[key] = json.dumps(outcome.to_document())
         reached("unit.persisted")
         return Outcome.from_document(json.loads(self.kept[key]))

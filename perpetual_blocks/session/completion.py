@@ -6,7 +6,7 @@ checkpoint, from the ledger as it stands.
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from perpetual_blocks.checkpoint import Signer, digest
@@ -15,29 +15,32 @@ from perpetual_blocks.session.chain import Chain, SessionRecord, SessionState
 from perpetual_blocks.session.documents import checkpoint_now, document_key, handoff_now, masked_markdown
 from perpetual_blocks.session.ports import Document, Documents, Ledger
 
+RECENT = 5
+"""How many of a chain's latest sessions are looked at: who was to complete one may have been killed as well."""
+
 
 def complete(
     ledger: Ledger,
     documents: Documents,
     chain: Chain,
-    session: SessionRecord,
     now: float,
     *,
     signer: Signer | None = None,
     redactor: Redactor | None = None,
-) -> str | None:
-    """Writes the documents that the chain's latest ended session lacks.
+) -> dict[int, str]:
+    """Writes the documents that the chain's latest sessions should have left, and have not.
 
     May be called by several at once: the first one's documents stay.
 
     Returns:
-        The handoff, if it was missing.
+        The handoffs that were missing, by the sessions' ordinals.
 
     Raises:
         StorageError: a document could not be written.
     """
-    handoff = None
-    for kind in missing(ledger, chain, session):
+    ended = [session for session in ledger.sessions(chain.name)[-RECENT:] if session.state is not SessionState.RUNNING]
+    handoffs: dict[int, str] = {}
+    for kind, session in _missing(ledger, chain, ended):
         if kind == "checkpoint":
             text = checkpoint_now(ledger, chain.name, session.ordinal, _task(chain), now).text(signer)
         else:
@@ -52,22 +55,22 @@ def complete(
                 resumed=resumed,
                 failed_steps=[f"{step['step']}: {step['error']}" for step in session.steps if "error" in step],
             )
-            text = handoff = masked_markdown(said, redactor or Redactor())
+            text = handoffs[session.ordinal] = masked_markdown(said, redactor or Redactor())
         key = document_key(chain.name, chain.uid, kind, session.ordinal, secrets.token_hex(3))
         documents.write(key, text)
         document = Document(kind, session.ordinal, key, digest(text), len(text.encode()))
         ledger.add_document(chain.name, document)
-    return handoff
+    return handoffs
 
 
-def missing(ledger: Ledger, chain: Chain, session: SessionRecord) -> Iterator[Literal["checkpoint", "handoff"]]:
-    """Which documents a session that has ended should have left, and has not."""
-    if session.state is SessionState.RUNNING:
-        return
-    kinds: tuple[Literal["checkpoint", "handoff"], ...] = ("checkpoint", "handoff")
-    for kind in kinds:
-        if session.ordinal not in [document.ordinal for document in ledger.documents(chain.name, kind)]:
-            yield kind
+def _missing(
+    ledger: Ledger, chain: Chain, ended: Sequence[SessionRecord]
+) -> Iterator[tuple[Literal["checkpoint", "handoff"], SessionRecord]]:
+    there = {document.ordinal for document in ledger.documents(chain.name, "handoff")}
+    yield from (("handoff", session) for session in ended if session.ordinal not in there)
+    # What the ledger says now is what the latest session left, and no other.
+    there = {document.ordinal for document in ledger.documents(chain.name, "checkpoint")}
+    yield from (("checkpoint", session) for session in ended[-1:] if session.ordinal not in there)
 
 
 def _task(chain: Chain) -> str:

@@ -12,7 +12,7 @@ from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, Sessio
 from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.advice import advice
 from perpetual_blocks.session.attempts import Story
-from perpetual_blocks.session.chain import ChainStatus, SessionRecord
+from perpetual_blocks.session.chain import ChainStatus, SessionRecord, SessionState
 from perpetual_blocks.session.metrics import success_metrics
 from perpetual_blocks.session.ports import Document, Ledger
 from perpetual_blocks.usage import add
@@ -97,11 +97,11 @@ def limits_now(readings: Sequence[Reading]) -> list[dict[str, Any]]:
 
 
 def checkpoints_so_far(sessions: Sequence[SessionRecord], checkpoints: Sequence[Document], ordinal: int) -> int:
-    """The sequence number of a session's checkpoint: how many the chain has written, with this one.
+    """The sequence number of a session's checkpoint: how many the chain has had, with this one.
 
-    A session that ended in order has written one, be it still there or not.
+    Each session that has ended has left one, be it still there or not: what it could not write, the next one did.
     """
-    written = {session.ordinal for session in sessions if session.graceful}
+    written = {session.ordinal for session in sessions if session.state is not SessionState.RUNNING}
     return len(written | {document.ordinal for document in checkpoints} | {ordinal})
 
 

@@ -11,7 +11,7 @@ from perpetual_blocks.budget.room import Room
 from perpetual_blocks.errors import Fenced, InvalidInput, LedgerUnavailable, PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
-from perpetual_blocks.session.chain import Chain, SessionRecord, SessionRequest, SessionState, StopReason
+from perpetual_blocks.session.chain import Chain, SessionRequest, SessionState, StopReason
 from perpetual_blocks.session.choosing import Chooser
 from perpetual_blocks.session.completion import complete
 from perpetual_blocks.session.context import upgraded_context
@@ -161,7 +161,7 @@ class Session:
         )
         restored = Restored(None, ())
         if previous is not None:
-            self._complete(opened.chain, previous)
+            self._complete(opened.chain)
             now = checkpoint_now(self._ledger, fence.chain, fence.ordinal, self._task, self._world.clock.now())
             checkpoints = self._ledger.documents(fence.chain, "checkpoint")
             restored = restore(checkpoints, self._world.documents, now, graceful=previous.graceful, signer=world.signer)
@@ -180,15 +180,12 @@ class Session:
         self._ledger.resumed(fence, self._monitor.elapsed(), restored.verified)
         return restored
 
-    def _complete(self, chain: Chain, previous: SessionRecord) -> None:
-        world = self._world
+    def _complete(self, chain: Chain) -> None:
+        world, now = self._world, self._world.clock.now()
         with suppress(Exception):  # it is about reading; the work goes on without
-            now = world.clock.now()
-            handoff = complete(
-                self._ledger, world.documents, chain, previous, now, signer=world.signer, redactor=world.redactor
-            )
-            if handoff is not None:
-                world.saved_work.publish(chain.name, previous.ordinal, handoff, previous.stop_message or "")
+            written = complete(self._ledger, world.documents, chain, now, signer=world.signer, redactor=world.redactor)
+            for ordinal, handoff in written.items():
+                world.saved_work.publish(chain.name, ordinal, handoff, "written by whoever came next")
 
     def _plan(self) -> Iterator[WorkItem]:
         for item in self._agent.plan():

@@ -14,7 +14,7 @@ from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, StopReason
-from perpetual_blocks.session.completion import complete
+from perpetual_blocks.session.completion import RECENT, complete
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.manners import after_crash, back_off
@@ -29,8 +29,6 @@ place is given twice the time, and so on, as some machines do take long to start
 
 LOOKED_BACK_SECONDS = 3600.0
 """For how long after a chain's last change its latest sessions are looked at for what they have left undone."""
-
-RECENT = 3
 
 Alive = Callable[[SessionRecord], bool | None]
 """Whether the process of a session lives; None where that cannot be known from here."""
@@ -191,10 +189,8 @@ class Supervisor:
                     self._runs.crashed(dead.flow_run_id, dead.stop_message or "its process died")
         if self._documents is None or not sessions or chain.status is ChainStatus.RUNNING:
             return []
-        latest = sessions[-1]
-        handoff = complete(self._ledger, self._documents, chain, latest, self._clock.now())
-        why = f"session {latest.ordinal} had left no handoff"
-        return [Deed(name, "completed", why)] if handoff is not None else []
+        written = complete(self._ledger, self._documents, chain, self._clock.now())
+        return [Deed(name, "completed", f"session {ordinal} had left no handoff") for ordinal in written]
 
     def _follow_up(self, chain: Chain, over: str | None) -> list[Deed]:
         found = self._ledger.follow_on(chain.name, chain.ordinal + 1)

@@ -46,9 +46,17 @@ COMMANDS = (
     "plan",
     "status",
     "handoff",
+    "pause",
+    "resume",
+    "cancel",
+    "stop-all",
+    "supervise",
     "check",
     "verify",
     "restore",
+    "automations install",
+    "automations list",
+    "automations remove",
     "items list",
     "items show",
     "items add",
@@ -225,7 +233,7 @@ def test_every_command_shows_an_example(shell: Shell, command: str) -> None:
 
 def test_help_names_every_command(shell: Shell) -> None:
     """The list above is complete: a new command must be added to it."""
-    groups = ("items", "checkpoints", "session")
+    groups = ("automations", "items", "checkpoints", "session")
     said = {"": shell("--help"), **{group: shell.here(group, "--help") for group in groups}}
 
     shown = set()

@@ -76,7 +76,9 @@ METHODS: dict[str, Callable[[Started], Any]] = {
     "close_session": lambda at: close(at.ledger, at.fence, follow_on=follow_on_of(at.fence, "uid")),
     "follow_on_created": lambda at: at.ledger.follow_on_created(follow_on_of(at.fence, "uid", ordinal=2), "run"),
     "follow_on_moved": lambda at: at.ledger.follow_on_moved(follow_on_of(at.fence, "uid", ordinal=2), 7.0),
-    "declare_dead": lambda at: at.ledger.declare_dead("mine", "here", 4711),
+    "declare_dead": lambda at: at.ledger.declare_dead("mine", 2),
+    "upgrade_context": lambda at: at.ledger.upgrade_context(at.fence, {"mind": "new"}, 2),
+    "pin_checkpoint": lambda at: at.ledger.pin_checkpoint("mine", 1, pinned=True),
 }
 # These say how many they have changed; tried again, how many that were not changed before.
 COUNTING: dict[str, Callable[[Started], Any]] = {
@@ -84,6 +86,8 @@ COUNTING: dict[str, Callable[[Started], Any]] = {
     "retry_items": lambda at: at.ledger.retry_items("mine", ["given up"]),
     "discard_items": lambda at: at.ledger.discard_items("mine", ["open"], "not wanted"),
 }
+# These are a person's, at a prompt, whose ledger has no patience: the error is told, and a look shows what was done.
+TOLD_AT_ONCE = {"rebuild", "repair_items", "forget_document"}
 
 
 @dataclass
@@ -139,11 +143,11 @@ def test_every_method_that_writes_is_tested_so() -> None:
     """A new method of the ledger is added to the table above."""
     writing = {
         name
-        for name, method in vars(SqlLedger).items()
+        for name, method in {**vars(SqlLedger), "declare_dead": SqlLedger.declare_dead}.items()
         if isfunction(method) and not name.startswith("_") and name != "lease_seconds"
     }
 
-    assert writing == {name.split()[0] for name in METHODS | COUNTING}
+    assert writing - TOLD_AT_ONCE == {name.split()[0] for name in METHODS | COUNTING}
 
 
 def test_without_patience_a_lost_commit_is_told_at_once(lossy: Lossy) -> None:

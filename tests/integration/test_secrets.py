@@ -205,7 +205,7 @@ def plant(self, key, unit):
         named = {{"__class__": "subprocess.getoutput", "data": {{"cmd": "touch {marker}"}}}}
         result = json.dumps({{"schema": 1, "x": named}}).encode()
     record = {{"metadata": {{"serializer": serializer, "storage_key": key}}, "result": result.decode()}}
-    self._documents.write(key, json.dumps(record))
+    self._records.write(key, json.dumps(record))
     return persisted(self, key, unit)
 prefect_units.PrefectUnits.run = plant
 state = squares.squares(notes=Path({str(site.folder / "notes")!r}), n=2, chain="planted", return_state=True)
