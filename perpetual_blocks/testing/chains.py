@@ -42,6 +42,9 @@ CHAIN = "resumable"
 TEMPLATE = RunTemplate(deployment_id="local")
 MOST_ITEMS = 1_000_000
 
+UNFINISHED = "usage of attempts that did not finish"
+"""Of units that can be cut off, it depends on where the sessions ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -104,22 +107,26 @@ class Course:
 
     Attributes:
         agent: The agent's name, as far as it came to that.
+        can_be_cut_off: Whether units may be given back for want of room.
         over: Whether it came to its end.
         final: What it came to then, as JSON.
         problem: What is wrong in itself, in a sentence.
         sessions: One line for each.
         reached: How often each point was reached, in order of the first time.
         fired: Whether the interruption took place.
+        raised: What the latest session raised.
         errors: One line for each item with an error.
     """
 
     agent: str = "the agent"
+    can_be_cut_off: bool = False
     over: bool = False
     final: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
     sessions: list[str] = field(default_factory=list)
     reached: dict[str, int] = field(default_factory=dict)
     fired: bool = False
+    raised: str | None = None
     errors: list[str] = field(default_factory=list)
 
 
@@ -146,8 +153,8 @@ class Bench:
         subject = replace(self.subject, make=lambda _folder: _WarmUp(), budget=Budget(Limit("tokens", 3)))
         while not _is_over(self.ledger):
             _bury_the_dead(self.ledger)
-            _run(subject, self.place, self.ledger, self.clock, StopRequest())
-            _standing(self.ledger, self.place, subject)
+            _run(subject, self.place, self.ledger, self.clock, StopRequest(), lambda message: None)
+            _standing(self.ledger, self.place)
         self.ledger.close()
 
     def run_chain(self, interruption: Interruption | None, most: int) -> Course:
@@ -164,7 +171,8 @@ class Bench:
                 course.final["compare"] = self.place.portable(self.subject.compare(self.place.files))
             if course.problem is not None or course.over:
                 return course
-        course.problem = f"the chain had not ended after {most} sessions"
+        last = f"; the last one raised {course.raised}" if course.raised else ""
+        course.problem = f"the chain had not ended after {most} sessions{last}"
         return course
 
     def _run_session(self, course: Course, number: int, interruption: Interruption | None) -> None:
@@ -172,19 +180,18 @@ class Bench:
         child = Fork(lambda say: _session(self, interruption, seen, say), self.place.output)
         ended = child.hear_out(self.subject.seconds)
         code = child.end()
-        said: dict[str, Any] = {}
+        said: dict[str, Any] = {"raised": None, "fired": course.fired}
         for message in child.heard:
             said |= message
-        raised, fired = said.pop("raised", None), said.pop("fired", False)
-        course.fired = course.fired or fired
         for name, value in said.items():
             setattr(course, name, value)
+        killed = course.fired and interruption is not None and interruption.mode == "SIGKILL"
         if not ended:
             course.problem = f"session {number} had not ended after {self.subject.seconds:g} s"
-        elif not said and not (fired and interruption is not None and interruption.mode == "SIGKILL"):
+        elif "over" not in said and not killed:
             course.problem = f"the process of session {number} ended by itself, {_how(code)}"
-        elif raised is not None and not course.fired:
-            course.problem = f"session {number} raised {raised}"
+        elif course.raised is not None and not course.fired:
+            course.problem = f"session {number} raised {course.raised}"
 
 
 class _WarmUp(PerpetualAgent):
@@ -218,12 +225,12 @@ def _session(bench: Bench, interruption: Interruption | None, seen: Counter[str]
             _bury_the_dead(ledger)
             _go_to_its_time(ledger, clock)
             faults.install(interrupter)
-            raised = _in_background(lambda: _run(subject, place, ledger, clock, stop))
+            raised = _in_background(lambda: _run(subject, place, ledger, clock, stop, say))
             faults.install(None)
             interrupter.join()
             if raised is not None:
                 say({"raised": described(raised)})
-        say({"reached": interrupter.seen, **_standing(ledger, place, subject)})
+        say({"reached": interrupter.seen, **_standing(ledger, place)})
 
 
 def _is_over(ledger: SqlLedger) -> bool:
@@ -267,8 +274,10 @@ def _in_background(work: Callable[[], None]) -> Exception | None:
     return raised[0] if raised else None
 
 
-def _run(subject: Subject, place: Place, ledger: SqlLedger, clock: ManualClock, stop: StopRequest) -> None:
+def _run(subject: Subject, place: Place, ledger: SqlLedger, clock: ManualClock, stop: StopRequest, say: Say) -> None:
     agent = subject.make(place.files)
+    limited = {limit.resource for limit in subject.budget}
+    say({"agent": type(agent).__name__, "can_be_cut_off": bool(agent.cut_off_in() & limited)})
     runs, documents = LocalRuns(place.runs), LocalDocuments(place.documents)
     units = LocalUnits(agent, documents, clock)
     world = World(
@@ -322,10 +331,9 @@ def _follow_on(uid: str, fence: Fence, not_before: float | None) -> FollowOn:
 # What it comes to -----------------------------------------------------------------------------------------------------
 
 
-def _standing(ledger: SqlLedger, place: Place, subject: Subject) -> dict[str, Any]:
+def _standing(ledger: SqlLedger, place: Place) -> dict[str, Any]:
     """How the chain stands, and what it came to if it is over."""
     try:
-        agent = ledger.chain(CHAIN).agent
         sessions = ledger.sessions(CHAIN)
         items = ledger.items(CHAIN, limit=MOST_ITEMS)
     except UnknownChain:
@@ -333,11 +341,10 @@ def _standing(ledger: SqlLedger, place: Place, subject: Subject) -> dict[str, An
     over = bool(sessions) and _is_over(ledger)
     return {
         "over": over,
-        "agent": agent,
         "sessions": [f"{one.ordinal} {one.state} ({one.stop_message or 'at work'})" for one in sessions],
         "errors": [f"{item.id}: {item.error}" for item in items if item.error],
         "problem": _follow_ons_amiss(ledger, LocalRuns(place.runs), sessions) if over else None,
-        "final": _final(ledger, place, subject) if over else {},
+        "final": _final(ledger, place) if over else {},
     }
 
 
@@ -356,7 +363,7 @@ def _follow_ons_amiss(ledger: SqlLedger, runs: LocalRuns, sessions: list[Session
     return None
 
 
-def _final(ledger: SqlLedger, place: Place, subject: Subject) -> dict[str, Any]:
+def _final(ledger: SqlLedger, place: Place) -> dict[str, Any]:
     chain, documents = ledger.chain(CHAIN), LocalDocuments(place.documents)
     items = sorted(ledger.items(CHAIN, limit=MOST_ITEMS), key=lambda item: item.id)
     final = {
@@ -375,7 +382,8 @@ def _final(ledger: SqlLedger, place: Place, subject: Subject) -> dict[str, Any]:
         },
         "results": {item.id: _result(documents, item.result_key) for item in items if item.result_key},
         "context": chain.context,
-        "usage": _usage(place.ledger, can_be_cut_off=_can_be_cut_off(subject, place)),
+        "usage": _usage(place.ledger, "failure = 0"),
+        UNFINISHED: _usage(place.ledger, "failure > 0"),
         "units of the sessions": sum(session.units for session in ledger.sessions(CHAIN)),
     }
     return place.portable(final)  # type: ignore[no-any-return]
@@ -385,15 +393,10 @@ def _result(documents: LocalDocuments, key: str) -> Any:
     return json.loads(documents.read(key))["result"]
 
 
-def _can_be_cut_off(subject: Subject, place: Place) -> bool:
-    """Whether units may be given back for want of room; what those spent depends on where the sessions ended."""
-    return bool(subject.make(place.files).cut_off_in() & {limit.resource for limit in subject.budget})
-
-
-def _usage(ledger: Path, *, can_be_cut_off: bool) -> dict[str, dict[str, float]]:
-    """What each item has used, by resource, without the measured seconds."""
-    wanted = "resource != 'seconds' AND failure = 0" if can_be_cut_off else "resource != 'seconds'"
-    rows = f"SELECT item, resource, SUM(amount) FROM usage WHERE chain = ? AND {wanted} GROUP BY 1, 2 ORDER BY 1, 2"
+def _usage(ledger: Path, attempts: str) -> dict[str, dict[str, float]]:
+    """What each item has used in these attempts, by resource, without the measured seconds."""
+    wanted = f"chain = ? AND resource != 'seconds' AND {attempts}"
+    rows = f"SELECT item, resource, SUM(amount) FROM usage WHERE {wanted} GROUP BY 1, 2 ORDER BY 1, 2"
     found: dict[str, dict[str, float]] = {}
     with closing(sqlite3.connect(ledger)) as connection:
         for item, resource, amount in connection.execute(rows, (CHAIN,)):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from perpetual_blocks.agent import PerpetualAgent
-from perpetual_blocks.budget import Budget
+from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.testing import Report, assert_resumable
 from perpetual_blocks.testing.interruptions import MODES
 from perpetual_blocks.work import Unit, WorkItem
@@ -82,3 +82,41 @@ def test_every_point_in_every_way(name: str) -> None:
     assert report.sessions >= 2
     assert set(report.cases) == set(MODES)
     assert set(report.points) >= POINTS
+
+
+class Blocked(PerpetualAgent):
+    """Comes to an item that waits for one which was given up: its chain ends as stalled."""
+
+    def plan(self) -> Iterable[WorkItem]:
+        return [WorkItem(id="bad", max_attempts=1), WorkItem(id="after", depends_on=("bad",))]
+
+    def work_unit(self, unit: Unit) -> Any:
+        unit.spend(tokens=1)
+        raise ValueError("never works")
+
+
+class Spender(PerpetualAgent):
+    """Does one unit, isolated, with a budget for the whole chain that is then gone, while there is more to do."""
+
+    isolated = True
+
+    def plan(self) -> Iterable[WorkItem]:
+        return [WorkItem(id="first", bound={"calls": 1}), WorkItem(id="second", bound={"calls": 1})]
+
+    def work_unit(self, unit: Unit) -> Any:
+        unit.spend(calls=1)
+        return unit.id
+
+
+@pytest.mark.parametrize(
+    ("agent", "budget", "units"),
+    [(Blocked(), None, 0), (Spender(), Budget(Limit("calls", 1, scope="total", threshold=1)), 1)],
+    ids=["stalled", "exhausted"],
+)
+def test_chains_that_end_before_their_queue_does(agent: PerpetualAgent, budget: Budget | None, units: int) -> None:
+    """A chain that cannot go on ends as what it would have ended as: stalled, or exhausted."""
+    report = assert_resumable(agent, budget=budget, most_cases=MOST_CASES)
+
+    print(report)
+    assert report.points.get("unit.committed", 0) == units
+    assert report.not_reached == 0

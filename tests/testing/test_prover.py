@@ -17,7 +17,6 @@ from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import InvalidInput, PerpetualError
 from perpetual_blocks.faults import reached
-from perpetual_blocks.session.restore import Restored
 from perpetual_blocks.testing import LocalRuns, Report, assert_resumable, file_contents
 from perpetual_blocks.testing.prover import chosen, first_difference
 from perpetual_blocks.work import Unit, WorkItem
@@ -233,7 +232,7 @@ def test_an_agent_that_ends_its_process() -> None:
     """What an agent does to its own process without any interruption is reported as that."""
     text = failure(lambda folder: Dier(out=folder))
 
-    assert text.startswith("the agent comes to no end when nothing interrupts it: ")
+    assert text.startswith("Dier comes to no end when nothing interrupts it: ")
     assert "the process of session 1 ended by itself, exit code 3" in text
 
 
@@ -247,20 +246,18 @@ def test_an_agent_that_cannot_be_made() -> None:
     assert "session 1 raised ZeroDivisionError" in failure(lambda folder: 1 / 0)
 
 
-def test_a_chain_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chain that is started again and again and never ends is reported, with its sessions."""
+def test_a_chain_that_never_ends() -> None:
+    """A chain that is started again and again and never ends is reported, with its sessions and the last error."""
 
-    def cannot_resume(_index: Any, documents: Any, now: Any, **_options: Any) -> Restored:
-        if now.agent != "Writer":  # the prover's own, before it begins
-            return Restored(None, ())
-        raise ValueError("cannot resume")
+    def make(folder: Path) -> Writer:
+        if (folder / "a.txt").exists():
+            raise ValueError("cannot go on")
+        return Writer(out=folder)
 
-    monkeypatch.setattr("perpetual_blocks.session.loop.restore", cannot_resume)
+    text = failure(make, only="unit.returned:1:exception")
 
-    text = failure(lambda folder: Writer(out=folder), only="unit.claimed:1:exception")
-
-    assert "the chain had not ended after 12 sessions" in text
-    assert "12 Failed (ValueError: cannot resume)" in text
+    assert "the chain had not ended after 12 sessions; the last one raised ValueError: cannot go on" in text
+    assert "1 Failed (InjectedFault" in text
 
 
 def test_a_follow_on_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
