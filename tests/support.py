@@ -1,10 +1,8 @@
 """What several tests share: a clock that stands still, short ways to common objects, and small real implementations."""
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from threading import Event
 from typing import Any
 
 from perpetual_blocks.adapters.database import SqlLedger
@@ -23,6 +21,7 @@ from perpetual_blocks.session.ports import (
     RunState,
     UnitRaised,
 )
+from perpetual_blocks.testing import ManualClock
 from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit
 
 LEASE = 60.0
@@ -32,37 +31,8 @@ LedgerFactory = Callable[..., SqlLedger]
 """Makes a ledger on the test's clock: of an address, or in a file of the test's folder."""
 
 
-class FakeClock:
-    """A clock that moves only when it is told to."""
-
-    def __init__(self, now: float = 1_700_000_000.0) -> None:
-        self._now = now
-        self._monotonic = 0.0
-
-    def now(self) -> float:
-        return self._now
-
-    def monotonic(self) -> float:
-        return self._monotonic
-
-    def wait(self, event: Event, seconds: float) -> bool:
-        """Nobody waits for it: the time passes at once."""
-        if not event.is_set():
-            self.advance(seconds)
-        return event.is_set()
-
-    def advance(self, seconds: float) -> None:
-        self._now += seconds
-        self._monotonic += seconds
-
-
-def wait_for(look: Callable[[], object]) -> None:
-    """Waits until another thread has done something."""
-    for _ in range(3000):
-        if look():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it does not happen")
+FakeClock = ManualClock
+"""The clock that users are given for their tests, too."""
 
 
 # Short ways ---------------------------------------------------------------------------------------------------------
