@@ -1,6 +1,7 @@
 """What several tests share: a clock that stands still, short ways to common objects, and small real implementations."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,15 @@ LedgerFactory = Callable[..., SqlLedger]
 
 FakeClock = ManualClock
 """The clock that users are given for their tests, too."""
+
+
+def wait_for(look: Callable[[], object]) -> None:
+    """Waits until another thread has done something."""
+    for _ in range(3000):
+        if look():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it does not happen")
 
 
 # Short ways ---------------------------------------------------------------------------------------------------------
