@@ -13,6 +13,8 @@ from support import FakeClock, LedgerFactory, claim, close, finish_next, item_in
 from test_ledger import checkpoint_of, everything, follow_on_of, items
 
 from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.adapters.database.control import ChainControl
+from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.errors import Fenced, LedgerError, LedgerUnavailable
 from perpetual_blocks.patience import IMPATIENT, Patience
@@ -80,11 +82,12 @@ METHODS: dict[str, Callable[[Started], Any]] = {
     "upgrade_context": lambda at: at.ledger.upgrade_context(at.fence, {"mind": "new"}, 2),
     "pin_checkpoint": lambda at: at.ledger.pin_checkpoint("mine", 1, pinned=True),
 }
-# These say how many they have changed; tried again, how many that were not changed before.
+# These say what they have changed; tried again, what was not changed before.
 COUNTING: dict[str, Callable[[Started], Any]] = {
     "add_items": lambda at: at.ledger.add_items("mine", items("new", "newer"), planned_by=at.fence),
     "retry_items": lambda at: at.ledger.retry_items("mine", ["given up"]),
     "discard_items": lambda at: at.ledger.discard_items("mine", ["open"], "not wanted"),
+    "add_document": lambda at: at.ledger.add_document("mine", checkpoint_of(at.fence)),
 }
 # These are a person's, at a prompt, whose ledger has no patience: the error is told, and a look shows what was done.
 TOLD_AT_ONCE = {"rebuild", "repair_items", "forget_document"}
@@ -143,9 +146,12 @@ def test_every_method_that_writes_is_tested_so() -> None:
     """A new method of the ledger is added to the table above."""
     writing = {
         name
-        for name, method in {**vars(SqlLedger), "declare_dead": SqlLedger.declare_dead}.items()
+        for part in SqlLedger.__mro__
+        if issubclass(part, LedgerWriter) and part is not ChainControl
+        for name, method in vars(part).items()
         if isfunction(method) and not name.startswith("_") and name != "lease_seconds"
     }
+    writing |= {"declare_dead", "follow_on_created", "follow_on_moved"}  # of ChainControl, what a session's run calls
 
     assert writing - TOLD_AT_ONCE == {name.split()[0] for name in METHODS | COUNTING}
 

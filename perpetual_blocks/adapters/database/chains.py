@@ -2,16 +2,21 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, insert, select, update
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.rows import FOLLOW_ON_COLUMNS, chain_of, session_of
 from perpetual_blocks.session.attempts import back_off
-from perpetual_blocks.session.chain import Chain, SessionRecord, SessionState
-from perpetual_blocks.session.ports import FollowOn
+from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState
+from perpetual_blocks.session.ports import Fence, FollowOn
 from perpetual_blocks.work import Item, ItemStatus
 
 MOST_CRASHES = 5  # processes that may die in a row while they work on one item
+
+UPDATE_SESSION = update(t.sessions).where(
+    t.sessions.c.chain == bindparam("of_chain"), t.sessions.c.ordinal == bindparam("of_ordinal")
+)
+"""Of the session that `of_session` names; it sets the other names that it is executed with."""
 
 
 def lock_chain(connection: Connection, name: str) -> Chain | None:
@@ -78,3 +83,18 @@ def record_follow_on(connection: Connection, follow_on: FollowOn, now: float) ->
     names = (*FOLLOW_ON_COLUMNS, "chain", "ordinal", "idempotency_key", "deployment_id")
     row = {name: getattr(follow_on, name) for name in names}
     connection.execute(insert(t.outbox).values(**{**row, "tags": list(row["tags"]), "recorded_at": now}))
+
+
+def of_session(fence: Fence) -> dict[str, Any]:
+    """What `UPDATE_SESSION` is executed with."""
+    return {"of_chain": fence.chain, "of_ordinal": fence.ordinal}
+
+
+def reopen(connection: Connection, chain: str, now: float) -> None:
+    """A chain that was over has work again."""
+    over = [ChainStatus.FINISHED, ChainStatus.STALLED]
+    connection.execute(
+        update(t.chains)
+        .where(t.chains.c.name == chain, t.chains.c.status.in_(over))
+        .values(status=ChainStatus.WAITING, reason="it has new work; start a run to go on", updated_at=now)
+    )

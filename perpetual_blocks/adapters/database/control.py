@@ -1,14 +1,11 @@
-"""What is done to a chain from outside of its sessions: rescue, and what a person wants of it.
+"""What is done to a chain from outside of its sessions: rescue, its follow-ons, and what a person wants of it.
 
-Each method locks the chain's row first and looks whether its reason still holds, so any number of rescuers may come at
-the same moment: the first one acts, and the others find nothing left to do.
+Whatever decides something locks the chain's row first and looks whether its reason still holds, so any number of
+rescuers may come at the same moment: the first one acts, and the others find nothing left to do.
 """
-
-from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, select, update
@@ -16,13 +13,11 @@ from sqlalchemy import ColumnElement, Connection, Update, and_, delete, select, 
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.chains import bury, latest_session, lock_chain, record_follow_on
-from perpetual_blocks.adapters.database.engine import insert_if_new, reading, writing
+from perpetual_blocks.adapters.database.engine import insert_if_new, reading
 from perpetual_blocks.adapters.database.patient import patient
-from perpetual_blocks.adapters.database.reader import LedgerReader
 from perpetual_blocks.adapters.database.rows import follow_on_of, session_of
-from perpetual_blocks.clock import Clock
+from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.errors import InvalidInput, UnknownChain
-from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.chain import (
     Chain,
     ChainStatus,
@@ -34,28 +29,15 @@ from perpetual_blocks.session.chain import (
 )
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.follow_on import RunTemplate
-from perpetual_blocks.session.ports import Document, FollowOn
+from perpetual_blocks.session.ports import FollowOn
 
 STOP_ALL = "stop-all"
 MOST_RENEWALS = 5  # runs that may come to nothing, one after the other, before they have started a session
 
 
-@patient(but=[])
-class ChainControl(LedgerReader):
-    """The transactions of rescuers and of people.
-
-    Args:
-        synced: Whether every commit is synced to disk.
-    """
-
-    def __init__(
-        self, address: str, clock: Clock | None = None, patience: Patience = IMPATIENT, *, synced: bool = False
-    ) -> None:
-        super().__init__(address, clock, patience)
-        self._synced = synced
-
-    def _writing(self, *, synced: bool = False) -> AbstractContextManager[Connection]:
-        return writing(self._engine, synced=synced or self._synced)
+@patient()
+class ChainControl(LedgerWriter):
+    """The transactions of rescuers and of people."""
 
     # Rescue ---------------------------------------------------------------------------------------------------------
 
@@ -102,6 +84,16 @@ class ChainControl(LedgerReader):
                 record_follow_on(connection, made, now)
             return end
 
+    def hold(self, chain: str, ordinal: int, status: ChainStatus, reason: str) -> bool:
+        with self._writing() as connection:
+            now, row = self._now(connection), lock_chain(connection, chain)
+            if row is None or (row.ordinal, row.status) != (ordinal, ChainStatus.WAITING):
+                return False
+            connection.execute(_chain_row(chain).values(status=status, reason=reason, updated_at=now))
+            return True
+
+    # Follow-ons -------------------------------------------------------------------------------------------------------
+
     def follow_on(self, chain: str, ordinal: int) -> tuple[FollowOn, float | None, int] | None:
         with reading(self._engine) as connection:
             found = connection.execute(select(t.outbox).where(_entry(chain, ordinal))).mappings().first()
@@ -124,19 +116,17 @@ class ChainControl(LedgerReader):
             connection.execute(_chain_row(chain).values(reason=why, resume_at=not_before, updated_at=now))
             return True
 
-    def hold(self, chain: str, ordinal: int, status: ChainStatus, reason: str) -> bool:
+    def follow_on_created(self, follow_on: FollowOn, flow_run_id: str) -> None:
         with self._writing() as connection:
-            now, row = self._now(connection), lock_chain(connection, chain)
-            if row is None or (row.ordinal, row.status) != (ordinal, ChainStatus.WAITING):
-                return False
-            connection.execute(_chain_row(chain).values(status=status, reason=reason, updated_at=now))
-            return True
+            this = _entry(follow_on.chain, follow_on.ordinal)
+            ticked = {"created_at": self._now(connection), "flow_run_id": flow_run_id}
+            connection.execute(update(t.outbox).where(this).values(**ticked))
 
-    def add_document(self, chain: str, document: Document) -> bool:
+    def follow_on_moved(self, follow_on: FollowOn, not_before: float) -> None:
         with self._writing() as connection:
-            lock_chain(connection, chain)
-            values = {name: getattr(document, name) for name in ("kind", "ordinal", "key", "digest", "size")}
-            return insert_if_new(connection, t.documents, chain=chain, at=self._now(connection), **values)
+            this = _entry(follow_on.chain, follow_on.ordinal)
+            connection.execute(update(t.outbox).where(this).values(not_before=not_before))
+            connection.execute(_chain_row(follow_on.chain).values(resume_at=not_before))
 
     # What a person wants --------------------------------------------------------------------------------------------
 

@@ -1,20 +1,92 @@
-"""Adding items to the queue, within a transaction of the ledger's."""
+"""The items of a chain's queue: how they come into it, move in it, and what a person decides on them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 
 from perpetual_blocks.adapters.database import schema as t
+from perpetual_blocks.adapters.database.chains import lock_chain, reopen
+from perpetual_blocks.adapters.database.patient import patient
+from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.budget import Budget
-from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.errors import InvalidInput, LedgerError, UnknownChain
 from perpetual_blocks.session.chain import Chain
-from perpetual_blocks.work import ItemStatus, WorkItem, check_dependencies
+from perpetual_blocks.session.ports import Fence
+from perpetual_blocks.work import ItemStatus, WorkItem, check_dependencies, sources
 
 _VARIABLES = 500  # SQLite allows 999 variables in a statement in its oldest builds
 
+MOVE = {
+    target: update(t.items).where(
+        t.items.c.chain == bindparam("of_chain"),
+        t.items.c.id == bindparam("of_item"),
+        t.items.c.status.in_(sources(target)),
+    )
+    for target in ItemStatus
+}
+"""By what an item becomes; each sets the other names that it is executed with."""
 
-def add_items(connection: Connection, chain: Chain, items: Iterable[WorkItem], now: float) -> int:
+
+@patient()
+class ItemWriter(LedgerWriter):
+    """The transactions of the queue outside of units."""
+
+    def add_items(self, chain: str, items: Iterable[WorkItem], *, planned_by: Fence | None = None) -> int:
+        items = list(items)  # whatever makes them, a file or an agent's plan, must not run within the write lock
+        with self._writing() as connection:
+            if planned_by is not None:
+                self._pass_fence(connection, planned_by, planned=True)
+            row = lock_chain(connection, chain)
+            if row is None:
+                raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
+            added = insert_items(connection, row, items, self._now(connection))
+            if added:
+                reopen(connection, chain, self._now(connection))
+            return added
+
+    def retry_items(self, chain: str, ids: Sequence[str]) -> int:
+        with self._writing() as connection:
+            lock_chain(connection, chain)
+            now = self._now(connection)
+            afresh = {"attempts": 0, "cut_offs": 0, "passed_over": 0, "passed_over_in": None, "retry_at": None}
+            afresh["crashes"] = 0
+            these = and_(t.items.c.chain == chain, t.items.c.id.in_(ids))
+            rows = connection.execute(
+                select(t.items.c.id, t.items.c.blockers).where(these, t.items.c.status == ItemStatus.DISCARDED)
+            ).all()
+            left_alone = and_(these, t.items.c.status == ItemStatus.AVAILABLE, t.items.c.retry_at > now)
+            sooner = connection.execute(update(t.items).where(left_alone).values(updated_at=now, **afresh)).rowcount
+            for item, blockers in rows:
+                target = ItemStatus.BLOCKED if blockers else ItemStatus.AVAILABLE
+                move(connection, chain, item, target, now, **afresh)
+            if rows:
+                reopen(connection, chain, now)
+            return len(rows) + sooner
+
+    def discard_items(self, chain: str, ids: Sequence[str], reason: str) -> int:
+        with self._writing() as connection:
+            lock_chain(connection, chain)
+            open_items = [ItemStatus.AVAILABLE, ItemStatus.BLOCKED]
+            found = connection.execute(
+                select(t.items.c.id).where(
+                    t.items.c.chain == chain, t.items.c.status.in_(open_items), t.items.c.id.in_(ids)
+                )
+            ).scalars()
+            wanted = list(found)
+            for item in wanted:
+                move(connection, chain, item, ItemStatus.DISCARDED, self._now(connection), error=reason, retry_at=None)
+            return len(wanted)
+
+
+def move(connection: Connection, chain: str, item: str, target: ItemStatus, now: float, **values: Any) -> None:
+    """Moves an item along an edge of the transition table; anything else is a mistake of this program."""
+    changes = {"of_chain": chain, "of_item": item, "status": target, "updated_at": now, **values}
+    if connection.execute(MOVE[target], changes).rowcount != 1:
+        raise LedgerError(f"item {item} of {chain} cannot become {target}")
+
+
+def insert_items(connection: Connection, chain: Chain, items: Iterable[WorkItem], now: float) -> int:
     """Adds the items that are new; raises before the first row is written if one of them is wrong.
 
     Raises:

@@ -28,7 +28,11 @@ class Grace(Protocol):
     renewed: dict[Fence, float]
 
 
-def patient(*, but: Collection[str], once: Collection[str] = ()) -> Callable[[C], C]:
+class DoneBefore(Exception):
+    """What a transaction was to do is done: it was tried again after it had been committed. It is rolled back."""
+
+
+def patient(*, but: Collection[str] = (), once: Collection[str] = ()) -> Callable[[C], C]:
     """Makes every public method of a ledger's class patient.
 
     Args:

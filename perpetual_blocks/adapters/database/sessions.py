@@ -1,0 +1,299 @@
+"""A session's life in the ledger: it opens, keeps its lease, and closes."""
+
+import secrets
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, literal, select, update
+
+from perpetual_blocks.adapters.database import pools
+from perpetual_blocks.adapters.database import schema as t
+from perpetual_blocks.adapters.database.chains import (
+    UPDATE_SESSION,
+    bury,
+    give_back,
+    latest_session,
+    lock_chain,
+    of_session,
+    record_follow_on,
+    reopen,
+    session,
+)
+from perpetual_blocks.adapters.database.control import all_stopped
+from perpetual_blocks.adapters.database.engine import insert_if_new
+from perpetual_blocks.adapters.database.patient import DoneBefore, patient
+from perpetual_blocks.adapters.database.rows import find_chain, pool_key
+from perpetual_blocks.adapters.database.writer import LedgerWriter
+from perpetual_blocks.errors import Fenced, Superseded
+from perpetual_blocks.faults import reached
+from perpetual_blocks.session.chain import (
+    Chain,
+    ChainStatus,
+    SessionRecord,
+    SessionRequest,
+    SessionState,
+    is_resumed,
+    refusal,
+    wanted_status,
+)
+from perpetual_blocks.session.follow_on import RunTemplate
+from perpetual_blocks.session.ports import Closing, Fence, Opened
+from perpetual_blocks.session.program import check_program, code_change
+from perpetual_blocks.work import ItemStatus
+
+_NOTHING_LEFT = ("queue-empty", "blocked")  # the ends of a session that had nothing to do any more
+
+
+@patient(once=["heartbeat"])
+class SessionWriter(LedgerWriter):
+    """The transactions of a session as a whole."""
+
+    def open_session(self, request: SessionRequest) -> Opened:
+        self._pause_before_other_code(request)
+        with self._writing() as connection:
+            now = self._now(connection)
+            chain = lock_chain(connection, request.chain) or _new_chain(connection, request, now)
+            check_program(chain, request)
+            latest = latest_session(connection, request.chain)
+            if (mine := _opened_before(connection, chain, latest, request, now)) is not None:
+                return mine
+            reason = refusal(
+                chain,
+                latest,
+                request,
+                now,
+                ran_before=_ran_before(connection, request),
+                all_stopped=all_stopped(connection),
+            )
+            if reason is not None:
+                raise Superseded(reason)
+            took_over = latest is not None and latest.state is SessionState.RUNNING
+            if latest is not None and took_over:
+                bury(connection, request.chain, latest.ordinal, now, "it was found dead when the next session began")
+            fence = Fence(request.chain, chain.ordinal + 1, chain.epoch + 1, request.holder)
+            attended = request.attended or is_resumed(chain, latest, request)
+            connection.execute(
+                update(t.chains)
+                .where(t.chains.c.name == request.chain)
+                .values(
+                    agent=request.agent,
+                    status=ChainStatus.RUNNING,
+                    reason=f"session {fence.ordinal} is at work",
+                    ordinal=fence.ordinal,
+                    epoch=fence.epoch,
+                    holder=fence.holder,
+                    lease_until=now + self._lease_seconds,
+                    # Whoever starts a chain that is over asks for its plan again: there may be new work.
+                    planned=chain.planned and chain.status not in (ChainStatus.FINISHED, ChainStatus.STALLED),
+                    settings=request.settings,
+                    code=request.code,
+                    resume_at=None,
+                    attended=fence.ordinal if attended else chain.attended,
+                    updated_at=now,
+                )
+            )
+            # What was recorded for this session and not yet created is not needed any more.
+            connection.execute(
+                delete(t.outbox).where(
+                    t.outbox.c.chain == request.chain,
+                    t.outbox.c.ordinal <= fence.ordinal,
+                    t.outbox.c.created_at.is_(None),
+                )
+            )
+            connection.execute(
+                insert(t.sessions).values(
+                    chain=request.chain,
+                    ordinal=fence.ordinal,
+                    epoch=fence.epoch,
+                    holder=fence.holder,
+                    state=SessionState.RUNNING,
+                    flow_run_id=request.flow_run_id,
+                    deployment_id=request.deployment_id,
+                    host=request.host,
+                    machine=request.machine,
+                    pid=request.pid,
+                    process_started=request.process_started,
+                    template=request.template,
+                    started_at=now,
+                    graceful=False,
+                    units=0,
+                    usage={},
+                    limits=[],
+                    steps=[],
+                    passed_over={},
+                    choices=[],
+                )
+            )
+            self._shared_limits = None  # of a start that was rolled back, under the same epoch
+            shared = self._shared(connection, fence).limits
+            pools.release_all(connection, chain.uid, [(pool_key(limit), limit.resource) for limit in shared])
+            for limit in shared:
+                pool, share, priority = pool_key(limit), limit.share, limit.priority
+                pools.join(connection, pool, limit.resource, chain.uid, share=share, priority=priority)
+            opened = find_chain(connection, request.chain)
+            previous = session(connection, request.chain, latest.ordinal) if latest else None
+        assert opened is not None
+        change = code_change(chain, request)
+        said = change.what if change else None
+        return Opened(fence=fence, chain=opened, previous=previous, took_over=took_over, code_changed=said)
+
+    def _pause_before_other_code(self, request: SessionRequest) -> None:
+        """Pauses the chain where the session could start but for its code, which its agent wants a person to see."""
+        if request.on_code_change != "refuse":
+            return
+        with self._writing() as connection:
+            now = self._now(connection)
+            chain = lock_chain(connection, request.chain)
+            change = code_change(chain, request) if chain else None
+            if chain is None or change is None:
+                return
+            latest = latest_session(connection, request.chain)
+            if refusal(chain, latest, request, now, ran_before=_ran_before(connection, request)) is not None:
+                return
+            if latest is not None and latest.state is SessionState.RUNNING:
+                bury(connection, request.chain, latest.ordinal, now, "it was found dead when the next session began")
+            paused = {"status": ChainStatus.PAUSED, "reason": change.what, "holder": None, "lease_until": 0.0}
+            connection.execute(
+                update(t.chains).where(t.chains.c.name == request.chain).values(**paused, updated_at=now)
+            )
+        raise Superseded(f"chain {request.chain} is paused: {change.what}")
+
+    def heartbeat(self, fence: Fence) -> None:
+        with self._writing() as connection:
+            now = self._pass_fence(connection, fence)
+            if (shared := self._shared(connection, fence)).limits:
+                pools.renew(connection, shared.uid, now + self._lease_seconds, now)
+
+    def resumed(self, fence: Fence, resume_seconds: float, verified: tuple[int, int] | None) -> None:
+        with self._writing() as connection:
+            self._pass_fence(connection, fence)
+            resumed = {"resume_seconds": resume_seconds, "verified": list(verified) if verified else None}
+            connection.execute(UPDATE_SESSION, {**of_session(fence), **resumed})
+
+    def upgrade_context(self, fence: Fence, context: dict[str, Any], version: int) -> None:
+        with self._writing() as connection:
+            self._pass_fence(connection, fence, context=context, context_version=version)
+
+    def close_session(self, fence: Fence, closing: Closing) -> None:
+        reached("session.closing")
+        with suppress(DoneBefore), self._writing(synced=True) as connection:
+            free = {"holder": None, "lease_until": 0.0, "resume_at": closing.stop.resume_at}
+            try:
+                now = self._pass_fence(connection, fence, **free)
+            except Fenced:
+                if _closed_before(connection, fence, closing):
+                    raise DoneBefore from None
+                raise
+            chain = lock_chain(connection, fence.chain)
+            assert chain is not None
+            # What a person wants may have come after the session had looked for the last time.
+            status, reason = wanted_status(chain, closing.chain_status, closing.stop.message)
+            connection.execute(
+                update(t.chains).where(t.chains.c.name == fence.chain).values(status=status, reason=reason)
+            )
+            ended = {
+                "state": closing.state,
+                "ended_at": now,
+                "stop_reason": closing.stop.code,
+                "stop_message": closing.stop.message,
+                "graceful": closing.graceful,
+                "limits": closing.limits,
+                "steps": closing.steps,
+                "passed_over": closing.passed_over,
+                "choices": closing.choices,
+            }
+            connection.execute(UPDATE_SESSION, {**of_session(fence), **ended})
+            if closing.forecasts is not None:
+                connection.execute(delete(t.forecasts).where(t.forecasts.c.chain == fence.chain))
+                connection.execute(
+                    insert(t.forecasts).values(chain=fence.chain, session=fence.ordinal, state=closing.forecasts)
+                )
+            give_back(connection, fence.chain, fence.ordinal, now)
+            self._give_back_reserved(connection, fence)
+            if closing.stop.code in _NOTHING_LEFT and _has_work(connection, fence.chain):
+                self._go_on(connection, fence, now)  # it came while the session was ending
+            if closing.follow_on is not None:
+                record_follow_on(connection, closing.follow_on, now)
+        reached("session.closed")
+
+    def _go_on(self, connection: Connection, fence: Fence, now: float) -> None:
+        reopen(connection, fence.chain, now)
+        template = session(connection, fence.chain, fence.ordinal).template
+        if template is not None:
+            uid = self._shared(connection, fence).uid
+            made = RunTemplate.from_json(template).follow_on(fence.chain, uid, fence.ordinal + 1, None)
+            record_follow_on(connection, made, now)
+
+
+def _new_chain(connection: Connection, request: SessionRequest, now: float) -> Chain:
+    insert_if_new(
+        connection,
+        t.chains,
+        name=request.chain,
+        uid=secrets.token_hex(8),
+        agent=request.agent,
+        status=ChainStatus.WAITING,
+        reason="new",
+        ordinal=0,
+        epoch=0,
+        holder=None,
+        lease_until=0.0,
+        planned=False,
+        context={},
+        settings=request.settings,
+        context_version=request.context_version,
+        quotas={},
+        created_at=now,
+        updated_at=now,
+    )
+    # Another process may have made it at the same moment; it is then that one's chain that is looked at.
+    chain = lock_chain(connection, request.chain)
+    assert chain is not None
+    return chain
+
+
+def _ran_before(connection: Connection, request: SessionRequest) -> bool:
+    if request.flow_run_id is None:
+        return False
+    rows = select(literal(1)).where(
+        t.sessions.c.chain == request.chain, t.sessions.c.flow_run_id == request.flow_run_id
+    )
+    return connection.execute(rows.limit(1)).first() is not None
+
+
+def _opened_before(
+    connection: Connection, chain: Chain, latest: SessionRecord | None, request: SessionRequest, now: float
+) -> Opened | None:
+    """The session that this very request has opened already, and was not told of."""
+    if latest is None or latest.state is not SessionState.RUNNING:
+        return None
+    if chain.holder != request.holder or chain.lease_until <= now:
+        return None
+    fence = Fence(chain.name, chain.ordinal, chain.epoch, request.holder)
+    previous = session(connection, chain.name, latest.ordinal - 1) if latest.ordinal > 1 else None
+    # Whoever takes over buries the dead session at the moment at which its own begins.
+    died = previous is not None and previous.state is SessionState.CRASHED
+    took_over = previous is not None and died and previous.ended_at == latest.started_at
+    return Opened(fence=fence, chain=chain, previous=previous, took_over=took_over)
+
+
+def _closed_before(connection: Connection, fence: Fence, closing: Closing) -> bool:
+    """Whether the session has been closed in this very way, with this follow-on."""
+    rows = select(literal(1)).where(
+        t.sessions.c.chain == fence.chain,
+        t.sessions.c.ordinal == fence.ordinal,
+        t.sessions.c.epoch == fence.epoch,
+        t.sessions.c.holder == fence.holder,
+        t.sessions.c.state == closing.state,
+        t.sessions.c.stop_reason == closing.stop.code,
+        t.sessions.c.stop_message == closing.stop.message,
+    )
+    if closing.follow_on is not None:
+        key = closing.follow_on.idempotency_key
+        rows = rows.where(select(literal(1)).where(t.outbox.c.idempotency_key == key).exists())
+    return connection.execute(rows).first() is not None
+
+
+def _has_work(connection: Connection, chain: str) -> bool:
+    rows = select(literal(1)).where(t.items.c.chain == chain, t.items.c.status == ItemStatus.AVAILABLE)
+    return connection.execute(rows.limit(1)).first() is not None
