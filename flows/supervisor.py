@@ -15,8 +15,8 @@ from perpetual_blocks.adapters.prefect_runs import PrefectRuns
 from perpetual_blocks.adapters.process import session_alive
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
 from perpetual_blocks.blocks import StatePersistence
+from perpetual_blocks.blocks.loading import load_store
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.flow import load_store
 from perpetual_blocks.session.supervisor import Deed, Supervisor
 
 

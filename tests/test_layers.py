@@ -1,6 +1,6 @@
 """The layers: imports point to the right only, and the core knows nothing of the world outside.
 
-cli ─► flow ─► blocks ─► adapters ─► agent session ─► work budget checkpoint handoff ─► telemetry ─► errors …
+cli ─► flow flow_run ─► blocks ─► adapters ─► agent session ─► work budget checkpoint handoff ─► telemetry ─► errors …
 """
 
 import ast
@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "perpetual_blocks"
 LAYERS = (
     ("cli", "testing"),
-    ("flow",),
+    ("flow", "flow_run"),
     ("blocks",),
     ("adapters",),
     ("agent", "session"),

@@ -138,7 +138,7 @@ def _settings_for(address: str) -> Iterator[None]:
 def _trigger(chain: str, knowledge: Path, store: str | None) -> UUID:
     from prefect.client.orchestration import get_client
 
-    from perpetual_blocks.flow import load_store
+    from perpetual_blocks.blocks.loading import load_store
     from perpetual_blocks.session.follow_on import chain_tag, run_name
 
     parameters: dict[str, Any] = {"chain": chain, "knowledge": str(knowledge)}

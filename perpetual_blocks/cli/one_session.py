@@ -8,8 +8,8 @@ import json
 import sys
 from typing import Any
 
+from perpetual_blocks.blocks.loading import load_store
 from perpetual_blocks.cli.entrypoint import load_perpetual_flow
-from perpetual_blocks.flow import load_store
 
 
 def main(entrypoint: str, store: str | None = None) -> int:

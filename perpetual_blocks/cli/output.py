@@ -54,7 +54,7 @@ class Where:
 
     def get_store(self, otherwise: "StatePersistence | str | None" = None) -> "StatePersistence":
         """The store that the options name, or else the one that is given, or else the default one."""
-        from perpetual_blocks.flow import load_store
+        from perpetual_blocks.blocks.loading import load_store
 
         if self.ledger and self.store:
             raise InvalidInput.of("--ledger", self.ledger, "either --ledger or --store")

@@ -46,9 +46,9 @@ def plan(
 
 
 def _plan(what: str, changes: list[str], param: list[str], where: Where) -> tuple[Plan, Budget]:
+    from perpetual_blocks.blocks.loading import load_budget
     from perpetual_blocks.cli.entrypoint import load_blocks, load_perpetual_flow, parse_parameters
     from perpetual_blocks.errors import InvalidInput
-    from perpetual_blocks.flow import load_budget
 
     if ":" not in what:
         if param:

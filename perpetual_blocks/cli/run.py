@@ -203,7 +203,7 @@ class _Sessions:
 
     def _invitation(self) -> dict[str, str]:
         """What makes the next session a follow-on of the one before, and not one that a person has started."""
-        from perpetual_blocks.flow import INVITATION
+        from perpetual_blocks.flow_run import INVITATION
 
         chain = self.ledger.chain(self.chain)
         return {INVITATION: invitation(chain.uid, chain.ordinal + 1)}
