@@ -35,9 +35,10 @@ from perpetual_blocks.patience import GRACE_SECONDS, Patience
 from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.chain import SessionRequest, SessionState, StopReason, check_chain_name
 from perpetual_blocks.session.follow_on import RunTemplate, chain_tag, create_follow_ons, move_follow_ons, run_name
+from perpetual_blocks.session.ledger import Fence, FollowOn, Ledger
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.manners import Manners
-from perpetual_blocks.session.ports import Fence, FollowOn, Ledger, RunState
+from perpetual_blocks.session.ports import RunState
 from perpetual_blocks.session.steps import within
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World

@@ -11,17 +11,8 @@ from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.errors import StorageError, Superseded
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
-from perpetual_blocks.session.ports import (
-    Claim,
-    Closing,
-    Fence,
-    FollowOn,
-    Ledger,
-    Opened,
-    RunFacts,
-    RunState,
-    UnitRaised,
-)
+from perpetual_blocks.session.ledger import Claim, Closing, Fence, FollowOn, Ledger, Opened
+from perpetual_blocks.session.ports import RunFacts, RunState, UnitRaised
 from perpetual_blocks.testing import ManualClock
 from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit
 

@@ -15,7 +15,8 @@ from prefect.states import Cancelled, Completed, Crashed, Scheduled, Suspended
 
 from perpetual_blocks.errors import RunsUnavailable
 from perpetual_blocks.session.follow_on import RunTemplate
-from perpetual_blocks.session.ports import FollowOn, RunFacts, RunState
+from perpetual_blocks.session.ledger import FollowOn
+from perpetual_blocks.session.ports import RunFacts, RunState
 
 _STATES = {
     StateType.SCHEDULED: RunState.SCHEDULED,

@@ -10,7 +10,8 @@ from perpetual_blocks.checkpoint import Checkpoint, Signer
 from perpetual_blocks.cli.output import NOT_FINISHED, OK, Json, Where, out, print_json
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.errors import InvalidInput, StorageError
-from perpetual_blocks.session.ports import Document, Documents
+from perpetual_blocks.session.ledger import Document
+from perpetual_blocks.session.ports import Documents
 from perpetual_blocks.usage import show_bytes
 
 app = App(name="checkpoints", help="List checkpoints, and pin those that are to be kept.")

@@ -17,7 +17,7 @@ from perpetual_blocks.cli.follow import Follower
 from perpetual_blocks.cli.output import INTERRUPTED, NOT_FINISHED, OK, Json, Where, err, out, print_json
 from perpetual_blocks.cli.render import chain_view
 from perpetual_blocks.errors import PerpetualError
-from perpetual_blocks.session.ports import Ledger
+from perpetual_blocks.session.ledger import Ledger
 
 HERE = Where()
 

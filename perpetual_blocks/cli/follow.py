@@ -10,7 +10,7 @@ from rich.text import Text
 
 from perpetual_blocks.cli.render import headline, sessions_table
 from perpetual_blocks.errors import UnknownChain
-from perpetual_blocks.session.ports import Ledger
+from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.session.status import chain_status
 
 SHOWN_SESSIONS = 12

@@ -12,7 +12,7 @@ from perpetual_blocks.cli.render import items_table, story_view
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.errors import InvalidInput, UnknownChain
 from perpetual_blocks.session.attempts import Attempt, Story
-from perpetual_blocks.session.ports import Ledger
+from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.work import Item, ItemStatus, WorkItem
 
 app = App(name="items", help="List, show, add, retry and discard work items.")

@@ -33,7 +33,7 @@ from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import InvalidInput, PerpetualError, Superseded, UnknownChain
 from perpetual_blocks.session.chain import invitation
 from perpetual_blocks.session.follow_on import ready_at
-from perpetual_blocks.session.ports import Ledger
+from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.session.status import chain_status
 from perpetual_blocks.session.supervisor import Supervisor
 

@@ -16,8 +16,8 @@ from perpetual_blocks.cli.items import parse_json
 from perpetual_blocks.cli.output import OK, WRAP_NOW, Json, Where, err, out, print_json
 from perpetual_blocks.errors import GitError, InvalidInput
 from perpetual_blocks.session.chain import SessionRequest, check_chain_name
+from perpetual_blocks.session.ledger import Fence
 from perpetual_blocks.session.manual import ManualSession, NoUnits, Progress, decode_token, encode_token
-from perpetual_blocks.session.ports import Fence
 from perpetual_blocks.session.world import World
 from perpetual_blocks.usage import validated_usage
 

@@ -13,7 +13,7 @@ from perpetual_blocks.session.chain import Wanted
 if TYPE_CHECKING:
     from perpetual_blocks.adapters.database import SqlLedger
     from perpetual_blocks.adapters.prefect_runs import PrefectRuns
-    from perpetual_blocks.session.ports import FollowOn
+    from perpetual_blocks.session.ledger import FollowOn
 
 HERE = Where()
 

@@ -5,7 +5,7 @@ from typing import Any
 from perpetual_blocks.budget import Budget, Forecast, Limit, Quota, Record, Spend
 from perpetual_blocks.session.chain import Chain
 from perpetual_blocks.session.documents import chain_usage
-from perpetual_blocks.session.ports import Ledger
+from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.usage import RESOURCES
 
 

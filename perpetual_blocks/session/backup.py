@@ -29,7 +29,8 @@ from perpetual_blocks.clock import isoformat
 from perpetual_blocks.errors import DamagedDocument, InvalidInput, StorageError
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.documents import chain_folder
-from perpetual_blocks.session.ports import Document, Documents, Fence, Ledger, Mark, Row
+from perpetual_blocks.session.ledger import Document, Fence, Ledger, Mark, Row
+from perpetual_blocks.session.ports import Documents
 from perpetual_blocks.work import ItemStatus
 
 MOST_SEGMENTS = 64

@@ -8,7 +8,7 @@ from perpetual_blocks.budget import BudgetMonitor, Expectation, Reading, Refusal
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.session.account import pool_spends
 from perpetual_blocks.session.chain import StopReason
-from perpetual_blocks.session.ports import Claim, Fence, Ledger, Misfit, Reserve
+from perpetual_blocks.session.ledger import Claim, Fence, Ledger, Misfit, Reserve
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.usage import show_duration
 from perpetual_blocks.work import CutOff, Item

@@ -13,7 +13,8 @@ from perpetual_blocks.checkpoint import Signer, digest
 from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.chain import Chain, SessionRecord, SessionState
 from perpetual_blocks.session.documents import checkpoint_now, document_key, handoff_now, masked_markdown
-from perpetual_blocks.session.ports import Document, Documents, Ledger
+from perpetual_blocks.session.ledger import Document, Ledger
+from perpetual_blocks.session.ports import Documents
 
 RECENT = 5
 """How many of a chain's latest sessions are looked at: who was to complete one may have been killed as well."""

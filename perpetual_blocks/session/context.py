@@ -3,7 +3,7 @@
 from typing import Any
 
 from perpetual_blocks.errors import InvalidInput
-from perpetual_blocks.session.ports import Ledger, Opened
+from perpetual_blocks.session.ledger import Ledger, Opened
 from perpetual_blocks.session.world import Agent
 from perpetual_blocks.work.unit import checked_context
 

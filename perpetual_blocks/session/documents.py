@@ -13,8 +13,8 @@ from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.advice import advice
 from perpetual_blocks.session.attempts import Story
 from perpetual_blocks.session.chain import ChainStatus, SessionRecord, SessionState
+from perpetual_blocks.session.ledger import Document, Ledger
 from perpetual_blocks.session.metrics import success_metrics
-from perpetual_blocks.session.ports import Document, Ledger
 from perpetual_blocks.usage import add
 from perpetual_blocks.work import Item, ItemStatus
 

@@ -11,8 +11,9 @@ from perpetual_blocks.faults import reached
 from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import invitation
+from perpetual_blocks.session.ledger import FollowOn, Ledger
 from perpetual_blocks.session.manners import Manners
-from perpetual_blocks.session.ports import FollowOn, Ledger, Runs
+from perpetual_blocks.session.ports import Runs
 from perpetual_blocks.work import ItemStatus
 
 MOST_JITTER_SECONDS = 60.0

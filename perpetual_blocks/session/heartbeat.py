@@ -7,7 +7,7 @@ from typing import Self
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import Fenced, LedgerError
 from perpetual_blocks.session.chain import StopReason
-from perpetual_blocks.session.ports import Fence, Ledger
+from perpetual_blocks.session.ledger import Fence, Ledger
 from perpetual_blocks.session.stop import StopRequest
 
 AGAIN_SECONDS = 1.0

@@ -19,8 +19,9 @@ from perpetual_blocks.session.continuation import after_error, outages_in_a_row
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
 from perpetual_blocks.session.follow_on import create_follow_ons, jitter
 from perpetual_blocks.session.heartbeat import Heartbeat
+from perpetual_blocks.session.ledger import Closing, Fence, Opened
 from perpetual_blocks.session.manners import Manners, restrain
-from perpetual_blocks.session.ports import Closing, Fence, Opened, RunPaused, UnitRaised
+from perpetual_blocks.session.ports import RunPaused, UnitRaised
 from perpetual_blocks.session.restore import Restored, restore
 from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
 from perpetual_blocks.session.steps import STEP_SECONDS, within

@@ -17,7 +17,8 @@ from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import ChainStatus, CodePolicy, SessionRecord, SessionRequest, StopReason
 from perpetual_blocks.session.continuation import Ending
-from perpetual_blocks.session.ports import Fence, UnitRaised
+from perpetual_blocks.session.ledger import Fence
+from perpetual_blocks.session.ports import UnitRaised
 from perpetual_blocks.session.shutdown import Shutdown
 from perpetual_blocks.session.world import World
 from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit, WorkItem

@@ -8,8 +8,8 @@ from perpetual_blocks.budget import Budget
 from perpetual_blocks.budget.plan import DRAWS, Pace, Plan, Work, simulate, usual_pace
 from perpetual_blocks.session.account import budget_record, learned_by
 from perpetual_blocks.session.chain import Chain, SessionRecord
+from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.session.metrics import own_limits
-from perpetual_blocks.session.ports import Ledger
 from perpetual_blocks.usage import show, show_duration
 from perpetual_blocks.work import Item, ItemStatus, WorkItem
 

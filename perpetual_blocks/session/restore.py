@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from perpetual_blocks.checkpoint import Checkpoint, Signer, compare
 from perpetual_blocks.errors import DamagedDocument, StorageError
-from perpetual_blocks.session.ports import Document, Documents
+from perpetual_blocks.session.ledger import Document
+from perpetual_blocks.session.ports import Documents
 
 
 @dataclass(frozen=True, slots=True)

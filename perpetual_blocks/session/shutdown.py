@@ -40,9 +40,9 @@ from perpetual_blocks.session.documents import (
     masked_markdown,
 )
 from perpetual_blocks.session.follow_on import create_follow_ons, jitter
+from perpetual_blocks.session.ledger import Closing, Document, Fence, FollowOn
 from perpetual_blocks.session.manners import restrain
 from perpetual_blocks.session.planning import outlook
-from perpetual_blocks.session.ports import Closing, Document, Fence, FollowOn
 from perpetual_blocks.session.steps import Steps
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import Agent, World

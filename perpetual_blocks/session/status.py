@@ -7,8 +7,8 @@ from perpetual_blocks.clock import isoformat
 from perpetual_blocks.session.advice import advice
 from perpetual_blocks.session.chain import SessionRecord, SessionState
 from perpetual_blocks.session.documents import chain_usage, checkpoint_sizes
+from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.session.metrics import resume_cost, success_metrics
-from perpetual_blocks.session.ports import Ledger
 
 
 def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, Se
 from perpetual_blocks.session.completion import RECENT, complete
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
+from perpetual_blocks.session.ledger import FollowOn, Ledger
 from perpetual_blocks.session.manners import after_crash, back_off
-from perpetual_blocks.session.ports import Documents, FollowOn, Ledger, RunFacts, Runs, RunState
+from perpetual_blocks.session.ports import Documents, RunFacts, Runs, RunState
 
 LATE_SECONDS = 60.0
 """A follow-on that has not begun its session so long after its time is looked at."""

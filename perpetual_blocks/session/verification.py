@@ -14,7 +14,8 @@ from perpetual_blocks.checkpoint import Checkpoint, digest
 from perpetual_blocks.errors import DamagedDocument, StorageError
 from perpetual_blocks.session.backup import BackupIndex
 from perpetual_blocks.session.chain import ChainStatus, SessionState
-from perpetual_blocks.session.ports import Document, Documents
+from perpetual_blocks.session.ledger import Document
+from perpetual_blocks.session.ports import Documents
 from perpetual_blocks.usage import RESOURCES
 from perpetual_blocks.work import ItemStatus, Outcome
 

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from perpetual_blocks.session.chain import StopReason, Wanted
-from perpetual_blocks.session.ports import Ledger
+from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.session.stop import StopRequest
 
 Look = Callable[[], StopReason | None]

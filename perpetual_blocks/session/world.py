@@ -13,7 +13,8 @@ from perpetual_blocks.errors import described
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.chain import CodePolicy
-from perpetual_blocks.session.ports import Documents, Ledger, Runs, SavedWork, UnitRunner
+from perpetual_blocks.session.ledger import Ledger
+from perpetual_blocks.session.ports import Documents, Runs, SavedWork, UnitRunner
 from perpetual_blocks.session.watch import Look
 from perpetual_blocks.telemetry import Moment, Observer
 from perpetual_blocks.work import LlmUsage, WorkItem

@@ -29,8 +29,8 @@ from perpetual_blocks.session.chain import (
     invitation,
 )
 from perpetual_blocks.session.follow_on import RunTemplate, create_follow_ons, move_follow_ons
+from perpetual_blocks.session.ledger import Fence, FollowOn
 from perpetual_blocks.session.loop import Session
-from perpetual_blocks.session.ports import Fence, FollowOn
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
 from perpetual_blocks.testing.interruptions import RIVAL, Interrupter, Interruption

@@ -16,7 +16,7 @@ from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import InvalidInput, UnknownChain
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
-from perpetual_blocks.session.ports import Closing
+from perpetual_blocks.session.ledger import Closing
 from perpetual_blocks.session.stop import StopRequest
 
 Mode = Literal["exception", "SIGTERM", "SIGKILL", "lost lease"]

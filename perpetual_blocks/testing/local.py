@@ -15,7 +15,8 @@ from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import StorageError
 from perpetual_blocks.faults import reached
-from perpetual_blocks.session.ports import FollowOn, RunFacts, RunState, UnitRaised
+from perpetual_blocks.session.ledger import FollowOn
+from perpetual_blocks.session.ports import RunFacts, RunState, UnitRaised
 from perpetual_blocks.work import Outcome, Unit
 
 UNIT_SECONDS = 1.0

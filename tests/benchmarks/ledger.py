@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.session.chain import SessionRequest
-from perpetual_blocks.session.ports import Fence
+from perpetual_blocks.session.ledger import Fence
 from perpetual_blocks.work import Outcome, WorkItem
 
 CHAIN = "bench"

@@ -11,8 +11,8 @@ from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.session.chain import SessionRequest, SessionState, invitation
+from perpetual_blocks.session.ledger import Fence, FollowOn
 from perpetual_blocks.session.loop import Session, SessionEnd
-from perpetual_blocks.session.ports import Fence, FollowOn
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import Moment, Observer
 from perpetual_blocks.work import Item, Unit, WorkItem

@@ -13,7 +13,7 @@ from perpetual_blocks.errors import Fenced, InvalidInput, Superseded, UnknownCha
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason, Wanted, invited_to
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.follow_on import RunTemplate
-from perpetual_blocks.session.ports import FollowOn
+from perpetual_blocks.session.ledger import FollowOn
 from perpetual_blocks.work import WorkItem
 
 TEMPLATE = RunTemplate(deployment_id="deployment", parameters={"depth": 3})

@@ -37,7 +37,7 @@ from perpetual_blocks.budget import Budget, Expectation, Limit, Quota, Spend
 from perpetual_blocks.errors import Fenced, InvalidInput, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.session.attempts import Attempt, Story, back_off
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason, invitation
-from perpetual_blocks.session.ports import Claim, Document, Fence, FollowOn, Misfit, Reserve, UnitCost
+from perpetual_blocks.session.ledger import Claim, Document, Fence, FollowOn, Misfit, Reserve, UnitCost
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
 
 DATABASES = ("sqlite-file", "sqlite-memory", "postgres")

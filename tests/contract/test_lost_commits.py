@@ -18,7 +18,7 @@ from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.errors import Fenced, LedgerError, LedgerUnavailable
 from perpetual_blocks.patience import IMPATIENT, Patience
-from perpetual_blocks.session.ports import Claim, Fence, Reserve
+from perpetual_blocks.session.ledger import Claim, Fence, Reserve
 from perpetual_blocks.work import Item, ItemStatus, Outcome
 
 POOL = Limit("tokens", 1000.0, pool="shared", scope="window", window="1h")

@@ -14,7 +14,7 @@ from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.errors import InvalidInput, PerpetualError
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason, invitation
 from perpetual_blocks.session.follow_on import create_follow_ons
-from perpetual_blocks.session.ports import FollowOn, Misfit, Opened, Reserve
+from perpetual_blocks.session.ledger import FollowOn, Misfit, Opened, Reserve
 from perpetual_blocks.work import Item, WorkItem
 
 

@@ -14,7 +14,7 @@ from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import StorageError, Superseded, UnknownChain
 from perpetual_blocks.session.backup import Indexes, back_up
 from perpetual_blocks.session.documents import checkpoint_now, unit_key
-from perpetual_blocks.session.ports import Document, Fence
+from perpetual_blocks.session.ledger import Document, Fence
 from perpetual_blocks.session.verification import (
     ChainFacts,
     ItemFacts,

@@ -31,8 +31,8 @@ from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import LedgerError, LedgerUnavailable, Superseded
 from perpetual_blocks.patience import Patience
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState
+from perpetual_blocks.session.ledger import Fence, FollowOn
 from perpetual_blocks.session.loop import Session, SessionEnd
-from perpetual_blocks.session.ports import Fence, FollowOn
 from perpetual_blocks.session.world import World
 from perpetual_blocks.work import ItemStatus, Outcome, Unit, WorkItem
 

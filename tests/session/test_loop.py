@@ -54,8 +54,8 @@ from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionS
 from perpetual_blocks.session.documents import chain_usage
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.heartbeat import Heartbeat
+from perpetual_blocks.session.ledger import Fence, FollowOn, Reserve
 from perpetual_blocks.session.loop import Session, SessionEnd
-from perpetual_blocks.session.ports import Fence, FollowOn, Reserve
 from perpetual_blocks.session.status import chain_status
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World

@@ -6,7 +6,7 @@ import pytest
 from support import MemoryDocuments
 
 from perpetual_blocks.checkpoint import Checkpoint, digest
-from perpetual_blocks.session.ports import Document
+from perpetual_blocks.session.ledger import Document
 from perpetual_blocks.session.restore import Restored, restore
 
 

@@ -8,7 +8,7 @@ from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.rows import FOLLOW_ON_COLUMNS, chain_of, session_of
 from perpetual_blocks.session.attempts import back_off
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState
-from perpetual_blocks.session.ports import Fence, FollowOn
+from perpetual_blocks.session.ledger import Fence, FollowOn
 from perpetual_blocks.work import Item, ItemStatus
 
 MOST_CRASHES = 5  # processes that may die in a row while they work on one item

@@ -29,7 +29,7 @@ from perpetual_blocks.session.chain import (
 )
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.follow_on import RunTemplate
-from perpetual_blocks.session.ports import FollowOn
+from perpetual_blocks.session.ledger import FollowOn
 
 STOP_ALL = "stop-all"
 MOST_RENEWALS = 5  # runs that may come to nothing, one after the other, before they have started a session

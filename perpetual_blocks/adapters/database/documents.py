@@ -8,7 +8,7 @@ from perpetual_blocks.adapters.database.engine import insert_if_new
 from perpetual_blocks.adapters.database.patient import patient, patiently
 from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.errors import LedgerError
-from perpetual_blocks.session.ports import Document, Fence
+from perpetual_blocks.session.ledger import Document, Fence
 
 
 @patient(but=["forget_checkpoints"])

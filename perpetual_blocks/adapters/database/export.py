@@ -15,7 +15,7 @@ from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.engine import insert_all_if_new
 from perpetual_blocks.errors import DamagedDocument
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionState
-from perpetual_blocks.session.ports import Mark, Row
+from perpetual_blocks.session.ledger import Mark, Row
 from perpetual_blocks.work import ItemStatus
 
 OVERLAP_SECONDS = 60.0

@@ -12,7 +12,7 @@ from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import InvalidInput, LedgerError, UnknownChain
 from perpetual_blocks.session.chain import Chain
-from perpetual_blocks.session.ports import Fence
+from perpetual_blocks.session.ledger import Fence
 from perpetual_blocks.work import ItemStatus, WorkItem, check_dependencies, sources
 
 _VARIABLES = 500  # SQLite allows 999 variables in a statement in its oldest builds

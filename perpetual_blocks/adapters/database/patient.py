@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from perpetual_blocks.errors import LedgerUnavailable
 from perpetual_blocks.patience import Patience
-from perpetual_blocks.session.ports import Fence, Opened
+from perpetual_blocks.session.ledger import Fence, Opened
 
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])

@@ -12,7 +12,7 @@ from perpetual_blocks.adapters.database.patient import patient
 from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.errors import InvalidInput, Superseded
 from perpetual_blocks.session.chain import SessionState
-from perpetual_blocks.session.ports import Document, Row
+from perpetual_blocks.session.ledger import Document, Row
 
 
 @patient()

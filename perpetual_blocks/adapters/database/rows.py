@@ -5,7 +5,7 @@ from sqlalchemy import Connection, RowMapping, select
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.budget import Limit
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, Wanted
-from perpetual_blocks.session.ports import FollowOn
+from perpetual_blocks.session.ledger import FollowOn
 from perpetual_blocks.work import Item, ItemStatus
 
 FOLLOW_ON_COLUMNS = ("parameters", "run_name", "tags", "job_variables", "work_queue", "not_before")

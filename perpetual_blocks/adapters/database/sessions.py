@@ -37,7 +37,7 @@ from perpetual_blocks.session.chain import (
     wanted_status,
 )
 from perpetual_blocks.session.follow_on import RunTemplate
-from perpetual_blocks.session.ports import Closing, Fence, Opened
+from perpetual_blocks.session.ledger import Closing, Fence, Opened
 from perpetual_blocks.session.program import check_program, code_change
 from perpetual_blocks.work import ItemStatus
 

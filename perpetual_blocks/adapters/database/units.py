@@ -20,7 +20,7 @@ from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import LedgerError
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.attempts import back_off, quarantine
-from perpetual_blocks.session.ports import Claim, Fence, Misfit, Reserve
+from perpetual_blocks.session.ledger import Claim, Fence, Misfit, Reserve
 from perpetual_blocks.work import Item, ItemStatus, Outcome
 
 PAGE = 64

@@ -19,7 +19,7 @@ from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import Fenced
 from perpetual_blocks.patience import Patience
-from perpetual_blocks.session.ports import Fence, Reserve
+from perpetual_blocks.session.ledger import Fence, Reserve
 from perpetual_blocks.work import Item
 
 # Built once, as all statements of each claim and commit are: building them again would cost more than the database

@@ -1,0 +1,451 @@
+"""What the core needs of the ledger: its protocol, and the values that go to it and come from it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from perpetual_blocks.budget import Expectation, Limit, Spend
+from perpetual_blocks.session.attempts import Story
+from perpetual_blocks.session.chain import (
+    Chain,
+    ChainStatus,
+    SessionRecord,
+    SessionRequest,
+    SessionState,
+    StopReason,
+    Wanted,
+)
+from perpetual_blocks.session.continuation import Ending
+from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What a session shows with each commit: the database refuses it when the chain has a newer epoch."""
+
+    chain: str
+    ordinal: int
+    epoch: int
+    holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A session that owns its chain.
+
+    Attributes:
+        chain: The chain as it is now.
+        previous: The session before, as it ended.
+        took_over: Whether that session was found dead.
+        code_changed: What is to be said of code that changed since that session.
+    """
+
+    fence: Fence
+    chain: Chain
+    previous: SessionRecord | None
+    took_over: bool
+    code_changed: str | None = None
+
+
+DocumentKind = Literal["checkpoint", "handoff", "backup"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document in the results storage, or in the backup storage, as the ledger knows it.
+
+    Attributes:
+        kind: checkpoint or handoff; or backup, for the index of a chain's backup.
+        digest: SHA-256 of its bytes.
+        size: In bytes.
+        pinned: Whether it is kept however many newer ones there are.
+        at: When the ledger recorded it.
+    """
+
+    kind: DocumentKind
+    ordinal: int
+    key: str
+    digest: str
+    size: int
+    pinned: bool = field(default=False, compare=False)
+    at: float = field(default=0.0, compare=False)
+
+
+Row = tuple[str, Mapping[str, Any]]
+"""A table's name, and the values of one of its rows by column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Up to where a backup has a chain; the next segment begins there.
+
+    Attributes:
+        ordinal: The latest session, which was about to end.
+        position: The last item's.
+        at: When the rows were read, in seconds since the Unix epoch.
+    """
+
+    ordinal: int
+    position: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Rows of one chain as they were at one moment.
+
+    Attributes:
+        rows: They are read while they are asked for.
+    """
+
+    uid: str
+    mark: Mark
+    rows: Iterator[Row]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowOn:
+    """A flow run that is to be created: the deployment that it is of, and what makes it ours.
+
+    Attributes:
+        not_before: When it is to start, in seconds since the Unix epoch; None for at once.
+    """
+
+    chain: str
+    ordinal: int
+    idempotency_key: str
+    deployment_id: str
+    parameters: dict[str, Any]
+    run_name: str
+    tags: tuple[str, ...]
+    job_variables: dict[str, Any] = field(default_factory=dict)
+    work_queue: str | None = None
+    not_before: float | None = None
+    flow_run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closing:
+    """How a session ends: all of it is one transaction.
+
+    Attributes:
+        forecasts: The state of the forecasts, by resource; None leaves what is there.
+    """
+
+    state: SessionState
+    stop: StopReason
+    graceful: bool
+    chain_status: ChainStatus
+    limits: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
+    follow_on: FollowOn | None = None
+    forecasts: dict[str, Any] | None = None
+    passed_over: dict[str, str] = field(default_factory=dict)
+    choices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Why an item is not taken.
+
+    Attributes:
+        patient: Whether it will fit by itself, later: then it is passed over in a few sessions at most.
+        never: Why it fits into no session at all; then it is given up, after it was passed over in a few.
+    """
+
+    why: str
+    patient: bool = True
+    never: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The answer to a claim.
+
+    Attributes:
+        item: The item; None if there is none that fits.
+        passed_over: Why others were not taken, by id; the first of them.
+        others: How many more were not taken.
+        contended: Whether one was not taken only because others have reserved what they may give back.
+        retry_at: When the first of those that are left alone after a failed attempt may be claimed; None if there are
+            none, or an item was claimed.
+        discarded: What was given up because it fits into no session, while others do: why, by id.
+    """
+
+    item: Item | None
+    passed_over: dict[str, str] = field(default_factory=dict)
+    others: int = 0
+    contended: bool = False
+    retry_at: float | None = None
+    discarded: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """What a unit reserves of a pool before it spends.
+
+    Attributes:
+        limit: One with a pool.
+        amount: In the resource's unit, all that the unit may spend.
+    """
+
+    limit: Limit
+    amount: float
+
+
+def _reserves_nothing(_item: Item) -> list[Reserve]:
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCost:
+    """What a unit that the ledger has recorded cost, and what had been said of it."""
+
+    expectation: Expectation
+    usage: dict[str, float]
+    finished: bool
+
+
+class Ledger(Protocol):
+    """The ledger database. Each method is one transaction; those that take a fence raise `Fenced` when it is old.
+
+    Each raises `LedgerUnavailable` when the database is away, and may then be called again in the same way: what it has
+    done already is not done twice.
+    """
+
+    def open_session(self, request: SessionRequest) -> Opened:
+        """Owns the chain, making it first where it is new; gives back the claims of a dead session.
+
+        Raises:
+            Superseded: somebody else works on the chain, this run's session is over, or its code changed and the agent
+                does not go on with other code: the chain is then paused.
+            InvalidInput: the chain is another agent's, or its context is newer than the agent.
+        """
+
+    def heartbeat(self, fence: Fence) -> None:
+        """Moves the lease on."""
+
+    def lease_seconds(self) -> float:
+        """How long a lease lasts without a heartbeat."""
+
+    def now(self) -> float:
+        """The time by which leases run out, in seconds since the Unix epoch; not always this machine's."""
+
+    def add_items(self, chain: str, items: Iterable[WorkItem], *, planned_by: Fence | None = None) -> int:
+        """Adds the items that are new, all or none; returns how many.
+
+        Args:
+            planned_by: The session whose `plan()` these are; the chain counts as planned from then on.
+
+        Raises:
+            InvalidInput: an unknown kind, an id that is there with another kind or payload, a missing dependency, a
+                cycle, an estimate larger than a whole budget.
+            UnknownChain: there is no such chain.
+        """
+
+    def claim(
+        self,
+        fence: Fence,
+        misfit: Callable[[Item], Misfit | None],
+        reserves: Callable[[Item], list[Reserve]] = _reserves_nothing,
+    ) -> Claim:
+        """Claims the first available item that fits, of the first thousand: by priority, fewest failures, then age.
+
+        One that has failed is left alone for a while. An item that would fit later is passed over in three sessions;
+        then nothing behind it is taken any more, so that what it needs can become free. One that fits into no session
+        is then discarded, once another is taken in its place: where nothing fits, it is the budget that is wrong.
+
+        Args:
+            misfit: Says of an item why it does not fit, or None.
+            reserves: Says what its unit reserves of pools; an item whose reservation is refused is not taken.
+        """
+
+    def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
+        """Brings what a running unit has reserved to these amounts, all or none; why not, or None."""
+
+    def pool_spends(self, limit: Limit, since: float) -> list[Spend]:
+        """What everybody has spent of a limit's pool after a moment, in order."""
+
+    def commit_unit(
+        self, fence: Fence, item: Item, outcome: Outcome, result_key: str, spent: Mapping[str, float]
+    ) -> None:
+        """Finishes a unit: the item's status, its result's key, usage, context, dependents and added items.
+
+        Args:
+            spent: The session's usage up to and with this unit.
+        """
+
+    def fail_unit(
+        self, fence: Fence, item: Item, error: str, usage: Mapping[str, float], spent: Mapping[str, float]
+    ) -> ItemStatus:
+        """Counts a failed attempt with what it spent, and leaves the item alone for a while; returns what became of it.
+
+        It is discarded, and not available again, when its attempts are used up, or have together used more than a whole
+        session may.
+        """
+
+    def cut_off(
+        self, fence: Fence, item: Item, why: str, usage: Mapping[str, float], spent: Mapping[str, float], *, fresh: bool
+    ) -> ItemStatus:
+        """Gives back an item whose unit had no room to finish, with what it spent; no attempt is counted.
+
+        Args:
+            fresh: Whether the unit had a whole session's room. The second time in a row, the item is discarded.
+        """
+
+    def release(self, fence: Fence, item: Item) -> None:
+        """Gives back an item whose unit was interrupted; no attempt is counted."""
+
+    def resumed(self, fence: Fence, resume_seconds: float, verified: tuple[int, int] | None) -> None:
+        """Records what it took to resume."""
+
+    def record_document(self, fence: Fence, document: Document) -> None:
+        """Points at a document that has been written and read back; of kind backup, instead of the one before."""
+
+    def forget_checkpoints(self, fence: Fence, keep: int) -> list[str]:
+        """Forgets all checkpoints but the pinned ones and the latest `keep`, at least one; returns their keys."""
+
+    def pin_checkpoint(self, chain: str, ordinal: int, *, pinned: bool) -> bool:
+        """Pins the checkpoint of a session, so that it is never forgotten, or unpins it; whether there is one."""
+
+    def upgrade_context(self, fence: Fence, context: dict[str, Any], version: int) -> None:
+        """Sets the chain's context in a newer version."""
+
+    def close_session(self, fence: Fence, closing: Closing) -> None:
+        """Ends the session, sets the chain's status and records the follow-on; synced to disk."""
+
+    def spends(self, chain: str, resource: str, since: float) -> list[Spend]:
+        """What a chain has spent of a resource after a moment, in order."""
+
+    def forecasts(self, chain: str) -> tuple[dict[str, Any], int]:
+        """The saved forecasts by resource, and the session that saved them; 0 if there are none."""
+
+    def forecasts_of(self, agent: str) -> dict[str, Any]:
+        """The saved forecasts of the latest chain of an agent."""
+
+    def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
+        """What the latest units of the sessions after that one cost, the oldest first."""
+
+    def first_units(self, chain: str) -> dict[int, dict[str, float]]:
+        """What the first unit that each session finished used, by the session's ordinal; only of those with one."""
+
+    def waiting_follow_ons(self) -> list[FollowOn]:
+        """Follow-ons that were created to start later, of chains that wait for that moment."""
+
+    def follow_on_moved(self, follow_on: FollowOn, not_before: float) -> None:
+        """Records that a follow-on starts at another moment."""
+
+    def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
+        """Follow-ons that are recorded and not yet created, of chains that wait for them."""
+
+    def follow_on_created(self, follow_on: FollowOn, flow_run_id: str) -> None:
+        """Ticks a follow-on off."""
+
+    def declare_dead(self, chain: str, ordinal: int) -> bool:
+        """Ends the lease of a session whose process is known to be dead; whether it was at work."""
+
+    def rescue(
+        self, chain: str, ordinal: int, why: str, decide: Callable[[Chain, Sequence[SessionRecord]], Ending]
+    ) -> Ending | None:
+        """Buries a session whose lease has ended, gives back what it held, and records what follows: all in one.
+
+        Args:
+            decide: What becomes of the chain, given its sessions with the buried one last. A follow-on is recorded
+                where it goes on and the session had a template.
+
+        Returns:
+            What was decided; None where the session is not at work any more, or its lease has not ended.
+        """
+
+    def follow_on(self, chain: str, ordinal: int) -> tuple[FollowOn, float | None, int] | None:
+        """The follow-on that is to be that session, when its run was created, and how often it was renewed."""
+
+    def renew_follow_on(self, follow_on: FollowOn, why: str, not_before: float | None) -> bool:
+        """Lets a follow-on be created again, as another run, if the chain still waits for it; after five times the
+        chain is Stalled instead."""
+
+    def hold(self, chain: str, ordinal: int, status: ChainStatus, reason: str) -> bool:
+        """Sets the status of a chain that waits after that session; whether it did."""
+
+    def add_document(self, chain: str, document: Document) -> bool:
+        """Points at a document of a session that has ended, if it has none of that kind; whether it had none."""
+
+    def chain_of_run(self, flow_run_id: str) -> str | None:
+        """The chain that a flow run is, or was to be, a session of."""
+
+    def wanted(self, chain: str) -> tuple[Wanted, str] | None:
+        """What a person wants of a chain, and why."""
+
+    def want(self, chain: str, wanted: Wanted, why: str) -> FollowOn | None:
+        """Records what a person wants: a session at work stops for it, and a chain that waits is held at once.
+
+        Returns:
+            A follow-on whose run was created already, and is not to start.
+
+        Raises:
+            UnknownChain: there is no such chain.
+            InvalidInput: the chain has ended.
+        """
+
+    def resume(self, chain: str) -> Chain:
+        """Lets a chain go on, whatever held it; its follow-on is recorded.
+
+        Raises:
+            UnknownChain: there is no such chain.
+            InvalidInput: it goes on as it is, or is finished.
+        """
+
+    def stop_all(self, why: str) -> list[FollowOn]:
+        """Holds every chain, and lets none start; returns the follow-ons whose runs are not to start."""
+
+    def resume_all(self) -> list[str]:
+        """Takes `stop_all` back; returns the names of the chains that go on."""
+
+    def all_stopped(self) -> str | None:
+        """Why all chains are stopped; None if they are not."""
+
+    def chain(self, name: str) -> Chain:
+        """A chain's row. Raises `UnknownChain`."""
+
+    def chains(self) -> list[Chain]:
+        """All chains, the latest first."""
+
+    def sessions(self, chain: str) -> list[SessionRecord]:
+        """A chain's sessions in order."""
+
+    def documents(self, chain: str, kind: DocumentKind) -> list[Document]:
+        """A chain's documents of one kind, the latest first."""
+
+    def counts(self, chain: str) -> dict[ItemStatus, int]:
+        """How many items have each status."""
+
+    def items(self, chain: str, status: ItemStatus | None = None, limit: int = 100) -> list[Item]:
+        """Items in the order in which they would be claimed."""
+
+    def story(self, chain: str, item: str) -> Story:
+        """An item with its attempts that came to nothing. Raises `UnknownChain` for an item that is not there too."""
+
+    def retry_items(self, chain: str, ids: Sequence[str]) -> int:
+        """Gives items another try, at once and afresh, that are discarded or left alone; returns how many."""
+
+    def discard_items(self, chain: str, ids: Sequence[str], reason: str) -> int:
+        """Gives items up that are blocked or available; returns how many."""
+
+    def has_chain(self, chain: str) -> bool:
+        """Whether there is a chain of this name."""
+
+    def export(self, chain: str, after: Mark | None) -> AbstractContextManager[Export]:
+        """A snapshot of the chain's rows that changed after a mark; of all of them for None. Locks nothing.
+
+        Raises:
+            UnknownChain: there is no such chain.
+        """
+
+    def rebuild(self, chain: str, segments: Iterable[Iterable[Row]], reason: str) -> None:
+        """Adds the chain that segments, the newest first, have the rows of; it is paused with that reason.
+
+        Raises:
+            InvalidInput: there is such a chain.
+            DamagedDocument: the rows are not of tables and columns that this version knows.
+        """
