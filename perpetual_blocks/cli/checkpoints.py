@@ -42,46 +42,37 @@ def list_checkpoints(chain: str, *, json: Json = False, where: Where = HERE) -> 
     return OK if all(row["whole"] for row in rows) else NOT_FINISHED
 
 
-@app.command
-def pin(chain: str, session: int | None = None, *, json: Json = False, where: Where = HERE) -> None:
-    """Keep a session's checkpoint however many newer ones there are; the latest without a session.
+def _add_command(name: str, what: str, *, pinned: bool) -> None:
+    """Adds `pin` or `unpin`, which differ in this only."""
 
-    Example: perpetual checkpoints pin demo 3
+    def set_pinned(chain: str, session: int | None = None, *, json: Json = False, where: Where = HERE) -> None:
+        """Pin a session's checkpoint, or let it go.
 
-    Args:
-        chain: The chain's name.
-        session: The session that wrote it.
-        json: Print a JSON object.
-    """
-    _set_pinned(chain, session, where, pinned=True, json=json)
+        Args:
+            chain: The chain's name.
+            session: The session that wrote it.
+            json: Print a JSON object.
+        """
+        ledger = where.open_ledger()
+        ledger.chain(chain)
+        known = [document.ordinal for document in ledger.documents(chain, "checkpoint")]
+        ordinal = known[0] if session is None and known else session
+        if ordinal is None or not ledger.pin_checkpoint(chain, ordinal, pinned=pinned):
+            has = ", ".join(map(str, known)) or "none"
+            raise InvalidInput.of("session", session, f"a session of {chain} whose checkpoint is there: {has}")
+        if json:
+            print_json({"chain": chain, "session": ordinal, "pinned": pinned})
+        else:
+            out.print(
+                f"checkpoint of session {ordinal} of {chain}: {'pinned' if pinned else 'unpinned'}", highlight=False
+            )
+
+    example = f"Example: perpetual checkpoints {name} demo 3"
+    app.command(set_pinned, name=name, help=f"{what}; the latest without a session.\n\n{example}")
 
 
-@app.command
-def unpin(chain: str, session: int | None = None, *, json: Json = False, where: Where = HERE) -> None:
-    """Let a pinned checkpoint go when it is old; the latest without a session.
-
-    Example: perpetual checkpoints unpin demo 3
-
-    Args:
-        chain: The chain's name.
-        session: The session that wrote it.
-        json: Print a JSON object.
-    """
-    _set_pinned(chain, session, where, pinned=False, json=json)
-
-
-def _set_pinned(chain: str, session: int | None, where: Where, *, pinned: bool, json: bool) -> None:
-    ledger = where.open_ledger()
-    ledger.chain(chain)
-    known = [document.ordinal for document in ledger.documents(chain, "checkpoint")]
-    ordinal = known[0] if session is None and known else session
-    if ordinal is None or not ledger.pin_checkpoint(chain, ordinal, pinned=pinned):
-        has = ", ".join(map(str, known)) or "none"
-        raise InvalidInput.of("session", session, f"a session of {chain} whose checkpoint is there: {has}")
-    if json:
-        print_json({"chain": chain, "session": ordinal, "pinned": pinned})
-    else:
-        out.print(f"checkpoint of session {ordinal} of {chain}: {'pinned' if pinned else 'unpinned'}", highlight=False)
+_add_command("pin", "Keep a session's checkpoint however many newer ones there are", pinned=True)
+_add_command("unpin", "Let a pinned checkpoint go when it is old", pinned=False)
 
 
 def _as_json(document: Document, documents: Documents, signer: Signer | None) -> dict[str, Any]:
