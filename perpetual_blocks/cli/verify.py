@@ -10,8 +10,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from perpetual_blocks.cli.output import NOT_FINISHED, OK, Json, Where, err, out, print_json
-from perpetual_blocks.session.verification import REPAIRS, Problem, Verification
+from perpetual_blocks.session.consistency import REPAIRS, Problem
 from perpetual_blocks.session.verification import Progress as Reporter
+from perpetual_blocks.session.verification import Verification
 
 HERE = Where()
 

@@ -31,8 +31,8 @@ from perpetual_blocks.errors import DamagedDocument, Fenced, InvalidInput, Stora
 from perpetual_blocks.session import backup
 from perpetual_blocks.session.backup import BackupIndex, Indexes, back_up, index_keys, rebuild
 from perpetual_blocks.session.chain import ChainStatus, SessionState
+from perpetual_blocks.session.consistency import find_wrong_rows
 from perpetual_blocks.session.ledger import Document, Fence, FollowOn, Misfit, Reserve
-from perpetual_blocks.session.verification import find_wrong_rows
 from perpetual_blocks.work import ItemStatus, Outcome, WorkItem
 
 DATABASES = ("sqlite-file", "postgres")

@@ -13,16 +13,10 @@ from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import StorageError, Superseded, UnknownChain
 from perpetual_blocks.session.backup import Indexes, back_up
+from perpetual_blocks.session.consistency import ChainFacts, ItemFacts, Problem, SessionFacts, find_wrong_rows
 from perpetual_blocks.session.documents import checkpoint_now, unit_key
 from perpetual_blocks.session.ledger import Document, Fence
-from perpetual_blocks.session.verification import (
-    ChainFacts,
-    ItemFacts,
-    Problem,
-    SessionFacts,
-    Verification,
-    find_wrong_rows,
-)
+from perpetual_blocks.session.verification import Verification
 from perpetual_blocks.work import ItemStatus, Outcome, WorkItem
 
 DATABASES = ("sqlite-file", "postgres")

@@ -12,7 +12,7 @@ from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.export import BATCH, TABLES
 from perpetual_blocks.errors import UnknownChain
 from perpetual_blocks.session.chain import SessionState
-from perpetual_blocks.session.verification import ChainFacts, ItemFacts, ResultFacts, SessionFacts
+from perpetual_blocks.session.consistency import ChainFacts, ItemFacts, ResultFacts, SessionFacts
 from perpetual_blocks.work import ItemStatus
 
 _VARIABLES = 500

@@ -27,8 +27,8 @@ from perpetual_blocks.errors import UnknownChain
 from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.attempts import Attempt, Story
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord
+from perpetual_blocks.session.consistency import ChainFacts, ResultFacts
 from perpetual_blocks.session.ledger import Document, DocumentKind, Export, Fence, FollowOn, Mark, UnitCost
-from perpetual_blocks.session.verification import ChainFacts, ResultFacts
 from perpetual_blocks.work import Item, ItemStatus
 
 LEARNED_ROWS = 2048
