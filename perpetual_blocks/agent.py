@@ -96,6 +96,17 @@ class PerpetualAgent(BaseModel):
     def cleanup(self) -> None:
         """Last step: the session is closed; frees what the agent holds."""
 
+    def merge_context(self, key: str, current: Any, before: Any, after: Any) -> Any:
+        """What a key of the context becomes that two units have changed, which ran at the same time.
+
+        Args:
+            current: Its value as the unit left it that was committed first; None where there is none.
+            before: Its value when the other unit began.
+            after: Its value as the other unit left it. It is what the key becomes, unless you say otherwise: of a sum,
+                `current + after - before`.
+        """
+        return after
+
     def on_context_upgrade(self, context: dict[str, Any], from_version: int) -> dict[str, Any]:
         """Makes a context of this version of one of an older version; called before a session's first unit."""
         raise InvalidInput.of(

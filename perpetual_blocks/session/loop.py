@@ -7,26 +7,28 @@ from functools import partial
 from typing import Any
 
 from perpetual_blocks.budget import Budget, BudgetMonitor, Reading, Status, check_metered
-from perpetual_blocks.budget.room import Room
 from perpetual_blocks.errors import Fenced, InvalidInput, LedgerUnavailable, PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
+from perpetual_blocks.session.allowance import Allowances
+from perpetual_blocks.session.batch import Batch, Failed
 from perpetual_blocks.session.chain import Chain, SessionRequest, SessionState, StopReason
 from perpetual_blocks.session.choosing import Chooser
 from perpetual_blocks.session.completion import complete
-from perpetual_blocks.session.context import upgraded_context
+from perpetual_blocks.session.context import merged_context, upgraded_context
 from perpetual_blocks.session.continuation import after_error, outages_in_a_row
-from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
+from perpetual_blocks.session.crew import Crew, LeftBehind
+from perpetual_blocks.session.documents import UnitKeys, checkpoint_now, limits_now
 from perpetual_blocks.session.follow_on import create_follow_ons, jitter
 from perpetual_blocks.session.heartbeat import Heartbeat
-from perpetual_blocks.session.ledger import Closing, Fence, Opened
+from perpetual_blocks.session.ledger import Claim, Closing, Fence, Finished, Opened
 from perpetual_blocks.session.manners import Manners, restrain
-from perpetual_blocks.session.ports import RunPaused, UnitRaised
+from perpetual_blocks.session.pace import BatchSize, Pace
+from perpetual_blocks.session.ports import RunPaused
 from perpetual_blocks.session.restore import Restored, restore
 from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
 from perpetual_blocks.session.steps import STEP_SECONDS, within
 from perpetual_blocks.session.stop import StopRequest
-from perpetual_blocks.session.unit_thread import LeftBehind, UnitThread
 from perpetual_blocks.session.watch import Look, Watch, wishes
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import (
@@ -40,8 +42,12 @@ from perpetual_blocks.telemetry import (
     UnitCutOff,
     UnitFailed,
 )
-from perpetual_blocks.work import CutOff, Item, Outcome, Unit, WorkItem
-from perpetual_blocks.work.item import ItemStatus
+from perpetual_blocks.usage import add
+from perpetual_blocks.work import CutOff, Item, ItemStatus, WorkItem
+
+LEARNED = 32
+"""From how many units of a batch, spread over it, the forecasts learn: to learn from each would cost more than tiny
+units do, and these are as good a sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,7 @@ class Session:
         follow_on: Makes the follow-on; None where the run has no deployment that could go on.
         stop: Where others ask the session to stop.
         until: When this process will be ended, in seconds since the Unix epoch, where that is known.
+        concurrency: How many units, or batches of small ones, run at once at most.
 
     Raises:
         InvalidInput: the budget limits a gauge that the world has no meter for.
@@ -77,6 +84,7 @@ class Session:
         follow_on: FollowOnMaker | None = None,
         stop: StopRequest | None = None,
         until: float | None = None,
+        concurrency: int = 1,
     ) -> None:
         check_metered(budget, world.meters)
         self._agent = agent
@@ -86,19 +94,20 @@ class Session:
         self._task = task
         self._follow_on = follow_on
         self._stop = stop or StopRequest()
-        self._units = UnitThread(world.clock, self._stop)
+        self._crew: Crew[Batch] = Crew(world.clock, self._stop)
+        self._pace = Pace(concurrency)
+        self._size = BatchSize()
         self._budget = budget
         self._until = until
         self._began = world.clock.monotonic()
         self._monitor = BudgetMonitor(budget, world.clock, world.meters)
-        self._quotas = tuple(limit.name for limit in budget if limit.window is not None)
         self._warned: set[str] = set()
-        self._rung: str | None = None
         self._passed_over: dict[str, str] = {}
         self._choices: list[str] = []
         self._manners = Manners.of(request.settings)
         self._quiet_from = self._manners.quiet_from(world.clock.now())
         self._context: dict[str, Any] = {}
+        self._spent: dict[str, float] = {}
 
     def run(self) -> SessionEnd:
         """Works until something says stop.
@@ -141,10 +150,11 @@ class Session:
             except Fenced:
                 raise
             except Exception as error:
+                self._drain(opened, error)
                 self._fail(opened, error)
                 raise
             finally:
-                self._units.close()
+                self._crew.close()
         self._world.tell(SessionEnded(fence.chain, fence.ordinal, end.session, end.reason.message))
         return SessionEnd(fence.ordinal, end.session, end.reason)
 
@@ -196,39 +206,64 @@ class Session:
             yield item
 
     def _work(self, opened: Opened) -> StopReason:
-        context = self._context
         chooser = Chooser(self._ledger, opened.fence, self._monitor, self._world.clock, self._stop)
         self._passed_over = chooser.passed_over
-        while (reason := self._reason_to_stop(readings := self._monitor.readings())) is None:
-            chosen = chooser.claim(readings)
-            if isinstance(chosen, StopReason):
-                return chosen
-            reached("unit.claimed")
-            for item, why in chooser.discarded.items():
-                self._world.tell(ItemDiscarded(opened.fence.chain, item, why))
-            outcome = self._run_unit(opened, chosen, self._unit(chooser, chosen, context), chooser)
-            if isinstance(outcome, StopReason):
-                return outcome
-            if outcome is not None and outcome.context is not None:
-                context = outcome.context
-        return reason
-
-    def _unit(self, chooser: Chooser, item: Item, context: dict[str, Any]) -> Unit:
-        readings = self._monitor.readings()  # the claim may have waited
-        rung = self._monitor.rung(self._agent.ladder, readings)
-        if rung is not None and rung[0] != self._rung:
-            self._rung = rung[0]
-            self._choices.append(f"rung {rung[0]!r}: {rung[1]}")
-        room = Room(
-            self._monitor.room(readings),
-            self._world.clock,
-            stopping=lambda: self._stop.reason is not None,
-            rung=self._rung,
-            quotas=self._quotas,
-            reserved={reserve.limit.resource: reserve.amount for reserve in chooser.reserves(readings, item)},
-            extend=partial(chooser.extend, item),
+        allowances = Allowances(
+            self._monitor, chooser, self._world, self._stop, self._agent.ladder, self._choices, self._pace.most > 1
         )
-        return Unit(item, context, room, price=self._world.price)
+        keys = UnitKeys(opened.fence.chain, opened.chain.uid)
+        reason: StopReason | None = None
+        while True:
+            with self._monitor.lock:
+                readings = self._monitor.readings()
+                reason = reason or self._reason_to_stop(readings)
+            if reason is None and self._is_free():
+                chosen = chooser.claim(readings, self._size.most, patient=not self._crew.running)
+                if isinstance(chosen, Claim):
+                    reason = self._begin(opened, chosen, chooser, allowances, keys)
+                    continue
+                if not self._crew.running:
+                    return chosen
+                # Units that still run may add items, unblock some, or give back what they had reserved.
+            elif not self._crew.running:
+                assert reason is not None
+                return reason
+            reason = self._settle_next(opened, chooser) or reason
+
+    def _is_free(self) -> bool:
+        running = self._crew.running
+        return len(running) < self._pace.limit and not any(batch.alone for batch in running)
+
+    def _begin(
+        self, opened: Opened, claim: Claim, chooser: Chooser, allowances: Allowances, keys: UnitKeys
+    ) -> StopReason | None:
+        """Starts a batch; a reason to stop where there was one before it could be started."""
+        reached("unit.claimed")
+        for item, why in chooser.discarded.items():
+            self._world.tell(ItemDiscarded(opened.fence.chain, item, why))
+        batch = Batch(
+            claim,
+            keys,
+            self._context,
+            allowances.batch(),
+            self._world.clock,
+            fresh=self._monitor.units == 0 and not self._crew.running,
+            phase=self._pace.phase,
+        )
+        reason: StopReason | None = None
+        while batch.alone and self._crew.running:
+            reason = self._settle_next(opened, chooser) or reason
+        if reason is not None:
+            self._ledger.release(opened.fence, batch.items, begun=False)
+            return reason
+        self._crew.start(batch, partial(self._run, batch))
+        return None
+
+    def _run(self, batch: Batch) -> None:
+        """Runs a batch, in a thread of the crew."""
+        with self._monitor.watch() as peaks:
+            self._world.runner.run(batch)
+        batch.peaks = peaks
 
     def _reason_to_stop(self, readings: Sequence[Reading]) -> StopReason | None:
         """Asks every stop source but the budget, which is asked for each item; the first reason wins."""
@@ -247,76 +282,124 @@ class Session:
                 self._world.tell(BudgetWarned(self._request.chain, verdict.reading.limit.resource, verdict.reason))
         return None
 
-    def _run_unit(  # noqa: PLR0911 - one for each way in which a unit ends
-        self, opened: Opened, item: Item, unit: Unit, chooser: Chooser
-    ) -> Outcome | StopReason | None:
-        """Runs one unit and commits what came of it; None when it failed, a reason when it had no room or time."""
+    def _settle_next(self, opened: Opened, chooser: Chooser) -> StopReason | None:
+        """Waits for the next batch that ends, and commits what came of it; a reason to stop where it was one."""
         fence = opened.fence
-        key = unit_key(fence.chain, opened.chain.uid, item)
-        fresh = self._monitor.units == 0
-        started = self._world.clock.monotonic()
         try:
-            with self._monitor.watch():
-                outcome = self._units.run(
-                    partial(self._world.runner.run, key, unit),
-                    self._world.runner.interrupt,
-                    self._monitor.shutdown_seconds,
-                )
-        except RunPaused:
-            self._ledger.release(fence, item)
-            return self._stop.reason or StopReason("paused", "its flow run was paused")
+            batch, error = self._crew.next(self._world.runner.interrupt, self._monitor.shutdown_seconds)
         except LeftBehind:
-            # Its key stays as it is: should it still end before the process does, the next session finds its outcome.
-            self._ledger.release(fence, item)
-            why = f"{item.id}: unit {unit.number} could not be waited for, as the process is about to end"
-            self._world.tell(UnitCutOff(fence.chain, item.id, why, discarded=False))
+            # Keys stay as they are: should one still end before the process does, the next session finds its outcome.
+            left = [item for batch in self._crew.running for item in batch.items]
+            self._crew.running.clear()
+            self._ledger.release(fence, left, begun=True)
+            for item in left:
+                why = f"{item.id}: unit {item.units + 1} could not be waited for, as the process is about to end"
+                self._world.tell(UnitCutOff(fence.chain, item.id, why, discarded=False))
             return self._stop.reason
-        except UnitRaised as raised:
-            if self._units.interrupted:
-                spent = {**unit.usage, "seconds": self._world.clock.monotonic() - started}
-                self._cut_off(fence, item, spent, unit.interrupted(), fresh=False)
-                return self._stop.reason
-            if isinstance(raised.__cause__, CutOff):
-                spent = {**unit.usage, "seconds": self._world.clock.monotonic() - started}
-                self._cut_off(fence, item, spent, raised.__cause__, fresh=fresh)
-                return chooser.out_of_room(item, raised.__cause__)
-            self._monitor.record(unit.usage)
-            self._count_failure(fence, item, unit.usage, raised.__cause__ or raised)
-            return None
-        except PerpetualError:
+        if isinstance(error, RunPaused):
+            self._ledger.release(fence, batch.items, begun=True)
+            return self._stop.reason or StopReason("paused", "its flow run was paused")
+        if error is not None:
             # The world failed, not the unit: no attempt is counted.
             with suppress(PerpetualError):
-                self._ledger.release(fence, item)
-            raise
+                self._ledger.release(fence, batch.items, begun=True)
+            raise error
         self._check_reachable()
-        self._monitor.record(outcome.usage, item.expectation)
-        for name, quota in outcome.quotas.items():
-            self._monitor.report(name, quota)
-        try:
-            self._ledger.commit_unit(fence, item, outcome, key, self._monitor.spent)
-        except InvalidInput as refused:  # the ledger refuses items that the unit added, and so the unit
-            self._count_failure(fence, item, outcome.usage, refused)
-            return None
-        self._world.tell(
-            UnitCompleted(fence.chain, item.id, unit.number, outcome.done, outcome.progress, outcome.usage)
-        )
-        return outcome
+        self._settle(opened, batch)
+        if batch.cut_off is None:
+            return self._stop.reason if self._crew.interrupted else None
+        failed = batch.cut_off
+        assert isinstance(failed.error, CutOff)
+        self._cut_off(fence, failed, failed.error, fresh=batch.fresh and failed.item is batch.items[0])
+        return self._stop.reason or chooser.out_of_room(failed.item, failed.error)
 
-    def _cut_off(self, fence: Fence, item: Item, usage: dict[str, float], error: CutOff, *, fresh: bool) -> None:
-        self._monitor.record(usage, item.expectation, finished=False)
+    def _settle(self, opened: Opened, batch: Batch) -> None:
+        fence = opened.fence
+        with self._monitor.lock:
+            for one in batch.finished[:: max(1, len(batch.finished) // LEARNED)]:
+                self._monitor.learn(one.outcome.usage, one.item.expectation, peaks=batch.peaks)
+            for one in batch.finished:
+                for name, quota in one.outcome.quotas.items():
+                    self._monitor.report(name, quota)
+        self._commit(fence, batch.finished, batch.left)
+        for failed in batch.failed:
+            if self._crew.interrupted:
+                self._cut_off(fence, failed, failed.unit.interrupted(), fresh=False)
+            else:
+                self._pace.failed(failed.error, batch.phase)
+                self._count_failure(fence, failed.item, failed.usage, failed.error)
+        self._size.ran(len(batch.finished) + len(batch.failed))
+
+    def _commit(self, fence: Fence, finished: Sequence[Finished], unbegun: Sequence[Item]) -> None:
+        """Commits outcomes together; one by one where the ledger refuses what one of them wants."""
+        try:
+            if finished:
+                context = self._merged(finished)
+                spent = self._spent_with(*(one.outcome.usage for one in finished))
+                self._ledger.commit_units(fence, finished, spent, context=context, unbegun=unbegun)
+                self._spent = spent
+                self._context = self._context if context is None else context
+            elif unbegun:
+                self._ledger.release(fence, unbegun, begun=False)
+        except InvalidInput as refused:
+            if len(finished) == 1:
+                self._count_failure(fence, finished[0].item, finished[0].outcome.usage, refused)
+                finished = ()
+            for one in finished:
+                self._commit(fence, [one], ())
+            self._commit(fence, (), unbegun)
+            return
+        for one in finished:
+            self._pace.succeeded()
+            done, progress, usage = one.outcome.done, one.outcome.progress, one.outcome.usage
+            self._world.tell(UnitCompleted(fence.chain, one.item.id, one.item.units + 1, done, progress, usage))
+
+    def _merged(self, finished: Sequence[Finished]) -> dict[str, Any] | None:
+        """The context with what these units have changed of it; None where they have not.
+
+        Raises:
+            InvalidInput: the agent cannot merge it, or what it makes of it is no context.
+        """
+        context: dict[str, Any] | None = None
+        for one in finished:
+            if one.outcome.context is not None:
+                before = self._context if context is None else context
+                context = merged_context(self._agent, before, one.outcome.context)
+        return context
+
+    def _cut_off(self, fence: Fence, failed: Failed, error: CutOff, *, fresh: bool) -> None:
+        with self._monitor.lock:
+            self._monitor.learn(failed.usage, failed.item.expectation, finished=False)
         why = self._world.redactor(str(error))
-        status = self._ledger.cut_off(fence, item, why, usage, self._monitor.spent, fresh=fresh)
-        self._world.tell(UnitCutOff(fence.chain, item.id, why, discarded=status is ItemStatus.DISCARDED))
+        self._spent = self._spent_with(failed.usage)
+        status = self._ledger.cut_off(fence, failed.item, why, failed.usage, self._spent, fresh=fresh)
+        self._world.tell(UnitCutOff(fence.chain, failed.item.id, why, discarded=status is ItemStatus.DISCARDED))
 
     def _count_failure(self, fence: Fence, item: Item, usage: dict[str, float], error: BaseException) -> None:
         text = self._world.redactor(described(error))
-        self._ledger.fail_unit(fence, item, text, usage, self._monitor.spent)
+        self._spent = self._spent_with(usage)
+        self._ledger.fail_unit(fence, item, text, usage, self._spent)
         self._world.tell(UnitFailed(fence.chain, item.id, item.attempts + 1, item.max_attempts, text))
+
+    def _spent_with(self, *usages: dict[str, float]) -> dict[str, float]:
+        """What the ledger is to hold of the session's usage. The budget counts what is not committed yet, too."""
+        spent = self._spent
+        for usage in usages:
+            spent = add(spent, usage)
+        return spent
 
     def _check_reachable(self) -> None:
         """Commits nothing after the lease: what a unit has done since is persisted, and found by whoever comes next."""
         if self._stop.reason is not None and self._stop.reason.code == "unreachable":
             raise LedgerUnavailable(self._stop.reason.message)
+
+    def _drain(self, opened: Opened, error: Exception) -> None:
+        """Lets the units end that run beside one that could not be committed: nobody else may begin them meanwhile."""
+        self._stop.ask(StopReason("failed", described(error)))
+        chooser = Chooser(self._ledger, opened.fence, self._monitor, self._world.clock, self._stop)
+        while self._crew.running and not isinstance(error, LedgerUnavailable):
+            with suppress(PerpetualError):
+                self._settle_next(opened, chooser)
 
     def _fail(self, opened: Opened, error: Exception) -> None:
         """Records a session that cannot go on. Where the ledger itself is away, the lease runs out instead."""

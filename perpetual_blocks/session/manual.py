@@ -98,7 +98,7 @@ class ManualSession:
         spent = {**record.usage, **said.usage}
         for name, before in record.usage.items():
             if spent[name] < before:
-                self._ledger.release(self.fence, item)
+                self._ledger.release(self.fence, [item], begun=False)
                 raise InvalidInput.of(
                     f"--{name}", spent[name], f"the session's total, at least the {before:g} said before"
                 )
@@ -108,9 +108,8 @@ class ManualSession:
             progress=said.progress or item.progress,
             next_action=said.next_action or item.next_action,
             usage={name: amount - record.usage.get(name, 0.0) for name, amount in spent.items()},
-            context=said.context,
         )
-        self._ledger.commit_unit(self.fence, item, outcome, "", spent)
+        self._ledger.commit_units(self.fence, [Finished(item, outcome, "")], spent, context=said.context)
         return self._monitor().verdict()
 
     def wrap(self, task: str, commit: Iterable[Path] = ()) -> Ending:

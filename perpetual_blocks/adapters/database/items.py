@@ -15,7 +15,7 @@ from perpetual_blocks.session.chain import Chain
 from perpetual_blocks.session.ledger import Fence
 from perpetual_blocks.work import ItemStatus, WorkItem, check_dependencies, sources
 
-_VARIABLES = 500  # SQLite allows 999 variables in a statement in its oldest builds
+VARIABLES = 500  # SQLite allows 999 variables in a statement in its oldest builds
 
 MOVE = {
     target: update(t.items).where(
@@ -149,8 +149,8 @@ def _present(connection: Connection, chain: str, ids: Sequence[str]) -> dict[str
     """Kind, payload and status of those of the ids that the chain has."""
     found: dict[str, tuple[str, dict[str, Any], str]] = {}
     columns = select(t.items.c.id, t.items.c.kind, t.items.c.payload, t.items.c.status)
-    for start in range(0, len(ids), _VARIABLES):
-        some = ids[start : start + _VARIABLES]
+    for start in range(0, len(ids), VARIABLES):
+        some = ids[start : start + VARIABLES]
         for item, kind, payload, status in connection.execute(
             columns.where(t.items.c.chain == chain, t.items.c.id.in_(some))
         ):

@@ -140,6 +140,8 @@ items = Table(
     Column("claimed_by", Integer),
     # Tells the claim from others of its session, should it be repeated.
     Column("claim", String(16)),
+    # Where the outcome of its next unit may lie already: the claims since it became the next, in words.
+    Column("claims", Text),
     Column("updated_at", Float, nullable=False),
     UniqueConstraint("chain", "position"),
 )

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, func, insert, or
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.chains import UPDATE_SESSION, give_back, of_session
-from perpetual_blocks.adapters.database.items import MOVE, insert_items, move
+from perpetual_blocks.adapters.database.items import MOVE, VARIABLES, insert_items, move
 from perpetual_blocks.adapters.database.patient import DoneBefore, patient, patiently
 from perpetual_blocks.adapters.database.rows import CLAIM_ORDER, find_chain, item_of
 from perpetual_blocks.adapters.database.writer import LedgerWriter
@@ -20,8 +20,9 @@ from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import LedgerError
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.attempts import back_off, quarantine
-from perpetual_blocks.session.ledger import Claim, Fence, Misfit, Reserve
-from perpetual_blocks.work import Item, ItemStatus, Outcome
+from perpetual_blocks.session.ledger import Claim, Fence, Finished, Misfit, Reserve
+from perpetual_blocks.work import Item, ItemStatus
+from perpetual_blocks.work.item import UNIT
 
 PAGE = 64
 PASSED_OVER_SHOWN = 10
@@ -31,7 +32,7 @@ MOST_CUT_OFFS = 2  # whole sessions that a unit may use up in vain
 
 # Built once (see `writer`): each UPDATE sets the other names that it is executed with.
 _COUNT_ATTEMPT = UPDATE_SESSION.values(attempts=t.sessions.c.attempts + 1, usage=bindparam("usage"))
-_COUNT_UNIT = UPDATE_SESSION.values(units=t.sessions.c.units + 1, usage=bindparam("usage"))
+_COUNT_UNITS = UPDATE_SESSION.values(units=t.sessions.c.units + bindparam("count"), usage=bindparam("usage"))
 # Of the unit that the item was claimed for, and no later one.
 _END_UNIT = {
     target: statement.where(
@@ -58,8 +59,39 @@ _NEXT_RETRY = select(func.min(t.items.c.retry_at)).where(
     t.items.c.retry_at > bindparam("now"),
 )
 _COUNT_USAGE = insert(t.usage)
-_DEPENDENTS = select(t.dependencies.c.item).where(
-    t.dependencies.c.chain == bindparam("of_chain"), t.dependencies.c.depends_on == bindparam("of_item")
+_PUT_BACK = (
+    update(t.items)
+    .where(
+        t.items.c.chain == bindparam("of_chain"),
+        t.items.c.id == bindparam("of_item"),
+        t.items.c.status == ItemStatus.CLAIMED,
+        t.items.c.claimed_by == bindparam("of_session"),
+    )
+    .values(status=ItemStatus.AVAILABLE, claimed_by=None, claims=bindparam("of_claims"))
+)
+_DEPENDENTS = (
+    select(t.dependencies.c.item.label("of_item"), func.count().label("completed"))
+    .where(
+        t.dependencies.c.chain == bindparam("of_chain"),
+        t.dependencies.c.depends_on.in_(bindparam("of_items", expanding=True)),
+    )
+    .group_by(t.dependencies.c.item)
+    .order_by(t.dependencies.c.item)
+)
+_UNBLOCK = (
+    update(t.items)
+    .where(t.items.c.chain == bindparam("of_chain"), t.items.c.id == bindparam("of_item"))
+    .values(blockers=t.items.c.blockers - bindparam("completed"))
+)
+_FREE = (
+    update(t.items)
+    .where(
+        t.items.c.chain == bindparam("of_chain"),
+        t.items.c.status == ItemStatus.BLOCKED,
+        t.items.c.blockers == 0,
+        t.items.c.id.in_(bindparam("of_items", expanding=True)),
+    )
+    .values(status=ItemStatus.AVAILABLE)
 )
 
 
@@ -72,8 +104,9 @@ class UnitWriter(LedgerWriter):
         fence: Fence,
         misfit: Callable[[Item], Misfit | None],
         reserves: Callable[[Item], list[Reserve]] = lambda item: [],
+        more: Callable[[Item, Item], bool] = lambda last, item: False,
     ) -> Claim:
-        return self._claim(fence, misfit, reserves, _Claiming())
+        return self._claim(fence, misfit, reserves, more, _Claiming())
 
     @patiently
     def _claim(
@@ -81,40 +114,32 @@ class UnitWriter(LedgerWriter):
         fence: Fence,
         misfit: Callable[[Item], Misfit | None],
         reserves: Callable[[Item], list[Reserve]],
+        more: Callable[[Item, Item], bool],
         claiming: _Claiming,
     ) -> Claim:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
-            if (mine := claiming.done_before(connection, fence)) is not None:
-                return Claim(mine)
+            if mine := claiming.done_before(connection, fence):
+                return Claim(mine, claiming.token)
             passed_over: dict[str, str] = {}
             never: dict[str, str] = {}
             others = 0
             contended = False
+            taken: list[Item] = []
             for row in _queue(connection, fence.chain, now):
                 item = item_of(row)
+                if taken and not more(taken[-1], item):
+                    break
                 reason = misfit(item)
                 wanted = reserves(item) if reason is None else []
                 if wanted and (refused := self._reserve(connection, fence, item, wanted, now)) is not None:
                     reason = Misfit(refused.reason)
                     contended = contended or refused.contended
                 if reason is None:
-                    move(
-                        connection,
-                        fence.chain,
-                        item.id,
-                        ItemStatus.CLAIMED,
-                        now,
-                        claimed_by=fence.ordinal,
-                        claim=claiming.token,
-                        passed_over=0,
-                    )
-                    for hopeless, why in never.items():
-                        move(connection, fence.chain, hopeless, ItemStatus.DISCARDED, now, error=why)
-                        passed_over.pop(hopeless, None)
-                    if passed_over:
-                        _count_passed_over(connection, fence, list(passed_over), now)
-                    return Claim(item, passed_over, others, discarded=never)
+                    taken.append(item)
+                    continue
+                if taken:
+                    break
                 if len(passed_over) < PASSED_OVER_SHOWN:
                     passed_over[item.id] = reason.why
                 else:
@@ -124,9 +149,17 @@ class UnitWriter(LedgerWriter):
                     never[item.id] = reason.never
                 elif (waited_long and reason.patient) or len(passed_over) + others >= MOST_LOOKED_AT:
                     break
-            left_alone = {"of_chain": fence.chain, "now": now}
-            retry_at: float | None = connection.execute(_NEXT_RETRY, left_alone).scalar()
-            return Claim(None, passed_over, others, contended, retry_at)
+            if not taken:
+                left_alone = {"of_chain": fence.chain, "now": now}
+                retry_at: float | None = connection.execute(_NEXT_RETRY, left_alone).scalar()
+                return Claim((), claiming.token, passed_over, others, contended, retry_at)
+            _take(connection, fence, taken, claiming.token, now)
+            for hopeless, why in never.items():
+                move(connection, fence.chain, hopeless, ItemStatus.DISCARDED, now, error=why)
+                passed_over.pop(hopeless, None)
+            if passed_over:
+                _count_passed_over(connection, fence, list(passed_over), now)
+            return Claim(tuple(taken), claiming.token, passed_over, others, discarded=never)
 
     def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
         with self._writing() as connection:
@@ -134,45 +167,36 @@ class UnitWriter(LedgerWriter):
             refused = self._reserve(connection, fence, item, reserves, now)
             return None if refused is None else refused.reason
 
-    def commit_unit(
-        self, fence: Fence, item: Item, outcome: Outcome, result_key: str, spent: Mapping[str, float]
+    def commit_units(
+        self,
+        fence: Fence,
+        finished: Sequence[Finished],
+        spent: Mapping[str, float],
+        *,
+        context: Mapping[str, Any] | None = None,
+        unbegun: Sequence[Item] = (),
     ) -> None:
         reached("unit.committing")
         with suppress(DoneBefore), self._writing() as connection:
-            changes: dict[str, Any] = {} if outcome.context is None else {"context": outcome.context}
-            if outcome.quotas:
-                quotas = connection.execute(
-                    select(t.chains.c.quotas).where(t.chains.c.name == fence.chain)
-                ).scalar_one()
-                changes["quotas"] = {**quotas, **{name: list(quota) for name, quota in outcome.quotas.items()}}
+            changes: dict[str, Any] = {} if context is None else {"context": dict(context)}
+            reported = {name: list(quota) for one in finished for name, quota in one.outcome.quotas.items()}
+            if reported:
+                of_chain = select(t.chains.c.quotas).where(t.chains.c.name == fence.chain)
+                changes["quotas"] = {**connection.execute(of_chain).scalar_one(), **reported}
             now = self._pass_fence(connection, fence, **changes)
-            target = ItemStatus.COMPLETED if outcome.done else ItemStatus.AVAILABLE
-            _end_unit(
-                connection,
-                fence,
-                item,
-                target,
-                now,
-                units=item.units + 1,
-                attempts=0,
-                cut_offs=0,
-                crashes=0,
-                retry_at=None,
-                error=None,
-                progress=list(outcome.progress) if outcome.progress else None,
-                cursor=outcome.cursor,
-                next_action=outcome.next_action,
-                result_key=result_key,
-            )
-            _count_usage(connection, fence, item, 0, outcome.usage, now)
-            self._settle(connection, fence, item, 0, outcome.usage, now)
-            connection.execute(_COUNT_UNIT, {**of_session(fence), "usage": dict(spent)})
-            if outcome.done:
-                _unblock(connection, fence.chain, item.id, now)
-            if outcome.added:
+            _end_units(connection, fence, finished, now)
+            usage = [_usage(fence, one.item, 0, one.outcome.usage, now) for one in finished]
+            _count_usage(connection, [row for rows in usage for row in rows])
+            for one in finished:
+                self._settle(connection, fence, one.item, 0, one.outcome.usage, now)
+            count = {"count": len(finished), "usage": dict(spent)}
+            connection.execute(_COUNT_UNITS, {**of_session(fence), **count})
+            _unblock(connection, fence.chain, [one.item.id for one in finished if one.outcome.done], now)
+            if added := [item for one in finished for item in one.outcome.added]:
                 chain = find_chain(connection, fence.chain)
                 assert chain is not None
-                insert_items(connection, chain, outcome.added, now)
+                insert_items(connection, chain, added, now)
+            self._put_back(connection, fence, unbegun, now)
         reached("unit.committed")
 
     def fail_unit(
@@ -213,11 +237,26 @@ class UnitWriter(LedgerWriter):
             connection.execute(_COUNT_ATTEMPT, {**of_session(fence), "usage": dict(spent)})
             return target
 
-    def release(self, fence: Fence, item: Item) -> None:
+    def release(self, fence: Fence, items: Sequence[Item], *, begun: bool) -> None:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
-            give_back(connection, fence.chain, fence.ordinal, now, only=item)
-            self._give_back_reserved(connection, fence)
+            if begun:
+                for item in items:
+                    give_back(connection, fence.chain, fence.ordinal, now, only=item)
+                self._give_back_reserved(connection, fence, items)
+            else:
+                self._put_back(connection, fence, items, now)
+
+    def _put_back(self, connection: Connection, fence: Fence, items: Sequence[Item], now: float) -> None:
+        """Makes claimed items what they were before: nothing was done for them, and there is nothing to find."""
+        if not items:
+            return
+        before = [
+            {"of_chain": fence.chain, "of_item": item.id, "of_session": fence.ordinal, "of_claims": item.claims}
+            for item in items
+        ]
+        connection.execute(_PUT_BACK, [{**row, "updated_at": now} for row in before])
+        self._give_back_reserved(connection, fence, items)
 
 
 @dataclass(slots=True)
@@ -231,15 +270,44 @@ class _Claiming:
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     tried: bool = False
 
-    def done_before(self, connection: Connection, fence: Fence) -> Item | None:
+    def done_before(self, connection: Connection, fence: Fence) -> tuple[Item, ...]:
         """What it has claimed already, if it is tried again; as it was found."""
         if not self.tried:
             self.tried = True
-            return None
+            return ()
         of_session = and_(t.items.c.chain == fence.chain, t.items.c.claimed_by == fence.ordinal)
         rows = select(t.items).where(of_session, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claim == self.token)
-        row = connection.execute(rows).mappings().first()
-        return replace(item_of(row), status=ItemStatus.AVAILABLE) if row else None
+        found = connection.execute(rows.order_by(*CLAIM_ORDER)).mappings()
+        return tuple(_as_found(item_of(row)) for row in found)
+
+
+def _as_found(item: Item) -> Item:
+    claims = (item.claims or "").rpartition(" ")[0]
+    return replace(item, status=ItemStatus.AVAILABLE, claims=claims or None)
+
+
+def _take(connection: Connection, fence: Fence, items: Sequence[Item], token: str, now: float) -> None:
+    mark = UNIT if len(items) == 1 else token
+    rows = [
+        {
+            "of_chain": fence.chain,
+            "of_item": item.id,
+            "status": ItemStatus.CLAIMED,
+            "updated_at": now,
+            "claimed_by": fence.ordinal,
+            "claim": token,
+            "claims": _claims(item, mark),
+            "passed_over": 0,
+        }
+        for item in items
+    ]
+    if connection.execute(MOVE[ItemStatus.CLAIMED], rows).rowcount != len(rows):
+        raise LedgerError(f"{len(rows)} items of {fence.chain}, {items[0].id} the first of them, cannot become claimed")
+
+
+def _claims(item: Item, mark: str) -> str:
+    """The item's claims with one more, in words."""
+    return " ".join([*(claim for claim in item.earlier_claims if claim != mark), mark])
 
 
 def _queue(connection: Connection, chain: str, now: float) -> Iterator[RowMapping]:
@@ -252,7 +320,7 @@ def _queue(connection: Connection, chain: str, now: float) -> Iterator[RowMappin
         yield from page
         if len(page) < limit:
             return
-        offset, limit = offset + limit, PAGE
+        offset, limit = offset + limit, min(MOST_LOOKED_AT, max(PAGE, 4 * limit))
 
 
 def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str], now: float) -> None:
@@ -265,25 +333,56 @@ def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str],
     )
 
 
-def _end_unit(connection: Connection, fence: Fence, item: Item, target: ItemStatus, now: float, **values: Any) -> None:
-    """Moves an item whose running unit is over.
+def _end_units(connection: Connection, fence: Fence, finished: Sequence[Finished], now: float) -> None:
+    """Moves items whose running units are finished.
 
     Raises:
-        DoneBefore: it was finished in this way already.
+        DoneBefore: they were finished in this way already.
     """
+    for target in (ItemStatus.COMPLETED, ItemStatus.AVAILABLE):
+        rows = [
+            {
+                **_of_unit(fence, one.item, target, now),
+                "units": one.item.units + 1,
+                "attempts": 0,
+                "cut_offs": 0,
+                "crashes": 0,
+                "retry_at": None,
+                "error": None,
+                "progress": list(one.outcome.progress) if one.outcome.progress else None,
+                "cursor": one.outcome.cursor,
+                "next_action": one.outcome.next_action,
+                "result_key": one.result_key,
+            }
+            for one in finished
+            if one.outcome.done == (target is ItemStatus.COMPLETED)
+        ]
+        if rows and connection.execute(_END_UNIT[target], rows).rowcount != len(rows):
+            if all(_finished_before(connection, fence, one) for one in finished):
+                raise DoneBefore
+            raise LedgerError(f"items of {fence.chain}, one of which is {rows[0]['of_item']}, cannot become {target}")
+
+
+def _finished_before(connection: Connection, fence: Fence, one: Finished) -> bool:
+    rows = select(t.items.c.units, t.items.c.result_key)
+    row = connection.execute(rows.where(t.items.c.chain == fence.chain, t.items.c.id == one.item.id)).first()
+    if row is None:
+        return False
+    # While the fence is this session's, nobody else can have moved it on.
+    units = one.item.units + 1
+    return row.units > units or (row.units == units and row.result_key == one.result_key)
+
+
+def _end_unit(connection: Connection, fence: Fence, item: Item, target: ItemStatus, now: float, **values: Any) -> None:
+    """Moves an item whose running unit came to nothing."""
+    if connection.execute(_END_UNIT[target], {**_of_unit(fence, item, target, now), **values}).rowcount != 1:
+        raise LedgerError(f"item {item.id} of {fence.chain} cannot become {target}")
+
+
+def _of_unit(fence: Fence, item: Item, target: ItemStatus, now: float) -> dict[str, Any]:
     unit = {"of_session": fence.ordinal, "of_units": item.units, "of_failures": item.failures}
-    of_item = {"of_chain": fence.chain, "of_item": item.id, **unit}
-    changes = {"status": target, "updated_at": now, "claimed_by": None, **values}
-    if connection.execute(_END_UNIT[target], {**of_item, **changes}).rowcount == 1:
-        return
-    rows = select(t.items).where(t.items.c.chain == fence.chain, t.items.c.id == item.id)
-    row = connection.execute(rows).mappings().first()
-    if row is not None and "result_key" in values:
-        # While the fence is this session's, nobody else can have moved it on.
-        here, after = row["units"] == values["units"], row["units"] > values["units"]
-        if after or (here and row["result_key"] == values["result_key"]):
-            raise DoneBefore
-    raise LedgerError(f"item {item.id} of {fence.chain} cannot become {target}")
+    moved = {"status": target, "updated_at": now, "claimed_by": None, "claims": None}
+    return {"of_chain": fence.chain, "of_item": item.id, **unit, **moved}
 
 
 def _ended_before(connection: Connection, fence: Fence, item: Item) -> ItemStatus | None:
@@ -293,45 +392,26 @@ def _ended_before(connection: Connection, fence: Fence, item: Item) -> ItemStatu
     return ItemStatus(row[0]) if row is not None and row[1] > item.failures else None
 
 
-def _unblock(connection: Connection, chain: str, completed: str, now: float) -> None:
-    dependents = connection.execute(_DEPENDENTS, {"of_chain": chain, "of_item": completed}).scalars()
-    waiting = list(dependents)
-    if not waiting:
-        return
-    connection.execute(
-        update(t.items)
-        .where(t.items.c.chain == bindparam("of"), t.items.c.id == bindparam("item"))
-        .values(blockers=t.items.c.blockers - 1, updated_at=now),
-        [{"of": chain, "item": item} for item in waiting],
-    )
-    connection.execute(
-        update(t.items)
-        .where(
-            t.items.c.chain == chain,
-            t.items.c.status == ItemStatus.BLOCKED,
-            t.items.c.blockers == 0,
-            t.items.c.id.in_(waiting),
-        )
-        .values(status=ItemStatus.AVAILABLE, updated_at=now)
-    )
+def _unblock(connection: Connection, chain: str, completed: Sequence[str], now: float) -> None:
+    for start in range(0, len(completed), VARIABLES):
+        some = {"of_chain": chain, "of_items": completed[start : start + VARIABLES]}
+        waiting = [dict(row) for row in connection.execute(_DEPENDENTS, some).mappings()]
+        if waiting:
+            connection.execute(_UNBLOCK, [{"of_chain": chain, "updated_at": now, **row} for row in waiting])
+            for later in range(0, len(waiting), VARIABLES):
+                ids = [row["of_item"] for row in waiting[later : later + VARIABLES]]
+                connection.execute(_FREE, {"of_chain": chain, "of_items": ids, "updated_at": now})
 
 
-def _count_usage(
-    connection: Connection, fence: Fence, item: Item, failure: int, usage: Mapping[str, float], now: float
-) -> None:
-    rows = [
-        {
-            "chain": fence.chain,
-            "item": item.id,
-            "unit": item.units,
-            "failure": failure,
-            "resource": resource,
-            "session": fence.ordinal,
-            "amount": amount,
-            "at": now,
-        }
+def _usage(fence: Fence, item: Item, failure: int, usage: Mapping[str, float], now: float) -> list[dict[str, Any]]:
+    unit = {"chain": fence.chain, "item": item.id, "unit": item.units, "failure": failure}
+    return [
+        {**unit, "resource": resource, "session": fence.ordinal, "amount": amount, "at": now}
         for resource, amount in usage.items()
     ]
+
+
+def _count_usage(connection: Connection, rows: list[dict[str, Any]]) -> None:
     if rows:
         connection.execute(_COUNT_USAGE, rows)
 
@@ -350,7 +430,7 @@ def _count_failure(
     failure = item.failures + 1
     row = {"item": item.id, "failure": failure, "unit": item.units, "error": error, "cut_off": cut_off}
     connection.execute(insert(t.failures).values(chain=fence.chain, session=fence.ordinal, at=now, **row))
-    _count_usage(connection, fence, item, failure, usage, now)
+    _count_usage(connection, _usage(fence, item, failure, usage, now))
 
 
 def _wasted(connection: Connection, chain: str, item: str, attempts: int) -> dict[str, float]:

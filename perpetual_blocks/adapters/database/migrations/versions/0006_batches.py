@@ -1,0 +1,13 @@
+"""Batches: for what an item was claimed, so that an outcome that was persisted with others is found."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0006"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("items", sa.Column("claims", sa.Text(), nullable=True))

@@ -1,0 +1,156 @@
+"""Batches: units that share one task run, one document of outcomes and one transaction.
+
+Most batches are of one unit. Units that are so small that a task run for each would cost more than they do run together,
+for about a second: so much is repeated at most when a session dies.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from perpetual_blocks.clock import Clock
+from perpetual_blocks.session.documents import UnitKeys
+from perpetual_blocks.session.ledger import Claim, Finished
+from perpetual_blocks.work import CutOff, Item, Outcome, Unit
+
+
+class Allowance(Protocol):
+    """What the units of a batch may use."""
+
+    def admits(self, item: Item) -> bool:
+        """Whether the next unit may begin, after others of its batch."""
+
+    def unit(self, item: Item, context: Mapping[str, Any]) -> Unit:
+        """The unit, with its room."""
+
+    def count(self, usage: Mapping[str, float]) -> None:
+        """Counts what a unit has spent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A unit that came to no outcome.
+
+    Attributes:
+        usage: What it spent all the same.
+    """
+
+    item: Item
+    unit: Unit
+    usage: dict[str, float]
+    error: BaseException
+
+
+class Batch:
+    """A batch as it runs: the runner iterates over its units, and tells it what each of them came to.
+
+    Args:
+        context: The agent's context; each unit finds what those before it in the batch have made of it.
+        fresh: Whether its first unit is the session's first.
+        phase: The pace's, when it begins.
+
+    Attributes:
+        items: What was claimed for it.
+        key: Where its outcomes are to lie: of a single unit the unit's own.
+        finished: Units that came to an outcome, in order.
+        failed: Units that raised, in order.
+        cut_off: The unit that had no room to finish; it was the last one.
+        peaks: What the batch used of gauges.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        keys: UnitKeys,
+        context: Mapping[str, Any],
+        allowance: Allowance,
+        clock: Clock,
+        *,
+        fresh: bool = False,
+        phase: int = 0,
+    ) -> None:
+        self.items: Sequence[Item] = claim.items
+        self.key = keys.unit(claim.items[0]) if len(claim.items) == 1 else keys.batch(claim.token)
+        self.fresh = fresh
+        self.phase = phase
+        self.finished: list[Finished] = []
+        self.failed: list[Failed] = []
+        self.cut_off: Failed | None = None
+        self.peaks: dict[str, float] = {}
+        self._keys = keys
+        self._context = context
+        self._allowance = allowance
+        self._clock = clock
+        self._began = 0.0
+        self._begun = 0
+        self._made = 0
+        self._unit: Unit | None = None
+
+    @property
+    def single(self) -> bool:
+        """Whether it is of one unit, whose outcome is a document by itself."""
+        return len(self.items) == 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing else may run beside it: processes have died while they worked on it, and others."""
+        return self.items[0].crashes > 1
+
+    @property
+    def label(self) -> str:
+        """What people see of it."""
+        first = self.items[0]
+        name = f"{first.id} · {first.units + 1}"
+        return name if self.single else f"{name} and up to {len(self.items) - 1} more"
+
+    @property
+    def left(self) -> Sequence[Item]:
+        """Items whose units have not begun."""
+        return self.items[self._begun :]
+
+    @property
+    def made(self) -> list[Finished]:
+        """Units that came to their outcome here: what is to be written under the batch's key."""
+        return [one for one in self.finished if one.result_key.partition("#")[0] == self.key]
+
+    def units(self) -> Iterator[Unit]:
+        """The next units, for as long as there is room and time for them."""
+        for item in self.items[self._begun :]:
+            if self.cut_off is not None or (self._begun and not self._allowance.admits(item)):
+                return
+            self._begun += 1
+            self._began = self._clock.monotonic()
+            self._unit = self._allowance.unit(item, self._context)
+            yield self._unit
+
+    def earlier(self) -> list[str]:
+        """Where an outcome of the current unit may lie already, as it was begun before: documents, the oldest first."""
+        return self._keys.earlier(self._item)
+
+    def finish(self, outcome: Outcome, kept_under: str | None = None) -> None:
+        """The current unit came to this outcome.
+
+        Args:
+            kept_under: The result's key, where it was not done now but found.
+        """
+        own = self.key if self.single else f"{self.key}#{self._made}"
+        self._made += kept_under is None
+        self._allowance.count(outcome.usage)
+        if outcome.context is not None:
+            self._context = outcome.context.apply(self._context, lambda key, now, before, after: after)
+        self.finished.append(Finished(self._item, outcome, kept_under or own))
+
+    def fail(self, error: BaseException) -> None:
+        """The current unit raised."""
+        unit = self._unit
+        assert unit is not None
+        if isinstance(error, CutOff):
+            seconds = self._clock.monotonic() - self._began
+            self.cut_off = Failed(self._item, unit, {**unit.usage, "seconds": seconds}, error)
+        else:
+            self.failed.append(Failed(self._item, unit, unit.usage, error))
+        self._allowance.count((self.cut_off or self.failed[-1]).usage)
+
+    @property
+    def _item(self) -> Item:
+        return self.items[self._begun - 1]
