@@ -9,7 +9,7 @@ from collections import OrderedDict
 from typing import Any
 
 from perpetual_blocks.adapters.result_storage import StoredDocuments
-from perpetual_blocks.errors import DamagedDocument, StorageError
+from perpetual_blocks.errors import DamagedDocument
 from perpetual_blocks.work import Item, Outcome
 from perpetual_blocks.work.outcome import BatchedOutcome, batch_from_document
 
@@ -56,19 +56,20 @@ class StoredOutcomes:
         except (DamagedDocument, IndexError, ValueError) as error:
             raise DamagedDocument(f"{key}: {error}") from error
 
-    def find(self, key: str, item: Item) -> tuple[str, Outcome] | None:
+    def find(self, key: str, item: Item) -> tuple[Outcome, str] | None:
         """The outcome of an item's next unit in a document, and its result's key; None if it has none.
 
         Raises:
-            StorageError: the document is not there, is damaged, or cannot be read.
+            DamagedDocument: the document is none that this version knows.
+            StorageError: it is not there, or cannot be read.
         """
         document = None if key in self._batches else self.read_document(key)
         if isinstance(document, dict) and "batch" not in document:
-            return key, Outcome.from_document(document)
+            return Outcome.from_document(document), key
         unit = (item.id, item.units + 1, item.failures)
         for place, one in enumerate(self._batch(key, document)):
             if (one.item, one.unit, one.failures) == unit:
-                return f"{key}#{place}", one.outcome
+                return one.outcome, f"{key}#{place}"
         return None
 
     def read_document(self, key: str) -> Any:

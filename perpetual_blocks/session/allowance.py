@@ -123,4 +123,3 @@ class BatchAllowance:
     def _reservations(self, readings: Sequence[Reading], item: Item) -> dict[str, float]:
         reserves = self._all.chooser.reserves(readings, item)
         return {reserve.limit.resource: reserve.amount for reserve in reserves}
-

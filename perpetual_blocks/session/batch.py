@@ -1,6 +1,6 @@
 """Batches: units that share one task run, one document of outcomes and one transaction.
 
-Most batches are of one unit. Units that are so small that a task run for each would cost more than they do run together,
+Most batches are of one unit. Units that are so small that a task run for each would cost more than they do run together
 for about a second: so much is repeated at most when a session dies.
 """
 
@@ -109,6 +109,11 @@ class Batch:
         return self.items[self._begun :]
 
     @property
+    def item(self) -> Item:
+        """The item of the current unit."""
+        return self.items[self._begun - 1]
+
+    @property
     def made(self) -> list[Finished]:
         """Units that came to their outcome here: what is to be written under the batch's key."""
         return [one for one in self.finished if one.result_key.partition("#")[0] == self.key]
@@ -124,8 +129,10 @@ class Batch:
             yield self._unit
 
     def earlier(self) -> list[str]:
-        """Where an outcome of the current unit may lie already, as it was begun before: documents, the oldest first."""
-        return self._keys.earlier(self._item)
+        """Where an outcome of the current unit may lie already: documents, the oldest first."""
+        # Of a unit by itself it is always asked: a ledger that was restored does not know what was begun since.
+        own = [self.key] if self.single else []
+        return list(dict.fromkeys([*self._keys.earlier(self.item), *own]))
 
     def finish(self, outcome: Outcome, kept_under: str | None = None) -> None:
         """The current unit came to this outcome.
@@ -138,7 +145,7 @@ class Batch:
         self._allowance.count(outcome.usage)
         if outcome.context is not None:
             self._context = outcome.context.apply(self._context, lambda key, now, before, after: after)
-        self.finished.append(Finished(self._item, outcome, kept_under or own))
+        self.finished.append(Finished(self.item, outcome, kept_under or own))
 
     def fail(self, error: BaseException) -> None:
         """The current unit raised."""
@@ -146,11 +153,7 @@ class Batch:
         assert unit is not None
         if isinstance(error, CutOff):
             seconds = self._clock.monotonic() - self._began
-            self.cut_off = Failed(self._item, unit, {**unit.usage, "seconds": seconds}, error)
+            self.cut_off = Failed(self.item, unit, {**unit.usage, "seconds": seconds}, error)
         else:
-            self.failed.append(Failed(self._item, unit, unit.usage, error))
+            self.failed.append(Failed(self.item, unit, unit.usage, error))
         self._allowance.count((self.cut_off or self.failed[-1]).usage)
-
-    @property
-    def _item(self) -> Item:
-        return self.items[self._begun - 1]

@@ -17,11 +17,11 @@ from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import ChainStatus, CodePolicy, SessionRecord, SessionRequest, StopReason
 from perpetual_blocks.session.continuation import Ending
-from perpetual_blocks.session.ledger import Fence
-from perpetual_blocks.session.ports import UnitRaised
+from perpetual_blocks.session.ledger import Fence, Finished
+from perpetual_blocks.session.ports import Units
 from perpetual_blocks.session.shutdown import Shutdown
 from perpetual_blocks.session.world import World
-from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit, WorkItem
+from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
 
 TASK = "task"
 
@@ -169,6 +169,9 @@ class _Hooks:
     context_version: int = 1
     on_code_change: CodePolicy = "warn"
 
+    def merge_context(self, key: str, current: Any, before: Any, after: Any) -> Any:
+        return after
+
     def on_context_upgrade(self, context: dict[str, Any], from_version: int) -> dict[str, Any]:
         return context
 
@@ -197,8 +200,8 @@ class _Hooks:
 class NoUnits:
     """The unit runner of a session by hand: there are no units to run."""
 
-    def run(self, key: str, unit: Unit) -> Outcome:
-        raise UnitRaised(f"{unit.id}: a session by hand runs no units")
+    def run(self, units: Units) -> None:
+        raise InvalidInput(f"{units.label}: a session by hand runs no units")
 
     def interrupt(self) -> bool:
         return False

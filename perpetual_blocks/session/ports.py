@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from perpetual_blocks.session.ledger import Finished, FollowOn
-from perpetual_blocks.work import Outcome, Unit
+from perpetual_blocks.work import Item, Outcome, Unit
 
 
 class Documents(Protocol):
@@ -41,14 +41,22 @@ class Units(Protocol):
         """What people see of it."""
 
     @property
+    def finished(self) -> Sequence[Finished]:
+        """What they came to so far."""
+
+    @property
     def made(self) -> Sequence[Finished]:
-        """What they came to so far, without what was found: this is to be persisted."""
+        """Those of them that were not found: this is to be persisted."""
 
     def units(self) -> Iterator[Unit]:
         """The next unit, each time that one is asked for; the runner says what it came to before it asks again."""
 
+    @property
+    def item(self) -> Item:
+        """The current unit's item, as it was claimed."""
+
     def earlier(self) -> Sequence[str]:
-        """The keys under which an outcome of the current unit may lie already, as it was begun before."""
+        """The keys under which an outcome of the current unit may lie already."""
 
     def finish(self, outcome: Outcome, kept_under: str | None = None) -> None:
         """The current unit came to this outcome, now, or before as what is kept under that result's key says."""

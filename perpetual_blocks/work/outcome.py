@@ -44,10 +44,11 @@ class Outcome:
 
     def to_document(self) -> dict[str, Any]:
         """The outcome as a JSON object, with a digest of its own: no row holds one until the outcome is applied."""
-        document = self._to_json()
+        document = self.to_json()
         return {**document, "digest": _digest(document)}
 
-    def _to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as a JSON object, without a digest."""
         return {
             "schema": SCHEMA,
             "done": self.done,
@@ -133,7 +134,7 @@ class BatchedOutcome:
 def batch_to_document(batch: Sequence[BatchedOutcome]) -> dict[str, Any]:
     """The outcomes of a batch as one JSON object, with one digest."""
     units = [
-        {"item": one.item, "unit": one.unit, "failures": one.failures, "outcome": one.outcome._to_json()}
+        {"item": one.item, "unit": one.unit, "failures": one.failures, "outcome": one.outcome.to_json()}
         for one in batch
     ]
     document = {"batch": BATCH_SCHEMA, "units": units}

@@ -18,6 +18,7 @@ from support import (
     MemoryDocuments,
     claim,
     close,
+    commit_unit,
     item_in,
     one_line,
     open_session,
@@ -91,7 +92,7 @@ def work(ledger: SqlLedger, fence: Fence, units: int = 1, **usage: float) -> Non
         item = claim(ledger, fence)
         cost = {"tokens": 10.0, **usage}
         spent = {name: spent.get(name, 0.0) + amount for name, amount in cost.items()}
-        ledger.commit_unit(fence, item, Outcome(done=True, usage=cost), f"key/{item.id}/{item.units + 1}", spent)
+        commit_unit(ledger, fence, item, Outcome(done=True, usage=cost), f"key/{item.id}/{item.units + 1}", spent)
 
 
 def add(ledger: SqlLedger, *ids: str, **fields: Any) -> None:
@@ -252,7 +253,7 @@ class Chain:
             case "pass over":
                 found = ledger.claim(fence, lambda item: Misfit("too big") if item.id in ids[:1] else None)
                 if found.item:
-                    ledger.release(fence, found.item)
+                    ledger.release(fence, [found.item], begun=True)
             case "wait":
                 self.clock.advance(100.0 * number)
             case "checkpoint":
@@ -275,8 +276,10 @@ class Chain:
         elif action == "cut off":
             self.ledger.cut_off(fence, item, "no room", usage, spent, fresh=number % 2 == 0)
         else:
-            outcome = Outcome(done=action == "finish", usage=usage, cursor=number, context={"n": number})
-            self.ledger.commit_unit(fence, item, outcome, f"key/{item.id}/{item.units}/{fence.ordinal}", spent)
+            outcome = Outcome(done=action == "finish", usage=usage, cursor=number)
+            commit_unit(
+                self.ledger, fence, item, outcome, f"key/{item.id}/{item.units}/{fence.ordinal}", spent, {"n": number}
+            )
 
 
 SESSIONS = st.lists(
@@ -360,7 +363,7 @@ def test_what_became_less_blocked_is_saved(
     clock.advance(2 * OVERLAP_SECONDS)
     taken = ledger.claim(fence, lambda item: Misfit("too big") if item.id == "first" else None).item
     assert taken is not None
-    ledger.commit_unit(fence, taken, Outcome(done=True), "key", {})
+    commit_unit(ledger, fence, taken, Outcome(done=True), "key", {})
 
     back_up(ledger, storage, fence)
     rebuild(other, storage, "mine")

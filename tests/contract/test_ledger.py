@@ -22,6 +22,7 @@ from support import (
     LedgerFactory,
     claim,
     close,
+    commit_unit,
     finish_next,
     item_in,
     one_line,
@@ -172,11 +173,11 @@ FENCED: dict[str, Callable[[SqlLedger, Fence, Item], object]] = {
     "heartbeat": lambda ledger, fence, item: ledger.heartbeat(fence),
     "resumed": lambda ledger, fence, item: ledger.resumed(fence, 0.5, (4, 4)),
     "claim": lambda ledger, fence, item: ledger.claim(fence, lambda estimate: None),
-    "commit_unit": lambda ledger, fence, item: ledger.commit_unit(
-        fence, item, Outcome(done=True, context={"mind": "changed"}, usage={"tokens": 1.0}), "key", {"tokens": 1.0}
+    "commit_units": lambda ledger, fence, item: commit_unit(
+        ledger, fence, item, Outcome(done=True, usage={"tokens": 1.0}), "key", {"tokens": 1.0}, {"mind": "changed"}
     ),
     "fail_unit": lambda ledger, fence, item: ledger.fail_unit(fence, item, "no", {"tokens": 1.0}, {"tokens": 1.0}),
-    "release": lambda ledger, fence, item: ledger.release(fence, item),
+    "release": lambda ledger, fence, item: ledger.release(fence, [item], begun=True),
     "record_document": lambda ledger, fence, item: ledger.record_document(fence, checkpoint_of(fence)),
     "forget_checkpoints": lambda ledger, fence, item: ledger.forget_checkpoints(fence, 0),
     "close_session": lambda ledger, fence, item: close(ledger, fence, follow_on=follow_on_of(fence, "uid")),
@@ -581,7 +582,7 @@ def test_what_is_passed_over_too_often_is_waited_for(ledger: SqlLedger) -> None:
         for _ in range(2):  # counts once a session
             claimed = ledger.claim(fence, later)
             assert claimed.item is not None
-            ledger.release(fence, claimed.item)
+            ledger.release(fence, [claimed.item], begun=True)
         close(ledger, fence)
         fence = open_session(ledger, flow_run_id=f"run-{session}").fence
 
@@ -618,7 +619,7 @@ def test_forecasts_are_kept_with_the_end_of_their_session(ledger: SqlLedger, clo
     ledger.add_items("mine", items("a", estimate={"tokens": 7}, bound={"tokens": 9}, complexity="complex"))
     item = ledger.claim(fence, lambda item: None).item
     clock.advance(5)
-    ledger.commit_unit(fence, item, Outcome(done=True, usage={"tokens": 8.0}), "key", {"tokens": 8.0})
+    commit_unit(ledger, fence, item, Outcome(done=True, usage={"tokens": 8.0}), "key", {"tokens": 8.0})
 
     assert ledger.forecasts("mine") == ({"tokens": {"caution": 0.9}}, 1)
     said = Expectation("default", {"tokens": 7.0}, {"tokens": 9.0}, "complex")
@@ -662,7 +663,7 @@ def test_what_a_provider_says_of_its_quota(ledger: SqlLedger) -> None:
     ledger.add_items("mine", items("a", "b"))
     for name in ("calls/day", "calls/1h"):
         item = ledger.claim(fence, lambda item: None).item
-        ledger.commit_unit(fence, item, Outcome(done=True, quotas={name: Quota(None, 20.0, 10.0)}), "key-" + name, {})
+        commit_unit(ledger, fence, item, Outcome(done=True, quotas={name: Quota(None, 20.0, 10.0)}), "key-" + name, {})
 
     assert ledger.chain("mine").quotas == {"calls/day": [None, 20.0, 10.0], "calls/1h": [None, 20.0, 10.0]}
 
@@ -694,7 +695,7 @@ def test_completed_unit(ledger: SqlLedger) -> None:
     ledger.add_items("mine", items("a"))
     outcome = Outcome(done=True, result={"ignored": "here"}, usage={"tokens": 7.0, "seconds": 0.5})
 
-    ledger.commit_unit(fence, claim(ledger, fence), outcome, "key/a/1", {"tokens": 7.0, "seconds": 0.5})
+    commit_unit(ledger, fence, claim(ledger, fence), outcome, "key/a/1", {"tokens": 7.0, "seconds": 0.5})
 
     done = item_in(ledger, "a")
     assert (done.status, done.units, done.result_key) == (ItemStatus.COMPLETED, 1, "key/a/1")
@@ -725,7 +726,7 @@ def test_advanced_unit(ledger: SqlLedger, clock: FakeClock) -> None:
         done=False, cursor={"page": [3, None]}, progress=(3, 10.5), next_action="read page 4", usage={"tokens": 2.0}
     )
 
-    ledger.commit_unit(fence, claim(ledger, fence), outcome, "key/a/1", {"tokens": 2.0})
+    commit_unit(ledger, fence, claim(ledger, fence), outcome, "key/a/1", {"tokens": 2.0})
 
     again = claim(ledger, fence)
     assert (again.cursor, again.progress, again.next_action) == ({"page": [3, None]}, (3, 10.5), "read page 4")
@@ -741,7 +742,7 @@ def test_a_unit_is_counted_once(ledger: SqlLedger) -> None:
     before = everything(ledger)
 
     with pytest.raises(LedgerError):
-        ledger.commit_unit(fence, item, Outcome(done=True, usage={"tokens": 10.0}), "key", {"tokens": 20.0})
+        commit_unit(ledger, fence, item, Outcome(done=True, usage={"tokens": 10.0}), "key", {"tokens": 20.0})
     with pytest.raises(LedgerError):
         ledger.fail_unit(fence, item, "no", {"tokens": 10.0}, {"tokens": 20.0})
 
@@ -769,7 +770,7 @@ def test_dependent_is_unblocked_by_its_last_dependency(ledger: SqlLedger) -> Non
     finish_next(ledger, fence)
     assert status_of(ledger)["c"] is ItemStatus.BLOCKED
     b = claim(ledger, fence)
-    ledger.commit_unit(fence, b, Outcome(done=False), "key/b/1", {})
+    commit_unit(ledger, fence, b, Outcome(done=False), "key/b/1", {})
     assert {status_of(ledger)[item] for item in "cd"} == {ItemStatus.BLOCKED}, "b has only advanced"
     finish_next(ledger, fence)
 
@@ -800,12 +801,11 @@ def test_a_refused_added_item_rolls_the_whole_unit_back(ledger: SqlLedger) -> No
     outcome = Outcome(
         done=True,
         usage={"tokens": 5.0},
-        context={"seen": ["a"]},
         added=(*items("good"), *items("wrong", kind="strange")),
     )
 
     with pytest.raises(InvalidInput) as refused:
-        ledger.commit_unit(fence, item, outcome, "key", {"tokens": 5.0})
+        commit_unit(ledger, fence, item, outcome, "key", {"tokens": 5.0}, {"seen": ["a"]})
 
     one_line(refused.value, "WorkItem('wrong').kind", "'strange'")
     assert everything(ledger) == before
@@ -926,7 +926,7 @@ def test_an_interruption_is_no_reason_to_wait(ledger: SqlLedger, ending: str) ->
     if ending == "cut_off":
         ledger.cut_off(fence, item, "no room", {}, {}, fresh=False)
     else:
-        ledger.release(fence, item)
+        ledger.release(fence, [item], begun=True)
 
     assert claim(ledger, fence).retry_at is None
 
@@ -962,7 +962,7 @@ def test_the_story_of_an_item(ledger: SqlLedger, clock: FakeClock) -> None:
     clock.advance(60)
     fence = open_session(ledger, flow_run_id="run-2").fence
     advanced = Outcome(done=False, usage={"tokens": 100.0})
-    ledger.commit_unit(fence, claim(ledger, fence), advanced, "key", {"tokens": 100.0})
+    commit_unit(ledger, fence, claim(ledger, fence), advanced, "key", {"tokens": 100.0})
     ledger.cut_off(fence, claim(ledger, fence), "no room", {"tokens": 2.0}, {"tokens": 102.0}, fresh=False)
 
     story = ledger.story("mine", "a")
@@ -1002,7 +1002,7 @@ def test_a_unit_that_is_too_dear_is_quarantined(ledger: SqlLedger, clock: FakeCl
 
     assert fail(60) is ItemStatus.AVAILABLE
     clock.advance(back_off(9))
-    ledger.commit_unit(fence, claim(ledger, fence), Outcome(done=False, usage={"tokens": 90.0}), "key", {})
+    commit_unit(ledger, fence, claim(ledger, fence), Outcome(done=False, usage={"tokens": 90.0}), "key", {})
     assert fail(60) is ItemStatus.AVAILABLE, "the next unit's count starts again"
     waste(90)
     assert fail(40) is ItemStatus.AVAILABLE, "100 are not more than 100"
@@ -1056,7 +1056,7 @@ def test_what_fits_into_no_session_is_given_up_for_what_does(ledger: SqlLedger) 
     for session in range(3):
         claimed = ledger.claim(fence, misfit)
         assert (claimed.passed_over, claimed.discarded) == ({"huge": "needs 9; 5 left"}, {})
-        ledger.release(fence, claimed.item)
+        ledger.release(fence, [claimed.item], begun=True)
         close(ledger, fence)
         fence = open_session(ledger, flow_run_id=f"run-{session}").fence
     everywhere = ledger.claim(fence, nothing)
@@ -1077,7 +1077,7 @@ def test_release_counts_no_attempt(ledger: SqlLedger) -> None:
     given_back = claim(ledger, fence)
     claim(ledger, fence)
 
-    ledger.release(fence, given_back)
+    ledger.release(fence, [given_back], begun=True)
 
     a, b = item_in(ledger, "a"), item_in(ledger, "b")
     assert (a.status, a.attempts, a.failures, a.interruptions) == (ItemStatus.AVAILABLE, 0, 0, 1)
@@ -1419,7 +1419,7 @@ def test_a_claim_reserves_and_a_commit_settles(ledger: SqlLedger, clock: FakeClo
     )
     assert ledger.counts("other")[ItemStatus.AVAILABLE] == 2
 
-    ledger.commit_unit(one, item, Outcome(done=True, usage={"cost": 5.0}), "key", {"cost": 5.0})
+    commit_unit(ledger, one, item, Outcome(done=True, usage={"cost": 5.0}), "key", {"cost": 5.0})
     assert ledger.pool_spends(SHARED_LIMIT, 0.0) == [Spend(clock.now(), 5.0)]
     assert ledger.claim(other, fits, reserving(6)).contended is False
     assert ledger.claim(other, fits, reserving(5)).item is not None
@@ -1434,7 +1434,7 @@ def test_a_unit_extends_what_it_has_reserved(ledger: SqlLedger) -> None:
 
     assert ledger.extend(fence, item, [Reserve(SHARED_LIMIT, 9)]) is None
     assert "needs $11.00" in (ledger.extend(fence, item, [Reserve(SHARED_LIMIT, 11)]) or "")
-    ledger.release(fence, item)
+    ledger.release(fence, [item], begun=True)
     assert ledger.claim(fence, fits, reserving(10)).item is not None
 
 

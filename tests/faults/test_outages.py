@@ -16,6 +16,7 @@ from support import (
     MemoryRuns,
     MemorySavedWork,
     claim,
+    commit_unit,
     finish_next,
     item_in,
     one_line,
@@ -257,15 +258,15 @@ def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
                 limit_pages(ledger, 1_000_000)
             return super().wait(event, seconds)
 
-    outcome = Outcome(done=True, usage={"tokens": 1.0}, context=large)
+    outcome = Outcome(done=True, usage={"tokens": 1.0})
     with pytest.raises(LedgerUnavailable) as full:
-        ledger.commit_unit(fence, item, outcome, "key", {"tokens": 1.0})
+        commit_unit(ledger, fence, item, outcome, "key", {"tokens": 1.0}, large)
     one_line(full.value, "full")
     assert item_in(ledger, "big").status is ItemStatus.CLAIMED
     assert ledger.chain("mine").context == {}
     ledger.patience, ledger.renewed = Patience(60.0, Freed()), {}
 
-    ledger.commit_unit(fence, item, outcome, "key", {"tokens": 1.0})
+    commit_unit(ledger, fence, item, outcome, "key", {"tokens": 1.0}, large)
 
     assert ledger.chain("mine").context == large
     assert [session.units for session in ledger.sessions("mine")] == [1]

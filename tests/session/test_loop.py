@@ -25,6 +25,7 @@ from support import (
     MemoryRuns,
     MemorySavedWork,
     ScriptedMeter,
+    commit_unit,
     item_in,
     one_line,
     open_session,
@@ -50,6 +51,7 @@ from perpetual_blocks.errors import (
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session import steps
 from perpetual_blocks.session.account import learned
+from perpetual_blocks.session.batch import Batch
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason, invitation
 from perpetual_blocks.session.documents import chain_usage
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
@@ -532,7 +534,7 @@ def test_a_session_waits_for_what_others_have_reserved(
     def settle_at_the_third(event: Event, seconds: float) -> bool:
         waits.append(seconds)
         if len(waits) == 3:
-            rig.ledger.commit_unit(other, item, done, "key", {"tokens": 40.0})
+            commit_unit(rig.ledger, other, item, done, "key", {"tokens": 40.0})
         return event.is_set()
 
     monkeypatch.setattr(clock, "wait", settle_at_the_third)
@@ -598,10 +600,10 @@ def test_a_follow_on_has_learned(make_rig: MakeRig, clock: FakeClock) -> None:
     class Dies(DirectRunner):
         """Dies at the second unit."""
 
-        def run(self, key: str, unit: Unit) -> Any:
+        def run(self, units: Units) -> None:
             if len(self.ran) == 1:
                 raise KeyboardInterrupt
-            return super().run(key, unit)
+            super().run(units)
 
     rig.runner = Dies(rig.agent, rig.clock)
     with pytest.raises(KeyboardInterrupt):
@@ -1205,10 +1207,10 @@ def test_a_unit_whose_outcome_cannot_be_kept_is_given_back(make_rig: MakeRig) ->
     rig = make_rig(Reader(documents=2))
     broken = rig.runner.run
 
-    def run(key: str, unit: Unit) -> Any:
-        if unit.id == "doc-1":
+    def run(units: Batch) -> None:
+        if units.items[0].id == "doc-1":
             raise StorageError("results storage: the disk is full")
-        return broken(key, unit)
+        broken(units)
 
     rig.runner.run = run  # type: ignore[method-assign]
 

@@ -121,45 +121,43 @@ class UnitWriter(LedgerWriter):
             now = self._pass_fence(connection, fence)
             if mine := claiming.done_before(connection, fence):
                 return Claim(mine, claiming.token)
-            passed_over: dict[str, str] = {}
-            never: dict[str, str] = {}
-            others = 0
-            contended = False
-            taken: list[Item] = []
-            for row in _queue(connection, fence.chain, now):
-                item = item_of(row)
-                if taken and not more(taken[-1], item):
-                    break
-                reason = misfit(item)
-                wanted = reserves(item) if reason is None else []
-                if wanted and (refused := self._reserve(connection, fence, item, wanted, now)) is not None:
-                    reason = Misfit(refused.reason)
-                    contended = contended or refused.contended
-                if reason is None:
-                    taken.append(item)
-                    continue
-                if taken:
-                    break
-                if len(passed_over) < PASSED_OVER_SHOWN:
-                    passed_over[item.id] = reason.why
-                else:
-                    others += 1
-                waited_long = item.passed_over >= PATIENCE and row["passed_over_in"] != fence.ordinal
-                if waited_long and reason.never is not None:
-                    never[item.id] = reason.never
-                elif (waited_long and reason.patient) or len(passed_over) + others >= MOST_LOOKED_AT:
-                    break
-            if not taken:
+            found = self._select(connection, fence, misfit, reserves, more, now)
+            if not found.items:
                 left_alone = {"of_chain": fence.chain, "now": now}
                 retry_at: float | None = connection.execute(_NEXT_RETRY, left_alone).scalar()
-                return Claim((), claiming.token, passed_over, others, contended, retry_at)
-            _take(connection, fence, taken, claiming.token, now)
-            for hopeless, why in never.items():
+                return Claim((), claiming.token, found.passed_over, found.others, found.contended, retry_at)
+            _take(connection, fence, found.items, claiming.token, now)
+            for hopeless, why in found.never.items():
                 move(connection, fence.chain, hopeless, ItemStatus.DISCARDED, now, error=why)
-                passed_over.pop(hopeless, None)
-            if passed_over:
-                _count_passed_over(connection, fence, list(passed_over), now)
-            return Claim(tuple(taken), claiming.token, passed_over, others, discarded=never)
+                found.passed_over.pop(hopeless, None)
+            if found.passed_over:
+                _count_passed_over(connection, fence, list(found.passed_over), now)
+            return Claim(tuple(found.items), claiming.token, found.passed_over, found.others, discarded=found.never)
+
+    def _select(
+        self,
+        connection: Connection,
+        fence: Fence,
+        misfit: Callable[[Item], Misfit | None],
+        reserves: Callable[[Item], list[Reserve]],
+        more: Callable[[Item, Item], bool],
+        now: float,
+    ) -> _Selected:
+        found = _Selected()
+        for row in _queue(connection, fence.chain, now):
+            item = item_of(row)
+            if found.items and not more(found.items[-1], item):
+                break
+            reason = misfit(item)
+            wanted = reserves(item) if reason is None else []
+            if wanted and (refused := self._reserve(connection, fence, item, wanted, now)) is not None:
+                reason = Misfit(refused.reason)
+                found.contended = found.contended or refused.contended
+            if reason is None:
+                found.items.append(item)
+            elif found.items or not found.pass_over(item, reason, once=row["passed_over_in"] == fence.ordinal):
+                break
+        return found
 
     def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
         with self._writing() as connection:
@@ -257,6 +255,33 @@ class UnitWriter(LedgerWriter):
         ]
         connection.execute(_PUT_BACK, [{**row, "updated_at": now} for row in before])
         self._give_back_reserved(connection, fence, items)
+
+
+@dataclass(slots=True)
+class _Selected:
+    """What is claimed, and what is not; see `Claim`."""
+
+    items: list[Item] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
+    never: dict[str, str] = field(default_factory=dict)
+    others: int = 0
+    contended: bool = False
+
+    def pass_over(self, item: Item, reason: Misfit, *, once: bool) -> bool:
+        """Does not take an item; whether those behind it may be looked at.
+
+        Args:
+            once: Whether it was passed over in this session already.
+        """
+        if len(self.passed_over) < PASSED_OVER_SHOWN:
+            self.passed_over[item.id] = reason.why
+        else:
+            self.others += 1
+        waited_long = item.passed_over >= PATIENCE and not once
+        if waited_long and reason.never is not None:
+            self.never[item.id] = reason.never
+            return True
+        return not (waited_long and reason.patient) and len(self.passed_over) + self.others < MOST_LOOKED_AT
 
 
 @dataclass(slots=True)
@@ -370,7 +395,7 @@ def _finished_before(connection: Connection, fence: Fence, one: Finished) -> boo
         return False
     # While the fence is this session's, nobody else can have moved it on.
     units = one.item.units + 1
-    return row.units > units or (row.units == units and row.result_key == one.result_key)
+    return bool(row.units > units or (row.units == units and row.result_key == one.result_key))
 
 
 def _end_unit(connection: Connection, fence: Fence, item: Item, target: ItemStatus, now: float, **values: Any) -> None:

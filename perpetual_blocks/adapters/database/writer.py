@@ -109,9 +109,7 @@ class LedgerWriter(LedgerReader):
             unit = _pool_unit(limit, shared.uid, item)
             pools.settle(connection, unit, usage.get(limit.resource, 0.0), now, failure)
 
-    def _give_back_reserved(
-        self, connection: Connection, fence: Fence, items: Sequence[Item] | None = None
-    ) -> None:
+    def _give_back_reserved(self, connection: Connection, fence: Fence, items: Sequence[Item] | None = None) -> None:
         """What the session has reserved for these items, or for all of its items."""
         shared = self._shared(connection, fence)
         if shared.limits and items is None:
