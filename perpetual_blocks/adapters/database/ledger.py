@@ -52,5 +52,4 @@ class SqlLedger(SessionWriter, UnitWriter, ItemWriter, DocumentWriter, ChainCont
         patience_seconds: float = 0.0,
     ) -> None:
         patience = Patience(patience_seconds, clock or SystemClock())
-        patience = Patience(patience_seconds, clock or SystemClock())
         super().__init__(address, clock, patience, synced=durability == "full", lease_seconds=lease_seconds)
