@@ -8,13 +8,16 @@ from typing import Any
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.agent import PerpetualAgent
+from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import StorageError, Superseded
 from perpetual_blocks.faults import reached
+from perpetual_blocks.session.batch import Batch
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
+from perpetual_blocks.session.documents import UnitKeys
 from perpetual_blocks.session.ledger import Claim, Closing, Fence, Finished, FollowOn, Ledger, Opened
-from perpetual_blocks.session.ports import RunFacts, RunState, Units
+from perpetual_blocks.session.ports import RunFacts, RunState, UnitRunner, Units
 from perpetual_blocks.testing import ManualClock
-from perpetual_blocks.work import Item, ItemStatus, Outcome
+from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit
 from perpetual_blocks.work.outcome import BatchedOutcome, batch_from_document, batch_to_document
 
 LEASE = 60.0
@@ -202,6 +205,46 @@ class MemoryRuns:
         self.calls += 1
         self.created.setdefault(follow_on.idempotency_key, follow_on)
         return f"run-{follow_on.chain}-{follow_on.ordinal}"
+
+
+class Freely:
+    """An allowance without limits, for as many units as it is said to admit after the first."""
+
+    def __init__(self, more: int = 1000) -> None:
+        self.more = more
+        self.counted: list[dict[str, float]] = []
+
+    def admits(self, item: Item) -> bool:
+        self.more -= 1
+        return self.more >= 0
+
+    def unit(self, item: Item, context: Mapping[str, Any]) -> Unit:
+        return Unit(item, context)
+
+    def count(self, usage: Mapping[str, float]) -> None:
+        self.counted.append(dict(usage))
+
+
+class Raised(Exception):
+    """A unit raised; the cause is what."""
+
+
+def batch_of(*items: Item, token: str = "token", allowance: Freely | None = None) -> Batch:
+    """A batch of the chain `mine-0123`."""
+    return Batch(Claim(items, token), UnitKeys("mine", "0123"), {}, allowance or Freely(), SystemClock())
+
+
+def run_unit(runner: UnitRunner, item: Item) -> Outcome:
+    """What an item's next unit comes to, by itself.
+
+    Raises:
+        Raised: it raised.
+    """
+    batch = batch_of(item)
+    runner.run(batch)
+    if failed := batch.failed or ([batch.cut_off] if batch.cut_off else []):
+        raise Raised from failed[0].error
+    return batch.finished[0].outcome
 
 
 class DirectRunner:

@@ -53,6 +53,7 @@ class Batch:
         items: What was claimed for it.
         key: Where its outcomes are to lie: of a single unit the unit's own.
         finished: Units that came to an outcome, in order.
+        made: Those of them whose outcome was not found: what is to be written under the batch's key.
         failed: Units that raised, in order.
         cut_off: The unit that had no room to finish; it was the last one.
         peaks: What the batch used of gauges.
@@ -74,6 +75,7 @@ class Batch:
         self.fresh = fresh
         self.phase = phase
         self.finished: list[Finished] = []
+        self.made: list[Finished] = []
         self.failed: list[Failed] = []
         self.cut_off: Failed | None = None
         self.peaks: dict[str, float] = {}
@@ -83,7 +85,6 @@ class Batch:
         self._clock = clock
         self._began = 0.0
         self._begun = 0
-        self._made = 0
         self._unit: Unit | None = None
 
     @property
@@ -113,11 +114,6 @@ class Batch:
         """The item of the current unit."""
         return self.items[self._begun - 1]
 
-    @property
-    def made(self) -> list[Finished]:
-        """Units that came to their outcome here: what is to be written under the batch's key."""
-        return [one for one in self.finished if one.result_key.partition("#")[0] == self.key]
-
     def units(self) -> Iterator[Unit]:
         """The next units, for as long as there is room and time for them."""
         for item in self.items[self._begun :]:
@@ -140,12 +136,14 @@ class Batch:
         Args:
             kept_under: The result's key, where it was not done now but found.
         """
-        own = self.key if self.single else f"{self.key}#{self._made}"
-        self._made += kept_under is None
+        own = self.key if self.single else f"{self.key}#{len(self.made)}"
         self._allowance.count(outcome.usage)
         if outcome.context is not None:
             self._context = outcome.context.apply(self._context, lambda key, now, before, after: after)
-        self.finished.append(Finished(self.item, outcome, kept_under or own))
+        finished = Finished(self.item, outcome, kept_under or own)
+        self.finished.append(finished)
+        if kept_under is None:
+            self.made.append(finished)
 
     def fail(self, error: BaseException) -> None:
         """The current unit raised."""

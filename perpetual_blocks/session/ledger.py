@@ -175,7 +175,7 @@ class Claim:
     """
 
     items: tuple[Item, ...]
-    token: str
+    token: str = field(compare=False)
     passed_over: dict[str, str] = field(default_factory=dict)
     others: int = 0
     contended: bool = False

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
-from support import some_item
+from support import Raised, run_unit, some_item
 
 from perpetual_blocks import PerpetualAgent, Unit
 from perpetual_blocks.adapters.local_server import local_server
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.result_storage import load_storage
 from perpetual_blocks.errors import described
-from perpetual_blocks.session.ports import UnitRaised
 
 
 class Mute(Exception):
@@ -90,10 +89,10 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectUnits]:
 def test_a_unit_ends_nothing_but_itself(units: PrefectUnits, how: str, name: str) -> None:
     """Be it `sys.exit()`, an error without a text or a result that is not JSON: the unit has raised, for that reason,
     and the next one of the same session runs."""
-    with pytest.raises(UnitRaised) as raised:
-        units.run(f"perpetual/units/{how}-{name}/1", Unit(some_item(f"{how}:{name}"), {}))
+    with pytest.raises(Raised) as raised:
+        run_unit(units, some_item(f"{how}:{name}"))
 
     cause = raised.value.__cause__
     assert isinstance(cause, Exception)
     assert described(cause).startswith(BAD[name][1])
-    assert units.run(f"perpetual/units/{how}-{name}/2", Unit(some_item(f"{how}:fine"), {})).result == "fine"
+    assert run_unit(units, some_item(f"{how}:fine, after {name}")).result == "fine"

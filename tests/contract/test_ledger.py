@@ -169,6 +169,11 @@ def test_takes_over_after_the_lease_ran_out(ledger: SqlLedger, clock: FakeClock)
     assert opened.chain.planned, "what was planned stays planned"
 
 
+def no_claim(passed_over: dict[str, str] | None = None, retry_at: float | None = None) -> Claim:
+    """What is said when nothing was claimed."""
+    return Claim((), "", passed_over or {}, retry_at=retry_at)
+
+
 FENCED: dict[str, Callable[[SqlLedger, Fence, Item], object]] = {
     "heartbeat": lambda ledger, fence, item: ledger.heartbeat(fence),
     "resumed": lambda ledger, fence, item: ledger.resumed(fence, 0.5, (4, 4)),
@@ -586,7 +591,7 @@ def test_what_is_passed_over_too_often_is_waited_for(ledger: SqlLedger) -> None:
         close(ledger, fence)
         fence = open_session(ledger, flow_run_id=f"run-{session}").fence
 
-    assert ledger.claim(fence, later) == Claim(None, {"big": "too big today"})
+    assert ledger.claim(fence, later) == no_claim({"big": "too big today"})
     assert ledger.claim(fence, never).item is not None
     taken = ledger.claim(fence, lambda item: None).item
     assert (taken.id, ledger.items("mine", ItemStatus.CLAIMED)[0].passed_over) == ("big", 0)
@@ -902,13 +907,13 @@ def test_what_has_failed_is_left_alone_for_a_while(ledger: SqlLedger, clock: Fak
     ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
 
     assert finish_next(ledger, fence).id == "good"
-    assert ledger.claim(fence, fits) == Claim(None, retry_at=began + back_off(1))
+    assert ledger.claim(fence, fits) == no_claim(retry_at=began + back_off(1))
     ledger.discard_items("mine", ["worse"], "enough")
     for _ in range(4):
         item = item_in(ledger, "bad")
         waits.append(item.retry_at - clock.now())
         clock.advance(waits[-1] - 0.001)
-        assert ledger.claim(fence, fits) == Claim(None, retry_at=item.retry_at)
+        assert ledger.claim(fence, fits) == no_claim(retry_at=item.retry_at)
         clock.advance(0.001)
         ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
 
@@ -1062,7 +1067,7 @@ def test_what_fits_into_no_session_is_given_up_for_what_does(ledger: SqlLedger) 
     everywhere = ledger.claim(fence, nothing)
     claimed = ledger.claim(fence, misfit)
 
-    assert everywhere == Claim(None, dict.fromkeys(["huge", "a", "b"], "needs 9; 5 left"))
+    assert everywhere == no_claim(dict.fromkeys(["huge", "a", "b"], "needs 9; 5 left"))
     assert (claimed.item.id, claimed.passed_over) == ("a", {})
     assert claimed.discarded == {"huge": "it needs 9, and there are 8"}
     huge = item_in(ledger, "huge")

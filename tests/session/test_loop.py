@@ -58,6 +58,7 @@ from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_on
 from perpetual_blocks.session.heartbeat import Heartbeat
 from perpetual_blocks.session.ledger import Fence, FollowOn, Reserve
 from perpetual_blocks.session.loop import Session, SessionEnd
+from perpetual_blocks.session.ports import Units
 from perpetual_blocks.session.status import chain_status
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
