@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perpetual_blocks.budget import Quota
-from perpetual_blocks.checkpoint.codec import digest, to_json
+from perpetual_blocks.checkpoint.codec import canonical, digest, to_json
 from perpetual_blocks.errors import DamagedDocument, InvalidInput
 from perpetual_blocks.work.context import ContextChange
 from perpetual_blocks.work.item import WorkItem
@@ -138,7 +138,7 @@ def batch_to_document(batch: Sequence[BatchedOutcome]) -> dict[str, Any]:
         for one in batch
     ]
     document = {"batch": BATCH_SCHEMA, "units": units}
-    return {**document, "digest": _digest(document)}
+    return {**document, "digest": digest(canonical(document))}
 
 
 def batch_from_document(document: Any) -> list[BatchedOutcome]:

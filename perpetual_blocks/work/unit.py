@@ -8,7 +8,7 @@ from typing import Any
 
 from perpetual_blocks.budget import Quota
 from perpetual_blocks.budget.room import Room
-from perpetual_blocks.checkpoint.codec import copy_json, is_plain_text, to_json
+from perpetual_blocks.checkpoint.codec import canonical, copy_json, is_plain_text, to_json
 from perpetual_blocks.errors import InvalidInput, PerpetualError
 from perpetual_blocks.usage import RESOURCES, add, show, validated_usage
 from perpetual_blocks.work.context import ContextChange
@@ -259,8 +259,9 @@ class Unit:
             raise InvalidInput.of("work_unit", returned, "nothing, or unit.advance(…) itself, after unit.advance(…)")
         if advanced is None:
             to_json(returned, "work_unit's result")
-        # As JSON: in Python, True equals 1.
-        changed = checked_context(self.context, "unit.context") != to_json(self._context_before, "context")
+        changed = bool(self.context or self._context_before)
+        if changed:  # as JSON: in Python, True equals 1
+            changed = checked_context(self.context, "unit.context") != canonical(self._context_before)
         return Outcome(
             done=advanced is None,
             result=returned if advanced is None else None,

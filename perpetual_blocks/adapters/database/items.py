@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, false, func, insert, or_, select, update
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.chains import lock_chain, reopen
@@ -21,7 +21,7 @@ MOVE = {
     target: update(t.items).where(
         t.items.c.chain == bindparam("of_chain"),
         t.items.c.id == bindparam("of_item"),
-        t.items.c.status.in_(sources(target)),
+        or_(false(), *(t.items.c.status == source for source in sources(target))),  # IN cannot be executed for many rows
     )
     for target in ItemStatus
 }
