@@ -299,10 +299,11 @@ class Session:
         if isinstance(error, RunPaused):
             self._ledger.release(fence, batch.items, begun=True)
             return self._stop.reason or StopReason("paused", "its flow run was paused")
-        if error is not None:
+        if isinstance(error, PerpetualError):
             # The world failed, not the unit: no attempt is counted.
             with suppress(PerpetualError):
                 self._ledger.release(fence, batch.items, begun=True)
+        if error is not None:
             raise error
         self._check_reachable()
         self._settle(opened, batch)

@@ -42,7 +42,7 @@ class ContextChange:
             return dict(self.after)
         changed = dict(context)
         for key in {**self.before, **self.after}:
-            if not _same(context, self.before, key) and not _same(context, self.after, key):
+            if not _same(context, self.before, key):
                 changed[key] = merge(key, context.get(key), self.before.get(key), self.after.get(key))
             elif key in self.after:
                 changed[key] = self.after[key]

@@ -21,7 +21,9 @@ MOVE = {
     target: update(t.items).where(
         t.items.c.chain == bindparam("of_chain"),
         t.items.c.id == bindparam("of_item"),
-        or_(false(), *(t.items.c.status == source for source in sources(target))),  # IN cannot be executed for many rows
+        or_(
+            false(), *(t.items.c.status == source for source in sources(target))
+        ),  # IN cannot be executed for many rows
     )
     for target in ItemStatus
 }
