@@ -259,7 +259,8 @@ class BudgetMonitor:
 
     def refuse(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> Refusal | None:
         """Why this unit should not be started now; None when it should."""
-        return refuse(self._or_now(readings), unit, risk=self._budget.risk, first=self.units == 0)
+        first = self.units == 0 and not self._held
+        return refuse(self._or_now(readings), unit, risk=self._budget.risk, first=first)
 
     def too_large(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> str | None:
         """Why this unit fits into no session at all; None when it does into some."""
@@ -291,6 +292,11 @@ class BudgetMonitor:
             else:
                 low = middle + 1
         return moments[low] if low < len(moments) else None
+
+    def is_blind(self) -> bool:
+        """Whether nothing is known of what units cost that are limited: until one has ended, no second may begin."""
+        limited = [limit.resource for limit in self._budget if not _is_continuous(limit)]
+        return self.units == 0 and any(self.forecasts[resource].law() is None for resource in limited)
 
     def unasked_units(self, unit: Expectation, seconds: float, readings: Sequence[Reading] | None = None) -> int:
         """How many such units may run before the budget is asked again, in about so many seconds; at least 1."""

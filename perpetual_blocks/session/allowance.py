@@ -44,9 +44,9 @@ class Allowances:
         self._choices = choices
         self._rung: str | None = None
 
-    def batch(self) -> "BatchAllowance":
-        """The allowance of a batch that begins now."""
-        return BatchAllowance(self)
+    def batch(self, first: Item) -> "BatchAllowance":
+        """The allowance of a batch that begins now with this item."""
+        return BatchAllowance(self, first)
 
     def rung(self, readings: Sequence[Reading]) -> str | None:
         """Where the budget stands on the agent's ladder."""
@@ -60,22 +60,24 @@ class Allowances:
 class BatchAllowance:
     """See `Allowance`. A slice is a run of equal units for which the budget is asked once."""
 
-    def __init__(self, all_batches: Allowances) -> None:
+    def __init__(self, all_batches: Allowances, first: Item) -> None:
         self._all = all_batches
         self._monitor = all_batches.monitor
         self._until = all_batches.clock.monotonic() + BATCH_SECONDS
-        self._asked: Item | None = None
+        self._asked = first
         self._unasked = 0
         self._amounts: dict[str, float] = {}
         self._used: dict[str, float] = {}
         self._slice_began = 0.0
         self._rung: str | None = None
         self._reserved: Callable[[Item], dict[str, float]] = lambda item: {}
+        with self._monitor.lock:  # what it holds is held before anybody claims more
+            self._begin_slice(first, self._monitor.readings())
 
     def admits(self, item: Item) -> bool:
         if self._all.stop.reason is not None or self._all.clock.monotonic() >= self._until:
             return False
-        if self._unasked > 0 and self._asked is not None and item.is_like(self._asked):
+        if self._unasked > 0 and item.is_like(self._asked):
             self._unasked -= 1
             return True
         with self._monitor.lock:
@@ -87,9 +89,6 @@ class BatchAllowance:
         return True
 
     def unit(self, item: Item, context: Mapping[str, Any]) -> Unit:
-        if self._asked is None:
-            with self._monitor.lock:
-                self._begin_slice(item, self._monitor.readings())
         used = {**self._used, "seconds": self._all.clock.monotonic() - self._slice_began}
         room = Room(
             {name: max(0.0, amount - used.get(name, 0.0)) for name, amount in self._amounts.items()},

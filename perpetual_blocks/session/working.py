@@ -100,7 +100,10 @@ class Working:
 
     def _is_free(self) -> bool:
         running = self._crew.running
-        return len(running) < self._pace.limit and not any(batch.alone for batch in running)
+        if not running:
+            return True
+        alone = any(batch.alone for batch in running) or self._monitor.is_blind()
+        return len(running) < self._pace.limit and not alone
 
     def _begin(self, claim: Claim) -> StopReason | None:
         """Starts a batch; a reason to stop where there was one before it could be started."""
@@ -111,7 +114,7 @@ class Working:
             claim,
             self._keys,
             self._context,
-            self._allowances.batch(),
+            self._allowances.batch(claim.items[0]),
             self._world.clock,
             fresh=self._monitor.units == 0 and not self._crew.running,
             phase=self._pace.phase,

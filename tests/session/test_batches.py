@@ -331,6 +331,14 @@ class Meets(Sums):
         return super().work_unit(unit)
 
 
+class Large(Sums):
+    """Units that use two fifths of the budget."""
+
+    def work_unit(self, unit: Unit) -> Any:
+        unit.spend(tokens=39)
+        return super().work_unit(unit)
+
+
 def test_units_run_at_once_and_their_contexts_are_merged(make_ledger: LedgerFactory, clock: FakeClock) -> None:
     """Four at once, each with a context of its own; what they changed of it is added up."""
     rig = Rig(make_ledger(), clock, Meets(count=20))
@@ -355,7 +363,19 @@ def test_what_runs_at_once_does_not_overrun_the_budget(make_ledger: LedgerFactor
     assert sum_of(rig) == sum(range(60))
 
 
-def test_a_second_session_finds_nothing_of_units_that_ran_at_once(make_ledger: LedgerFactory, clock: FakeClock) -> None:
+def test_the_first_unit_of_all_runs_by_itself(make_ledger: LedgerFactory, clock: FakeClock) -> None:
+    """While nothing is known of what units cost, four large ones at once could use up more than there is."""
+    rig = Rig(make_ledger(), clock, Large(count=12))
+    rig.runner = DirectRunner(rig.agent, clock, 1.0)
+    ends = [rig.run(Budget(tokens=100), concurrency=4)]
+    while ends[-1].state is SessionState.WRAPPED:
+        ends.append(rig.run(Budget(tokens=100), concurrency=4, invited=list(rig.runs.created)[-1]))
+
+    assert ends[-1].state is SessionState.FINISHED
+    assert max(session.usage["tokens"] for session in rig.ledger.sessions("mine")) <= 100
+
+
+def test_what_ran_at_once_is_found_by_the_next_session(make_ledger: LedgerFactory, clock: FakeClock) -> None:
     """When one of them dies with its process, the outcomes of the others are found and applied."""
     rig = Rig(make_ledger(), clock, Sums(count=40))
     rig.runner = DirectRunner(rig.agent, clock, 1.0)
