@@ -18,11 +18,11 @@ from prefect.settings import (
 sys.path.insert(0, str(Path(__file__).parent))
 
 from postgres_server import TEMPLATE, PostgresServer, running_server
+from prefect_server import PrefectServer, running_prefect
 from support import LEASE, FakeClock, LedgerFactory
 
 from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger
-from perpetual_blocks.adapters.local_server import local_server
 from perpetual_blocks.usage import RESOURCES
 
 settings.register_profile("perpetual", deadline=None)
@@ -78,20 +78,18 @@ def make_ledger(tmp_path: Path, clock: FakeClock, empty_database: bytes) -> Iter
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server that has a home of its own."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        with local_server() as api:
-            yield api
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """The one Prefect server of this process: to start one takes ten seconds."""
+    with running_prefect(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
 
 
 @pytest.fixture
-def results(prefect_api: str, tmp_path: Path) -> Iterator[Path]:
+def results(prefect_server: PrefectServer, tmp_path: Path) -> Iterator[Path]:
     """The folder of Prefect's results storage; tasks of this process are run with the server."""
     folder = tmp_path / "results"
     prefect_settings = {
-        PREFECT_API_URL: prefect_api,
+        PREFECT_API_URL: prefect_server.api,
         PREFECT_LOCAL_STORAGE_PATH: str(folder),
         PREFECT_LOGGING_TO_API_ENABLED: False,
     }
