@@ -28,6 +28,37 @@ from perpetual_blocks.usage import RESOURCES
 settings.register_profile("perpetual", deadline=None)
 settings.load_profile("perpetual")
 
+# Or each of several hundred processes would compile this package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+TESTS = Path(__file__).parent
+PROCESSES = 2
+"""In how many processes the tests run: each has servers of its own, and those take their time to start."""
+
+LONGEST = (
+    "integration",
+    "faults",
+    "contract",
+    "cli",
+    "session",
+    "testing",
+    "conformance",
+    "adapters",
+)
+"""The folders whose tests take longest."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What `-n auto` stands for: the tests of one file run in this process."""
+    of_one_file = len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if of_one_file else PROCESSES
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first, so that no process is left alone with them at the end."""
+    folders = {folder: place for place, folder in enumerate(LONGEST)}
+    items.sort(key=lambda item: folders.get(item.path.relative_to(TESTS).parts[0], len(folders)))
+
 
 @pytest.fixture
 def clock() -> FakeClock:
