@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -19,10 +20,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from postgres_server import TEMPLATE, PostgresServer, running_server
 from prefect_server import PrefectServer, running_prefect
+from sqlalchemy import Engine
 from support import LEASE, FakeClock, LedgerFactory
 
 from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.adapters.database import engine as database_engine
+from perpetual_blocks.adapters.database.sqlite import is_in_memory
 from perpetual_blocks.usage import RESOURCES
 
 settings.register_profile("perpetual", deadline=None)
@@ -72,6 +76,25 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("empty") / "ledger.db"
     SqlLedger(str(path)).close()
     return path.read_bytes()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tables_in_memory() -> Iterator[None]:
+    """Databases in memory get their tables as a copy, too, in a twentieth of the time: before they are migrated, which
+    then finds them there."""
+    ready = SqlLedger("sqlite://")
+    migrate, copying = database_engine._migrate, Lock()
+
+    def copy_and_migrate(engine: Engine) -> None:
+        if engine.dialect.name == "sqlite" and is_in_memory(engine.url):
+            with copying, ready._engine.connect() as source, engine.connect() as target:
+                source.connection.driver_connection.backup(target.connection.driver_connection)
+        migrate(engine)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database_engine, "_migrate", copy_and_migrate)
+        yield
+    ready.close()
 
 
 @pytest.fixture(scope="session")
