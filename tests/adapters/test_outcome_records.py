@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect_server import PrefectServer
 from pydantic import PrivateAttr
 from support import Raised, one_line, run_unit, some_item
 
@@ -50,12 +51,12 @@ def read_outcome(record: str) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def good_record(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def good_record(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """What Prefect writes of a unit."""
     from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
     folder = tmp_path_factory.mktemp("results")
-    with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOCAL_STORAGE_PATH: str(folder)}):
+    with temporary_settings({PREFECT_API_URL: prefect_server.api, PREFECT_LOCAL_STORAGE_PATH: str(folder)}):
         run(Answering(answer={"a": [1, "ü"]}))
     return (folder / KEY).read_bytes()
 

@@ -9,11 +9,16 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_LOCAL_STORAGE_PATH,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    temporary_settings,
+)
+from prefect_server import PrefectServer
 from support import Raised, batch_of, run_unit, some_item
 
 from perpetual_blocks import PerpetualAgent, Unit
-from perpetual_blocks.adapters.local_server import local_server
 from perpetual_blocks.adapters.outcome_records import StoredOutcomes
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
@@ -73,17 +78,17 @@ class Bad(PerpetualAgent):
 
 
 @pytest.fixture(scope="module")
-def units(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectUnits]:
-    """The units of one session, on a server and a storage of their own."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        with (
-            local_server() as api,
-            temporary_settings({PREFECT_API_URL: api, PREFECT_LOGGING_TO_API_ENABLED: False}),
-        ):
-            units = PrefectUnits(Bad(), load_storage(""), None)
-            yield units
-            units.close()
+def units(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectUnits]:
+    """The units of one session, on a storage of their own."""
+    prefect_settings = {
+        PREFECT_API_URL: prefect_server.api,
+        PREFECT_LOCAL_STORAGE_PATH: str(tmp_path_factory.mktemp("results")),
+        PREFECT_LOGGING_TO_API_ENABLED: False,
+    }
+    with temporary_settings(prefect_settings):
+        units = PrefectUnits(Bad(), load_storage(""), None)
+        yield units
+        units.close()
 
 
 # A StopIteration cannot leave a coroutine.

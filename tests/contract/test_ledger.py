@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from postgres_server import address_of
+from processes import MANY
 from sqlalchemy import event, select
 from support import (
     KINDS,
@@ -1307,10 +1308,9 @@ def test_sixteen_processes_that_start_a_chain_at_once(shared_address: str, make_
         open_session(ledger, chain, "dead")
         assert ledger.declare_dead(chain, 1)
     chains, holders = [*new, *orphaned], [f"holder-{n}" for n in range(16)]
-    barrier, answers = SPAWN.Barrier(len(holders)), SPAWN.SimpleQueue()
+    barrier, answers = MANY.Barrier(len(holders)), MANY.SimpleQueue()
     starters = [
-        SPAWN.Process(target=start_chains, args=(shared_address, holder, chains, barrier, answers))
-        for holder in holders
+        MANY.Process(target=start_chains, args=(shared_address, holder, chains, barrier, answers)) for holder in holders
     ]
     for starter in starters:
         starter.start()

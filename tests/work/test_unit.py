@@ -165,7 +165,9 @@ class ManyLines:
         return "   a  b\n0  1  2"
 
 
-@pytest.mark.parametrize("result", [{1, 2}, (1, 2), {"a": float("inf")}, object(), ManyLines()], ids=repr)
+@pytest.mark.parametrize(
+    "result", [{1, 2}, (1, 2), {"a": float("inf")}, pytest.param(object(), id="object"), ManyLines()], ids=repr
+)
 def test_a_result_that_is_no_json_is_refused(result: object) -> None:
     """A result is JSON: what would not be read back as it was is refused, in one line that says where."""
     with pytest.raises(InvalidInput) as refused:
