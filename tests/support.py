@@ -282,6 +282,11 @@ class DirectRunner:
         if units.finished:
             reached("unit.persisted")
 
+    def find(self, units: Units) -> None:
+        for _unit in units.units():
+            if (kept := self._kept(units)) is not None:
+                units.finish(*kept)
+
     def _kept(self, units: Units) -> tuple[Outcome, str] | None:
         item = units.item
         for key in units.earlier():

@@ -105,6 +105,13 @@ class PrefectUnits:
         if units.finished:
             reached("unit.persisted")
 
+    def find(self, units: Units) -> None:
+        """See `UnitRunner.find`."""
+        kept = _Kept(self._outcomes, self._records, self._patience)
+        for _unit in units.units():
+            if (found := kept.find(units)) is not None:
+                units.finish(*found)
+
     def interrupt(self) -> bool:
         """See `UnitRunner.interrupt`."""
         if self._agent.isolated:

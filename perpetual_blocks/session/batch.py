@@ -4,7 +4,7 @@ Most batches are of one unit. Units that are so small that a task run for each w
 for about a second: so much is repeated at most when a session dies.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,19 @@ class Allowance(Protocol):
 
     def count(self, usage: Mapping[str, float]) -> None:
         """Counts what a unit has spent."""
+
+
+class Unlimited:
+    """The allowance of units that are not run, but looked for."""
+
+    def __init__(self, count: Callable[[Mapping[str, float]], None]) -> None:
+        self.count = count
+
+    def admits(self, item: Item) -> bool:
+        return True
+
+    def unit(self, item: Item, context: Mapping[str, Any]) -> Unit:
+        return Unit(item, context)
 
 
 @dataclass(frozen=True, slots=True)

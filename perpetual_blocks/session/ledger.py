@@ -289,6 +289,9 @@ class Ledger(Protocol):
             more: Given the last item that was taken and the one behind it, whether this one is wanted too.
         """
 
+    def claim_begun(self, fence: Fence) -> Claim:
+        """Claims all items whose next unit was begun and then given back, whether or not it is their turn."""
+
     def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
         """Brings what a running unit has reserved to these amounts, all or none; why not, or None."""
 

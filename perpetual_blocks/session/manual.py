@@ -203,5 +203,8 @@ class NoUnits:
     def run(self, units: Units) -> None:
         raise InvalidInput(f"{units.label}: a session by hand runs no units")
 
+    def find(self, units: Units) -> None:
+        raise InvalidInput(f"{units.label}: a session by hand runs no units")
+
     def interrupt(self) -> bool:
         return False

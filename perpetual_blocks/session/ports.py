@@ -76,6 +76,13 @@ class UnitRunner(Protocol):
             StorageError: an outcome could not be persisted, or what is there already cannot be asked for.
         """
 
+    def find(self, units: Units) -> None:
+        """Tells them which of their outcomes are persisted already, and runs none.
+
+        Raises:
+            StorageError: what is there cannot be asked for.
+        """
+
     def interrupt(self) -> bool:
         """Ends the units that run, from another thread; False where they are such that cannot be ended.
 

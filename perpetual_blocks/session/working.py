@@ -9,7 +9,7 @@ from perpetual_blocks.budget import BudgetMonitor, Reading, Status
 from perpetual_blocks.errors import InvalidInput, LedgerUnavailable, PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.allowance import Allowances
-from perpetual_blocks.session.batch import Batch, Failed
+from perpetual_blocks.session.batch import Batch, Failed, Unlimited
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.choosing import Chooser
 from perpetual_blocks.session.context import merged_context
@@ -58,6 +58,7 @@ class Working:
     ) -> None:
         self._agent = agent
         self._fence = opened.fence
+        self._may_be_left = opened.previous is not None and not opened.previous.graceful
         self._keys = UnitKeys(opened.fence.chain, opened.chain.uid)
         self._context = context
         self._world = world
@@ -80,6 +81,8 @@ class Working:
 
     def run(self) -> StopReason:
         """Works until something says stop: what that was."""
+        if self._may_be_left:
+            self._apply_left()
         reason: StopReason | None = None
         while True:
             with self._monitor.lock:
@@ -97,6 +100,26 @@ class Working:
                 assert reason is not None
                 return reason
             reason = self._settle_next() or reason
+
+    def _apply_left(self) -> None:
+        """Commits what a session before has persisted and could not commit, before anything else is done.
+
+        What those units made of the context was made of it as it still is: another unit would change it meanwhile.
+        """
+        claim = self._ledger.claim_begun(self._fence)
+        if not claim.items:
+            return
+        batch = Batch(claim, self._keys, self._context, Unlimited(self._monitor.count), self._world.clock)
+        try:
+            self._world.runner.find(batch)
+        except PerpetualError:
+            with suppress(PerpetualError):
+                self._ledger.release(self._fence, claim.items, begun=False)
+            raise
+        if batch.finished:
+            reached("unit.persisted")
+        found = {one.item.id for one in batch.finished}
+        self._commit(batch.finished, [item for item in claim.items if item.id not in found])
 
     def _is_free(self) -> bool:
         running = self._crew.running

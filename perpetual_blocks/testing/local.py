@@ -118,6 +118,12 @@ class LocalUnits:
         if units.finished:
             reached("unit.persisted")
 
+    def find(self, units: Units) -> None:
+        """See `UnitRunner.find`."""
+        for _unit in units.units():
+            if (kept := self._kept(units)) is not None:
+                units.finish(*kept)
+
     def interrupt(self) -> bool:
         """See `UnitRunner.interrupt`."""
         return self._coroutines.interrupt()

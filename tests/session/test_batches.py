@@ -198,6 +198,32 @@ def test_an_outcome_that_was_persisted_with_others_is_applied(sums: MakeSums) ->
     assert sum(session.usage["tokens"] for session in rig.ledger.sessions("mine")) == 200
 
 
+@pytest.mark.parametrize("seconds", [TINY, 1.0], ids=["batches", "one by one"])
+def test_what_was_persisted_is_applied_before_anything_else(
+    make_ledger: LedgerFactory, clock: FakeClock, seconds: float
+) -> None:
+    """What a unit made of the context was made of it as it was then. An item whose process died several times is left
+    alone for a while, and others go before it; but not before an outcome of it that is there already."""
+
+    class Serial(Sums):
+        def merge_context(self, key: str, current: Any, before: Any, after: Any) -> Any:
+            raise AssertionError("nothing was changed at the same time")
+
+    rig = Rig(make_ledger(), clock, Serial(count=60))
+    rig.runner = DirectRunner(rig.agent, clock, seconds)
+    kill_at("unit.committing", 5)
+    run_killed(rig)
+    for point in ("unit.committing", "unit.persisted", "unit.committing"):
+        kill_at(point, 1)
+        run_killed(rig)
+
+    rig.run_chain()
+
+    assert sum_of(rig) == sum(range(60))
+    assert Counter(ran(rig)) == Counter(f"n-{number:04d}" for number in range(60))
+    assert sum(session.usage.get("tokens", 0) for session in rig.ledger.sessions("mine")) == 60
+
+
 def test_it_is_found_though_the_next_process_dies_too(sums: MakeSums) -> None:
     """The items remember each batch that they were claimed for, until one of them is finished."""
     rig = sums()

@@ -155,6 +155,14 @@ Index(
     items.c.position,
 )
 
+# Those that have been claimed for their next unit: few.
+Index(
+    "ix_items_begun",
+    items.c.chain,
+    sqlite_where=items.c.claims.is_not(None),
+    postgresql_where=items.c.claims.is_not(None),
+)
+
 dependencies = Table(
     "dependencies",
     metadata,

@@ -53,6 +53,16 @@ _QUEUE = (
     .limit(bindparam("many"))
     .offset(bindparam("after"))
 )
+_BEGUN = (
+    select(t.items)
+    .where(
+        t.items.c.chain == bindparam("of_chain"),
+        t.items.c.claims.is_not(None),
+        t.items.c.status == ItemStatus.AVAILABLE,
+        t.items.c.interruptions > 0,
+    )
+    .order_by(*CLAIM_ORDER)
+)
 _NEXT_RETRY = select(func.min(t.items.c.retry_at)).where(
     t.items.c.chain == bindparam("of_chain"),
     t.items.c.status == ItemStatus.AVAILABLE,
@@ -95,7 +105,7 @@ _FREE = (
 )
 
 
-@patient(but=["claim"])
+@patient(but=["claim", "claim_begun"])
 class UnitWriter(LedgerWriter):
     """The transactions of units."""
 
@@ -126,7 +136,8 @@ class UnitWriter(LedgerWriter):
                 left_alone = {"of_chain": fence.chain, "now": now}
                 retry_at: float | None = connection.execute(_NEXT_RETRY, left_alone).scalar()
                 return Claim((), claiming.token, found.passed_over, found.others, found.contended, retry_at)
-            _take(connection, fence, found.items, claiming.token, now)
+            mark = UNIT if len(found.items) == 1 else claiming.token
+            _take(connection, fence, found.items, claiming.token, now, mark=mark)
             for hopeless, why in found.never.items():
                 move(connection, fence.chain, hopeless, ItemStatus.DISCARDED, now, error=why)
                 found.passed_over.pop(hopeless, None)
@@ -158,6 +169,21 @@ class UnitWriter(LedgerWriter):
             elif found.items or not found.pass_over(item, reason, once=row["passed_over_in"] == fence.ordinal):
                 break
         return found
+
+    def claim_begun(self, fence: Fence) -> Claim:
+        return self._claim_begun(fence, _Claiming())
+
+    @patiently
+    def _claim_begun(self, fence: Fence, claiming: _Claiming) -> Claim:
+        with self._writing() as connection:
+            now = self._pass_fence(connection, fence)
+            items = claiming.done_before(connection, fence, marked=False)
+            if not items:
+                rows = connection.execute(_BEGUN, {"of_chain": fence.chain}).mappings()
+                items = tuple(map(item_of, rows))
+                if items:
+                    _take(connection, fence, items, claiming.token, now, mark=None)
+            return Claim(items, claiming.token)
 
     def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
         with self._writing() as connection:
@@ -295,24 +321,29 @@ class _Claiming:
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     tried: bool = False
 
-    def done_before(self, connection: Connection, fence: Fence) -> tuple[Item, ...]:
-        """What it has claimed already, if it is tried again; as it was found."""
+    def done_before(self, connection: Connection, fence: Fence, *, marked: bool = True) -> tuple[Item, ...]:
+        """What it has claimed already, if it is tried again; as it was found.
+
+        Args:
+            marked: Whether the claim is one of those that the items remember.
+        """
         if not self.tried:
             self.tried = True
             return ()
         of_session = and_(t.items.c.chain == fence.chain, t.items.c.claimed_by == fence.ordinal)
         rows = select(t.items).where(of_session, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claim == self.token)
         found = connection.execute(rows.order_by(*CLAIM_ORDER)).mappings()
-        return tuple(_as_found(item_of(row)) for row in found)
+        return tuple(_as_found(item_of(row), marked=marked) for row in found)
 
 
-def _as_found(item: Item) -> Item:
-    claims = (item.claims or "").rpartition(" ")[0]
+def _as_found(item: Item, *, marked: bool) -> Item:
+    claims = (item.claims or "").rpartition(" ")[0] if marked else item.claims
     return replace(item, status=ItemStatus.AVAILABLE, claims=claims or None)
 
 
-def _take(connection: Connection, fence: Fence, items: Sequence[Item], token: str, now: float) -> None:
-    mark = UNIT if len(items) == 1 else token
+def _take(
+    connection: Connection, fence: Fence, items: Sequence[Item], token: str, now: float, *, mark: str | None
+) -> None:
     rows = [
         {
             "of_chain": fence.chain,
@@ -321,7 +352,7 @@ def _take(connection: Connection, fence: Fence, items: Sequence[Item], token: st
             "updated_at": now,
             "claimed_by": fence.ordinal,
             "claim": token,
-            "claims": _claims(item, mark),
+            "claims": item.claims if mark is None else _claims(item, mark),
             "passed_over": 0,
         }
         for item in items

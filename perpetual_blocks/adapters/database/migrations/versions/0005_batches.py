@@ -11,3 +11,5 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("items", sa.Column("claims", sa.Text(), nullable=True))
+    begun = sa.text("claims IS NOT NULL")
+    op.create_index("ix_items_begun", "items", ["chain"], sqlite_where=begun, postgresql_where=begun)
