@@ -39,7 +39,7 @@ from perpetual_blocks.budget import Budget, Expectation, Limit, Quota, Spend
 from perpetual_blocks.errors import Fenced, InvalidInput, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.session.attempts import Attempt, Story, back_off
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason, invitation
-from perpetual_blocks.session.ledger import Claim, Document, Fence, FollowOn, Misfit, Reserve, UnitCost
+from perpetual_blocks.session.ledger import Claim, Document, Fence, Finished, FollowOn, Misfit, Reserve, UnitCost
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
 
 DATABASES = ("sqlite-file", "sqlite-memory", "postgres")
@@ -1490,3 +1490,70 @@ def test_a_share_is_kept(ledger: SqlLedger) -> None:
     with pytest.raises(InvalidInput) as refused:
         open_session(ledger, **pooled("greedy", greedy))
     one_line(refused.value, "share", "0.7", "0.6")
+
+
+# Batches --------------------------------------------------------------------------------------------------------------
+
+
+def claim_many(ledger: SqlLedger, fence: Fence, many: int) -> Claim:
+    """A claim of so many items."""
+    left = iter(range(many - 1))
+    return ledger.claim(fence, lambda item: None, more=lambda last, item: next(left, None) is not None)
+
+
+def test_a_batch_is_claimed_and_committed_as_one(ledger: SqlLedger) -> None:
+    """The items in their order; those that are done, that go on and that have not begun each become what they are."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("a", "b", "c", "d", "e"), *items("last", depends_on=("a", "b"))])
+
+    claimed = claim_many(ledger, fence, 4)
+    a, b, c, d = claimed.items
+    finished = [
+        Finished(a, Outcome(done=True, usage={"tokens": 1.0}), "doc#0"),
+        Finished(b, Outcome(done=True, usage={"tokens": 2.0}, added=tuple(items("new"))), "doc#1"),
+        Finished(c, Outcome(done=False, usage={"tokens": 3.0}, cursor=7), "doc#2"),
+    ]
+    for _ in range(2):  # the second time it finds that it has been done
+        ledger.commit_units(fence, finished, {"tokens": 6.0}, context={"seen": 3}, unbegun=[d])
+
+    assert [item.id for item in claimed.items] == ["a", "b", "c", "d"]
+    assert status_of(ledger) == {
+        "a": ItemStatus.COMPLETED,
+        "b": ItemStatus.COMPLETED,
+        **dict.fromkeys(("c", "d", "e", "last", "new"), ItemStatus.AVAILABLE),
+    }
+    assert (item_in(ledger, "c").cursor, item_in(ledger, "c").units, item_in(ledger, "a").result_key) == (7, 1, "doc#0")
+    assert item_in(ledger, "d") == d
+    (session,) = ledger.sessions("mine")
+    assert (session.units, session.usage, ledger.chain("mine").context) == (3, {"tokens": 6.0}, {"seen": 3})
+    assert [spend.amount for spend in ledger.spends("mine", "tokens", 0.0)] == [1.0, 2.0, 3.0]
+
+
+def test_a_batch_is_committed_as_a_whole_or_not_at_all(ledger: SqlLedger) -> None:
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b"))
+    a, b = claim_many(ledger, fence, 2).items
+    before = everything(ledger)
+    wrong = Outcome(done=True, added=tuple(items("wrong", kind="strange")))
+
+    with pytest.raises(InvalidInput):
+        ledger.commit_units(fence, [Finished(a, Outcome(done=True), "doc#0"), Finished(b, wrong, "doc#1")], {})
+
+    assert everything(ledger) == before
+
+
+def test_what_was_begun_is_found(ledger: SqlLedger) -> None:
+    """Items of a dead session are claimed to look for their outcomes, though they are to be left alone; those that are
+    put back are what they were."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b", "c"))
+    token = claim_many(ledger, fence, 2).token
+    ledger.declare_dead("mine", 1)
+    second = open_session(ledger, holder="second").fence
+
+    begun = ledger.claim_begun(second)
+
+    assert [(item.id, item.claims) for item in begun.items] == [("a", token), ("b", token)]
+    ledger.release(second, begun.items, begun=False)
+    assert [item_in(ledger, "a"), item_in(ledger, "b")] == list(begun.items)
+    assert item_in(ledger, "c").claims is None
