@@ -54,7 +54,7 @@ def test_verify_reads_what_prefect_has_persisted(counted: Shell) -> None:
 
 def test_verify_names_what_is_lost_and_repairs_what_it_can(counted: Shell) -> None:
     """Exit code 1 while something is wrong that was not repaired: a checkpoint comes back, a result does not."""
-    checkpoint, result = stored(counted, "results", "/checkpoints/"), stored(counted, "results", "/units/2/")
+    checkpoint, result = stored(counted, "results", "/checkpoints/"), stored(counted, "results", "/units/0/")
     whole = {path: path.read_bytes() for path in (checkpoint, result)}
     checkpoint.write_text("{}")
     result.write_text("[gone]")
@@ -70,7 +70,7 @@ def test_verify_names_what_is_lost_and_repairs_what_it_can(counted: Shell) -> No
     assert (found.code, repaired.code, again.code) == (NOT_FINISHED,) * 3
     assert "checkpoint of session 1" in found.out
     assert "--repair: it is copied from the backup storage" in found.out
-    assert "item 2, unit 1" in found.out
+    assert "item 0, unit 1" in found.out
     assert "mine: 2 wrong" in found.out
     assert [(one["what"], one["repaired"]) for one in repaired.json()["problems"]] == [
         ("checkpoint", True),

@@ -67,6 +67,7 @@ METHODS: dict[str, Callable[[Started], Any]] = {
     "heartbeat": lambda at: at.beat(),
     "resumed": lambda at: at.ledger.resumed(at.fence, 0.5, (4, 4)),
     "claim": lambda at: at.claim(),
+    "claim_begun": lambda at: at.ledger.claim_begun(at.fence),
     "extend": lambda at: at.ledger.extend(at.fence, at.item, [Reserve(POOL, 30.0)]),
     "commit_units": lambda at: commit_unit(at.ledger, at.fence, at.item, DONE, "key/a/1", USAGE, MIND),
     "commit_units that goes on": lambda at: commit_unit(at.ledger, at.fence, at.item, ADVANCED, "key/a/1", USAGE),
