@@ -1,10 +1,11 @@
 """Fixtures that all tests share."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Lock
+from threading import Lock, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -34,6 +35,8 @@ settings.load_profile("perpetual")
 
 # Or each of several hundred processes would compile this package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Or tables were as narrow as the terminal whose width pytest-xdist passes on: a console keeps what it began with.
+os.environ.pop("COLUMNS", None)
 
 TESTS = Path(__file__).parent
 PROCESSES = 2
@@ -50,6 +53,12 @@ LONGEST = (
     "adapters",
 )
 """The folders whose tests take longest."""
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is heard, here and by what is started from here, also in a job that a shell runs in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and current_thread() is main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -5,23 +5,18 @@ from pathlib import Path
 
 import pytest
 from prefect_server import PrefectServer
-from workbench import Site
-
-from perpetual_blocks.adapters.local_server import stop
+from workbench import Site, site_on
 
 
 @pytest.fixture
 def site(prefect_server: PrefectServer, tmp_path: Path) -> Iterator[Site]:
     """The server with a ledger and results storage of the test's own."""
-    environment = {
-        **prefect_server.environment,
-        "PREFECT_LOCAL_STORAGE_PATH": str(tmp_path / "results"),
-        "PERPETUAL_LEDGER": str(tmp_path / "ledger.db"),
-        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-    }
-    environment.pop("PERPETUAL_FAULT", None)
-    made = Site(prefect_server.api, tmp_path, environment)
-    yield made
-    for child in reversed(made.children):
-        stop(child, seconds=40)
+    with site_on(prefect_server.api, prefect_server.home, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_site(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The same for all tests of a file, whose chains have different names: what is served need not be started anew."""
+    with site_on(prefect_server.api, prefect_server.home, tmp_path_factory.mktemp("site")) as made:
+        yield made
