@@ -1,0 +1,71 @@
+"""One session of an agent whose units do nothing, in a process with Prefect's settings in its environment.
+
+python trivial_session.py ITEMS SECONDS   # the queue's length, and how long the session may take
+
+It prints as JSON how many units it did, in how many seconds from the first one until the last was committed, and what
+memory the process had after so many units.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+
+from perpetual_blocks import Budget, PerpetualAgent, Unit, WorkItem
+
+UNITS_A_SAMPLE = 50
+
+process = psutil.Process()
+
+
+@dataclass
+class Session:
+    """What it did.
+
+    Attributes:
+        memory: How many units were done, and the process's resident bytes then.
+    """
+
+    units: int = 0
+    began: float = 0.0
+    seconds: float = 0.0
+    memory: list[tuple[int, int]] = field(default_factory=list)
+
+
+session = Session()
+
+
+class TrivialAgent(PerpetualAgent):
+    """Units that do nothing."""
+
+    items: int
+
+    def plan(self) -> Iterable[WorkItem]:
+        for number in range(self.items):
+            yield WorkItem(id=f"item-{number:07}", payload={"number": number})
+
+    def work_unit(self, unit: Unit) -> dict[str, Any]:
+        if session.units == 0:
+            session.began = time.perf_counter()
+        if session.units % UNITS_A_SAMPLE == 0:
+            session.memory.append((session.units, process.memory_info().rss))
+        session.units += 1
+        return {"number": unit.payload["number"], "text": "done"}
+
+    def finish_unit(self) -> None:
+        session.seconds = time.perf_counter() - session.began
+
+
+def main(items: int, seconds: float) -> None:
+    """Runs the session, and prints what it did."""
+    TrivialAgent.as_flow(name="trivial", budget=Budget(seconds=seconds))(items=items, chain="trivial")
+    assert session.units, f"no unit ran in {seconds:g} s"
+    print(json.dumps(asdict(session)))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))
