@@ -37,6 +37,7 @@ def measure(quick: bool) -> list[Result]:
         def ours() -> list[float]:
             shutil.rmtree(latest, ignore_errors=True)
             done = run_script("trivial_session.py", items, seconds, environment=site_environment(environment, latest))
+            assert done["units"], f"no unit ran in {seconds:g} s"
             noted["units"] = done["units"]
             return [done["seconds"] / done["units"]]
 

@@ -15,10 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 # The checkout's own package, whatever else is installed, and what benchmarks share with tests.
+sys.path.insert(1, str(Path(__file__).parents[1] / "integration"))
 sys.path.insert(1, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parents[2]))
 
+import agents
 import batched
+import handoff_gap
 import imports
 import ledger
 import long_ledger
@@ -29,7 +32,9 @@ import unit_overhead
 from harness import Result
 
 BENCHMARKS: dict[tuple[str, ...], Callable[[bool], list[Result]]] = {
+    ("agents_scaling_pg_8_1",): agents.measure,
     ("batched_units_per_s", "batched_vs_dbos", "batched_vs_langgraph", "batched_vs_raw"): batched.measure,
+    ("handoff_gap_median_s", "handoff_gap_max_s"): handoff_gap.measure,
     ("import_ms", "import_vs_bare", "import_vs_prefect"): imports.measure,
     ("ledger_commit_ms", "ledger_vs_raw"): ledger.measure_commit,
     ("claim_ratio_1m_1k", "resume_ratio_1m_1k", "status_ratio_1m_1k"): long_ledger.measure,
