@@ -19,8 +19,10 @@ from workbench import wait_until
 from perpetual_blocks.adapters.local_server import stop
 
 AGENTS = 8
+GO = "go"
+WARM_UP_SECONDS = 2.0
 GRACE_SECONDS = 60
-START_SECONDS = 300
+START_SECONDS = 600
 
 
 def measure(quick: bool) -> list[Result]:
@@ -49,11 +51,13 @@ def measure(quick: bool) -> list[Result]:
 
 
 def _rate(server: PostgresServer, folder: Path, environment: Mapping[str, str], count: int, seconds: float) -> float:
-    """Units a second of so many agents together, from when all of them work."""
+    """Units a second of so many agents together, once all of them work."""
     folder.mkdir()
     site = {**site_environment(environment, folder), "PERPETUAL_LEDGER": server.make_database()}
     with _working_agents(folder, site, count) as all_notes:
         wait_until(lambda: all(notes.exists() for notes in all_notes), "all agents at work", seconds=START_SECONDS)
+        (folder / GO).touch()
+        time.sleep(WARM_UP_SECONDS)
         since = time.time()
         time.sleep(seconds)
         until = time.time()
@@ -71,7 +75,13 @@ def _working_agents(folder: Path, environment: Mapping[str, str], count: int) ->
     agents = []
     try:
         for number, notes in enumerate(all_notes):
-            command = [sys.executable, str(HERE / "napping_session.py"), f"agent-{number}", str(notes)]
+            command = [
+                sys.executable,
+                str(HERE / "napping_session.py"),
+                f"agent-{number}",
+                str(notes),
+                str(folder / GO),
+            ]
             with (folder / f"agent-{number}.log").open("wb") as log:
                 agents.append(
                     subprocess.Popen(
