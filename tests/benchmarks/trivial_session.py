@@ -17,7 +17,7 @@ import psutil
 
 from perpetual_blocks import Budget, PerpetualAgent, Unit, WorkItem
 
-UNITS_A_SAMPLE = 50
+SAMPLE_SECONDS = 0.25
 
 process = psutil.Process()
 
@@ -33,6 +33,7 @@ class Session:
     units: int = 0
     began: float = 0.0
     seconds: float = 0.0
+    sampled: float = 0.0
     memory: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -49,9 +50,10 @@ class TrivialAgent(PerpetualAgent):
             yield WorkItem(id=f"item-{number:07}", payload={"number": number})
 
     def work_unit(self, unit: Unit) -> dict[str, Any]:
-        if session.units == 0:
-            session.began = time.perf_counter()
-        if session.units % UNITS_A_SAMPLE == 0:
+        now = time.perf_counter()
+        session.began = session.began or now
+        if now - session.sampled > SAMPLE_SECONDS:
+            session.sampled = now
             session.memory.append((session.units, process.memory_info().rss))
         session.units += 1
         return {"number": unit.payload["number"], "text": "done"}
