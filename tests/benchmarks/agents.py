@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from harness import Result
 from postgres_server import PostgresServer, running_server
-from processes import HERE, prefect_server, site_environment
+from stage import HERE, prefect_server, site_environment
 from workbench import wait_until
 
 from perpetual_blocks.adapters.local_server import stop

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness import Comparison, Result, Round, in_turns
-from processes import prefect_server, run_script, site_environment
+from stage import prefect_server, run_script, site_environment
 
 RIVALS = {
     "dbos": ("dbos", "steps of a DBOS workflow on SQLite"),

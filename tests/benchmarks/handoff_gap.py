@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness import Result
-from processes import HERE, prefect_server, site_environment
+from stage import HERE, prefect_server, site_environment
 from workbench import Site, wait_until
 
 from perpetual_blocks.adapters.local_server import stop

@@ -5,7 +5,7 @@ from statistics import linear_regression
 from tempfile import TemporaryDirectory
 
 from harness import Result
-from processes import prefect_server, run_script, site_environment
+from stage import prefect_server, run_script, site_environment
 
 MIB = 1024 * 1024
 PLANNING_SECONDS = 0.01

@@ -3,7 +3,7 @@
 from tempfile import TemporaryDirectory
 
 from harness import Comparison, Result
-from processes import prefect_server, run_script
+from stage import prefect_server, run_script
 
 
 def measure(quick: bool) -> list[Result]:

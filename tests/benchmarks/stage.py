@@ -1,4 +1,4 @@
-"""Scripts of the benchmarks in processes of their own, and the Prefect server that they talk to."""
+"""Where the scripts of benchmarks run: each in a process of its own, with a Prefect server, a ledger and a storage."""
 
 import json
 import os
