@@ -39,6 +39,7 @@ def measure(quick: bool) -> list[Result]:
             done = run_script("trivial_session.py", items, seconds, environment=site_environment(environment, latest))
             assert done["units"], f"no unit ran in {seconds:g} s"
             noted["units"] = done["units"]
+            noted["processor_us_a_unit"] = round(1e6 * done["processor_seconds"] / done["units"])
             return [done["seconds"] / done["units"]]
 
         def raw() -> list[float]:

@@ -33,6 +33,8 @@ class Session:
     units: int = 0
     began: float = 0.0
     seconds: float = 0.0
+    processor_began: float = 0.0
+    processor_seconds: float = 0.0
     sampled: float = 0.0
     memory: list[tuple[int, int]] = field(default_factory=list)
 
@@ -51,7 +53,8 @@ class TrivialAgent(PerpetualAgent):
 
     def work_unit(self, unit: Unit) -> dict[str, Any]:
         now = time.perf_counter()
-        session.began = session.began or now
+        if session.units == 0:
+            session.began, session.processor_began = now, time.process_time()
         if now - session.sampled > SAMPLE_SECONDS:
             session.sampled = now
             session.memory.append((session.units, process.memory_info().rss))
@@ -59,7 +62,9 @@ class TrivialAgent(PerpetualAgent):
         return {"number": unit.payload["number"], "text": "done"}
 
     def finish_unit(self) -> None:
-        session.seconds = time.perf_counter() - session.began if session.units else 0.0
+        if session.units:
+            session.seconds = time.perf_counter() - session.began
+            session.processor_seconds = time.process_time() - session.processor_began
 
 
 def main(items: int, seconds: float) -> None:
