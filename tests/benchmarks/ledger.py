@@ -1,4 +1,4 @@
-"""What the ledger costs without Prefect: a claim and a commit on an SQLite file, and with a long queue."""
+"""What the ledger costs without Prefect: a claim and a commit on an SQLite file."""
 
 import shutil
 import sqlite3
@@ -47,28 +47,6 @@ def measure_commit(quick: bool) -> list[Result]:
             "ledger_vs_raw", compared.ratio, "ratio", "the same statements through sqlite3, one transaction", detail
         ),
     ]
-
-
-def measure_claim(quick: bool) -> list[Result]:
-    """A claim and a commit with a long queue, against a short one."""
-    rounds, units, many, few = (3, 50, 20_000, 1_000) if quick else (7, 60, 100_000, 1_000)
-    with TemporaryDirectory(prefix="perpetual-bench-") as folder:
-        long, short = Path(folder) / "long.db", Path(folder) / "short.db"
-        long_fence, short_fence = _prepare(long, many), _prepare(short, few)
-        with closing(SqlLedger(str(long))) as long_ledger, closing(SqlLedger(str(short))) as short_ledger:
-            compared = side_by_side(
-                lambda: timed(lambda: finish_next(long_ledger, long_fence), units),
-                lambda: timed(lambda: finish_next(short_ledger, short_fence), units),
-                rounds,
-            )
-    detail = {
-        "items": many,
-        "items_compared": few,
-        "ours_ms": compared.ours_ms,
-        "compared_ms": compared.other_ms,
-        **compared.spread(),
-    }
-    return [Result("claim_ratio_100k_1k", compared.ratio, "ratio", f"a queue of {few:,} items", detail)]
 
 
 def finish_next(ledger: SqlLedger, fence: Fence) -> None:
