@@ -64,13 +64,16 @@ def outages_in_a_row(sessions: Sequence[SessionRecord]) -> int:
     return sum(1 for _ in takewhile(lambda one: one.stop_reason == OUTAGE and not one.units, reversed(sessions)))
 
 
-def ending(reason: StopReason, counts: Mapping[ItemStatus, int]) -> Ending:
-    """How a session ends that stopped for this reason, with these items left.
+def ending(reason: StopReason, counts: Mapping[ItemStatus, int], *, elsewhere: bool = False) -> Ending:
+    """How a session ends that stopped for this reason, with these items left of those that its chain takes.
 
     A chain goes on as long as there is an item that can be claimed; a budget that ran out just as the queue did is a
     finished chain.
+
+    Args:
+        elsewhere: Whether other chains of the queue have what may come back, or lead to more.
     """
-    open_now = counts.get(ItemStatus.AVAILABLE, 0) + counts.get(ItemStatus.CLAIMED, 0)
+    open_now = counts.get(ItemStatus.AVAILABLE, 0) + counts.get(ItemStatus.CLAIMED, 0) > 0 or elsewhere
     blocked, discarded = counts.get(ItemStatus.BLOCKED, 0), counts.get(ItemStatus.DISCARDED, 0)
     code = reason.code.partition(":")[0]
     if code in _ENDS_ANYWAY or (open_now and code in _ENDS_WITH_WORK_LEFT):

@@ -45,8 +45,10 @@ def masked_markdown(handoff: Handoff, redactor: Redactor) -> str:
     return redactor(to_markdown(handoff.model_copy(update={"context": redactor.shown(handoff.context)})))
 
 
-def unit_key(chain: str, uid: str, item: Item) -> str:
+def unit_key(queue: str, uid: str, item: Item) -> str:
     """The key of a unit's outcome; never used for another unit.
+
+    It is of the chain that the queue belongs to, whichever chain runs the unit.
 
     An interrupted unit has the same key when it is tried again, and so finds what was persisted; one that failed gets
     a new one. A strange id is escaped; one that no file name could hold, or not on every system, is cut and marked with
@@ -57,7 +59,7 @@ def unit_key(chain: str, uid: str, item: Item) -> str:
         # quote() never lets a "=" through, so no other id looks like this one.
         name = f"{name[:80].rstrip('%').replace('.', '_')}={digest(item.id)[:24]}"
     attempt = f"-{item.failures}" if item.failures else ""
-    return f"{chain_folder(chain, uid)}/units/{name}/{item.units + 1}{attempt}"
+    return f"{chain_folder(queue, uid)}/units/{name}/{item.units + 1}{attempt}"
 
 
 _ESCAPE = re.compile(r"%[0-9A-F]{2}")

@@ -252,7 +252,7 @@ class Session:
     ) -> Outcome | StopReason | None:
         """Runs one unit and commits what came of it; None when it failed, a reason when it had no room or time."""
         fence = opened.fence
-        key = unit_key(fence.chain, opened.chain.uid, item)
+        key = unit_key(opened.queue.name, opened.queue.uid, item)
         fresh = self._monitor.units == 0
         started = self._world.clock.monotonic()
         try:

@@ -8,20 +8,28 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, func, insert, select, update
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.chains import UPDATE_SESSION, give_back, of_session
 from perpetual_blocks.adapters.database.items import MOVE, insert_items, move
 from perpetual_blocks.adapters.database.patient import DoneBefore, patient, patiently
-from perpetual_blocks.adapters.database.rows import CLAIM_ORDER, find_chain, item_of
+from perpetual_blocks.adapters.database.queues import (
+    candidates,
+    held_by,
+    is_elsewhere,
+    lock_queue,
+    names_on,
+    next_retry,
+)
+from perpetual_blocks.adapters.database.rows import find_chain, item_of
 from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import LedgerError
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.attempts import back_off, quarantine
 from perpetual_blocks.session.ledger import Claim, Fence, Misfit, Reserve
-from perpetual_blocks.work import Item, ItemStatus, Outcome
+from perpetual_blocks.work import Item, ItemStatus, Outcome, Selector
 
 PAGE = 64
 PASSED_OVER_SHOWN = 10
@@ -35,31 +43,18 @@ _COUNT_UNIT = UPDATE_SESSION.values(units=t.sessions.c.units + 1, usage=bindpara
 # Of the unit that the item was claimed for, and no later one.
 _END_UNIT = {
     target: statement.where(
+        t.items.c.claimant == bindparam("of_claimant"),
         t.items.c.claimed_by == bindparam("of_session"),
         t.items.c.units == bindparam("of_units"),
         t.items.c.failures == bindparam("of_failures"),
     )
     for target, statement in MOVE.items()
 }
-_QUEUE = (
-    select(t.items)
-    .where(
-        t.items.c.chain == bindparam("of_chain"),
-        t.items.c.status == ItemStatus.AVAILABLE,
-        or_(t.items.c.retry_at.is_(None), t.items.c.retry_at <= bindparam("now")),
-    )
-    .order_by(*CLAIM_ORDER)
-    .limit(bindparam("many"))
-    .offset(bindparam("after"))
-)
-_NEXT_RETRY = select(func.min(t.items.c.retry_at)).where(
-    t.items.c.chain == bindparam("of_chain"),
-    t.items.c.status == ItemStatus.AVAILABLE,
-    t.items.c.retry_at > bindparam("now"),
-)
 _COUNT_USAGE = insert(t.usage)
-_DEPENDENTS = select(t.dependencies.c.item).where(
-    t.dependencies.c.chain == bindparam("of_chain"), t.dependencies.c.depends_on == bindparam("of_item")
+_DEPENDENTS = (
+    select(t.dependencies.c.item)
+    .where(t.dependencies.c.chain == bindparam("of_queue"), t.dependencies.c.depends_on == bindparam("of_item"))
+    .order_by(t.dependencies.c.item)
 )
 
 
@@ -85,13 +80,14 @@ class UnitWriter(LedgerWriter):
     ) -> Claim:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
+            selector = self._shared(connection, fence).selector
             if (mine := claiming.done_before(connection, fence)) is not None:
                 return Claim(mine)
             passed_over: dict[str, str] = {}
             never: dict[str, str] = {}
             others = 0
             contended = False
-            for row in _queue(connection, fence.chain, now):
+            for row in _queue(connection, fence.queue, selector, now):
                 item = item_of(row)
                 reason = misfit(item)
                 wanted = reserves(item) if reason is None else []
@@ -101,32 +97,36 @@ class UnitWriter(LedgerWriter):
                 if reason is None:
                     move(
                         connection,
-                        fence.chain,
+                        fence.queue,
                         item.id,
                         ItemStatus.CLAIMED,
                         now,
+                        claimant=fence.chain,
                         claimed_by=fence.ordinal,
                         claim=claiming.token,
                         passed_over=0,
                     )
                     for hopeless, why in never.items():
-                        move(connection, fence.chain, hopeless, ItemStatus.DISCARDED, now, error=why)
+                        move(connection, fence.queue, hopeless, ItemStatus.DISCARDED, now, error=why)
                         passed_over.pop(hopeless, None)
                     if passed_over:
-                        _count_passed_over(connection, fence, list(passed_over), now)
+                        self._count_passed_over(connection, fence, list(passed_over), now)
                     return Claim(item, passed_over, others, discarded=never)
                 if len(passed_over) < PASSED_OVER_SHOWN:
                     passed_over[item.id] = reason.why
                 else:
                     others += 1
-                waited_long = item.passed_over >= PATIENCE and row["passed_over_in"] != fence.ordinal
+                waited_long = item.passed_over >= PATIENCE and item.id not in self._counted(fence)
                 if waited_long and reason.never is not None:
                     never[item.id] = reason.never
                 elif (waited_long and reason.patient) or len(passed_over) + others >= MOST_LOOKED_AT:
                     break
-            left_alone = {"of_chain": fence.chain, "now": now}
-            retry_at: float | None = connection.execute(_NEXT_RETRY, left_alone).scalar()
-            return Claim(None, passed_over, others, contended, retry_at)
+            left_alone = {"of_queue": fence.queue, "now": now}
+            retry_at: float | None = connection.execute(next_retry(selector), left_alone).scalar()
+            chain = find_chain(connection, fence.chain)
+            assert chain is not None
+            elsewhere = is_elsewhere(connection, chain)
+            return Claim(None, passed_over, others, contended, retry_at, elsewhere=elsewhere)
 
     def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
         with self._writing() as connection:
@@ -146,6 +146,8 @@ class UnitWriter(LedgerWriter):
                 ).scalar_one()
                 changes["quotas"] = {**quotas, **{name: list(quota) for name, quota in outcome.quotas.items()}}
             now = self._pass_fence(connection, fence, **changes)
+            if outcome.done or outcome.added:
+                lock_queue(connection, fence.queue, shared=not outcome.added)
             target = ItemStatus.COMPLETED if outcome.done else ItemStatus.AVAILABLE
             _end_unit(
                 connection,
@@ -168,7 +170,7 @@ class UnitWriter(LedgerWriter):
             self._settle(connection, fence, item, 0, outcome.usage, now)
             connection.execute(_COUNT_UNIT, {**of_session(fence), "usage": dict(spent)})
             if outcome.done:
-                _unblock(connection, fence.chain, item.id, now)
+                _unblock(connection, fence.queue, item.id, now)
             if outcome.added:
                 chain = find_chain(connection, fence.chain)
                 assert chain is not None
@@ -184,7 +186,7 @@ class UnitWriter(LedgerWriter):
                 return before
             attempts, failures = item.attempts + 1, item.failures + 1
             _count_failure(connection, fence, item, error, usage, now, cut_off=False)
-            too_dear = quarantine(_wasted(connection, fence.chain, item.id, attempts), _budget(connection, fence))
+            too_dear = quarantine(_wasted(connection, fence.queue, item.id, attempts), _budget(connection, fence))
             given_up = too_dear is not None or attempts >= item.max_attempts
             target = ItemStatus.DISCARDED if given_up else ItemStatus.AVAILABLE
             text = error if too_dear is None else f"{too_dear}: {error}"
@@ -216,8 +218,24 @@ class UnitWriter(LedgerWriter):
     def release(self, fence: Fence, item: Item) -> None:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
-            give_back(connection, fence.chain, fence.ordinal, now, only=item)
+            give_back(connection, held_by(fence.queue, fence.chain, fence.ordinal), now, only=item)
             self._give_back_reserved(connection, fence)
+
+    def _counted(self, fence: Fence) -> set[str]:
+        """Items of which this session has counted that something was taken in their place."""
+        return self._passed_over.setdefault((fence.chain, fence.epoch), set())
+
+    def _count_passed_over(self, connection: Connection, fence: Fence, ids: Sequence[str], now: float) -> None:
+        """Counts once a session that something was taken in place of these."""
+        counted = self._counted(fence)
+        if not (new := [item for item in ids if item not in counted]):
+            return
+        counted.update(new)
+        connection.execute(
+            update(t.items)
+            .where(t.items.c.chain == fence.queue, t.items.c.id.in_(new))
+            .values(passed_over=t.items.c.passed_over + 1, updated_at=now)
+        )
 
 
 @dataclass(slots=True)
@@ -236,33 +254,22 @@ class _Claiming:
         if not self.tried:
             self.tried = True
             return None
-        of_session = and_(t.items.c.chain == fence.chain, t.items.c.claimed_by == fence.ordinal)
-        rows = select(t.items).where(of_session, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claim == self.token)
+        held = held_by(fence.queue, fence.chain, fence.ordinal)
+        rows = select(t.items).where(held, t.items.c.claim == self.token)
         row = connection.execute(rows).mappings().first()
         return replace(item_of(row), status=ItemStatus.AVAILABLE) if row else None
 
 
-def _queue(connection: Connection, chain: str, now: float) -> Iterator[RowMapping]:
+def _queue(connection: Connection, queue: str, selector: Selector, now: float) -> Iterator[RowMapping]:
     """Available items in the order of claiming, page by page: usually the first row is the one."""
     offset, limit = 0, 1
     while True:
-        page = (
-            connection.execute(_QUEUE, {"of_chain": chain, "now": now, "many": limit, "after": offset}).mappings().all()
-        )
+        these = {"of_queue": queue, "now": now, "many": limit, "after": offset}
+        page = connection.execute(candidates(selector), these).mappings().all()
         yield from page
         if len(page) < limit:
             return
         offset, limit = offset + limit, PAGE
-
-
-def _count_passed_over(connection: Connection, fence: Fence, ids: Sequence[str], now: float) -> None:
-    """Counts once a session that something was taken in place of these."""
-    not_yet = func.coalesce(t.items.c.passed_over_in, 0) != fence.ordinal
-    connection.execute(
-        update(t.items)
-        .where(t.items.c.chain == fence.chain, t.items.c.id.in_(ids), not_yet)
-        .values(passed_over=t.items.c.passed_over + 1, passed_over_in=fence.ordinal, updated_at=now)
-    )
 
 
 def _end_unit(connection: Connection, fence: Fence, item: Item, target: ItemStatus, now: float, **values: Any) -> None:
@@ -271,30 +278,31 @@ def _end_unit(connection: Connection, fence: Fence, item: Item, target: ItemStat
     Raises:
         DoneBefore: it was finished in this way already.
     """
-    unit = {"of_session": fence.ordinal, "of_units": item.units, "of_failures": item.failures}
-    of_item = {"of_chain": fence.chain, "of_item": item.id, **unit}
-    changes = {"status": target, "updated_at": now, "claimed_by": None, **values}
+    held = {"of_claimant": fence.chain, "of_session": fence.ordinal}
+    unit = {"of_units": item.units, "of_failures": item.failures}
+    of_item = {"of_queue": fence.queue, "of_item": item.id, **held, **unit}
+    changes = {"status": target, "updated_at": now, "claimant": None, "claimed_by": None, **values}
     if connection.execute(_END_UNIT[target], {**of_item, **changes}).rowcount == 1:
         return
-    rows = select(t.items).where(t.items.c.chain == fence.chain, t.items.c.id == item.id)
+    rows = select(t.items).where(t.items.c.chain == fence.queue, t.items.c.id == item.id)
     row = connection.execute(rows).mappings().first()
     if row is not None and "result_key" in values:
-        # While the fence is this session's, nobody else can have moved it on.
+        # It was this session's until it was finished; since then others may have taken it on.
         here, after = row["units"] == values["units"], row["units"] > values["units"]
         if after or (here and row["result_key"] == values["result_key"]):
             raise DoneBefore
-    raise LedgerError(f"item {item.id} of {fence.chain} cannot become {target}")
+    raise LedgerError(f"item {item.id} of {fence.queue} cannot become {target}")
 
 
 def _ended_before(connection: Connection, fence: Fence, item: Item) -> ItemStatus | None:
     """What became of an item whose failed unit has been counted already; None if it has not."""
     columns = select(t.items.c.status, t.items.c.failures)
-    row = connection.execute(columns.where(t.items.c.chain == fence.chain, t.items.c.id == item.id)).first()
+    row = connection.execute(columns.where(t.items.c.chain == fence.queue, t.items.c.id == item.id)).first()
     return ItemStatus(row[0]) if row is not None and row[1] > item.failures else None
 
 
-def _unblock(connection: Connection, chain: str, completed: str, now: float) -> None:
-    dependents = connection.execute(_DEPENDENTS, {"of_chain": chain, "of_item": completed}).scalars()
+def _unblock(connection: Connection, queue: str, completed: str, now: float) -> None:
+    dependents = connection.execute(_DEPENDENTS, {"of_queue": queue, "of_item": completed}).scalars()
     waiting = list(dependents)
     if not waiting:
         return
@@ -302,12 +310,12 @@ def _unblock(connection: Connection, chain: str, completed: str, now: float) -> 
         update(t.items)
         .where(t.items.c.chain == bindparam("of"), t.items.c.id == bindparam("item"))
         .values(blockers=t.items.c.blockers - 1, updated_at=now),
-        [{"of": chain, "item": item} for item in waiting],
+        [{"of": queue, "item": item} for item in waiting],
     )
     connection.execute(
         update(t.items)
         .where(
-            t.items.c.chain == chain,
+            t.items.c.chain == queue,
             t.items.c.status == ItemStatus.BLOCKED,
             t.items.c.blockers == 0,
             t.items.c.id.in_(waiting),
@@ -353,13 +361,14 @@ def _count_failure(
     _count_usage(connection, fence, item, failure, usage, now)
 
 
-def _wasted(connection: Connection, chain: str, item: str, attempts: int) -> dict[str, float]:
+def _wasted(connection: Connection, queue: str, item: str, attempts: int) -> dict[str, float]:
     """What an item's last failed attempts have used together: as many as its next unit has had since it was retried."""
-    of_item = and_(t.failures.c.chain == chain, t.failures.c.item == item, t.failures.c.cut_off.is_(False))
+    by_any = t.failures.c.chain.in_(names_on(queue))
+    of_item = and_(by_any, t.failures.c.item == item, t.failures.c.cut_off.is_(False))
     last = select(t.failures.c.failure).where(of_item).order_by(t.failures.c.failure.desc()).limit(attempts)
     used = (
         select(t.usage.c.resource, func.sum(t.usage.c.amount))
-        .where(t.usage.c.chain == chain, t.usage.c.item == item, t.usage.c.failure.in_(last))
+        .where(t.usage.c.chain.in_(names_on(queue)), t.usage.c.item == item, t.usage.c.failure.in_(last))
         .group_by(t.usage.c.resource)
     )
     return {resource: amount for resource, amount in connection.execute(used)}
