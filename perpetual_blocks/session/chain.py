@@ -79,13 +79,14 @@ class StopReason:
     """Why a session ends.
 
     Attributes:
-        code: For programs: `queue-empty`, `blocked`, `backing-off`, `nothing-fits`, `too-large`, `budget:<resource>`,
-            `exhausted:<resource>`, `session-length`, `signal`, `paused`, `cancelled`, `quiet-hours`, `fenced`,
-            `unreachable`, `asked`, `error`, `outage` or `crashed`; and where a chain is held back, `no-progress`,
-            `evicted`, `crash-loop`, `max-sessions` or `unattended`.
+        code: For programs: `queue-empty`, `blocked`, `backing-off`, `waiting`, `nothing-fits`, `too-large`,
+            `budget:<resource>`, `exhausted:<resource>`, `session-length`, `signal`, `paused`, `cancelled`,
+            `quiet-hours`, `fenced`, `unreachable`, `asked`, `error`, `outage` or `crashed`; and where a chain is held
+            back, `no-progress`, `evicted`, `crash-loop`, `max-sessions` or `unattended`.
         message: For people, one sentence.
-        resume_at: When there will be room for the next unit, the next failed item is tried again, or an outage may
-            be over, in seconds since the Unix epoch; None for at once.
+        resume_at: When there will be room for the next unit, the next failed item is tried again, an outage may be
+            over, or other chains of the queue may have left something, in seconds since the Unix epoch; None for at
+            once.
     """
 
     code: str

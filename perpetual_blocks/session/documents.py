@@ -110,7 +110,7 @@ def checkpoints_so_far(sessions: Sequence[SessionRecord], checkpoints: Sequence[
 def checkpoint_now(ledger: Ledger, name: str, ordinal: int, task: str, now: float) -> Checkpoint:
     """What a session's checkpoint says at this moment."""
     chain, sessions = ledger.chain(name), ledger.sessions(name)
-    upcoming = ledger.items(name, ItemStatus.AVAILABLE, 1)
+    upcoming = ledger.items(name, ItemStatus.AVAILABLE, 1, taken=True)
     return Checkpoint(
         chain=chain.name,
         uid=chain.uid,
@@ -167,7 +167,7 @@ def handoff_now(
         usage=this.usage,
         usage_total=chain_usage(sessions),
         limits=[LimitLine(**limit) for limit in this.limits],
-        next_items=[_line(item) for item in ledger.items(name, ItemStatus.AVAILABLE, LISTED)],
+        next_items=[_line(item) for item in ledger.items(name, ItemStatus.AVAILABLE, LISTED, taken=True)],
         discarded=[
             _dead_letter(ledger.story(name, item.id)) for item in ledger.items(name, ItemStatus.DISCARDED, LISTED)
         ],
