@@ -113,9 +113,8 @@ class Chooser:
     def _nothing_claimed(self, claim: Claim) -> StopReason:
         empty = StopReason("queue-empty", "nothing is left that can be claimed")
         if claim.elsewhere:
-            wait = wait_for_others(self._ledger.sessions(self._fence.chain))
-            text = f"what is left is with other chains of {self._fence.queue}"
-            empty = StopReason(WAITING, text, self._clock.now() + wait)
+            again = self._clock.now() + wait_for_others(self._ledger.sessions(self._fence.chain))
+            empty = StopReason(WAITING, f"what is left is with other chains of {self._fence.queue}", again)
         why, retry_at = self._nothing_fits(claim) if claim.passed_over else empty, claim.retry_at
         if retry_at is None:
             return why

@@ -48,6 +48,11 @@ class Selector:
         """What ids that are taken may begin with."""
         return tuple(one[:-1] for one in self.ids if one.endswith("*"))
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether it leaves nothing to others."""
+        return not self.kinds and not self.ids
+
     def takes(self, item_id: str, kind: str) -> bool:
         """Whether an item of this id and kind is taken."""
         named = item_id in self.exact_ids or item_id.startswith(self.beginnings)
