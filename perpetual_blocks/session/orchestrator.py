@@ -6,7 +6,7 @@ any two of these, started again, or started twice.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,7 +89,8 @@ class Report:
         planned: Whether the queue has its items.
         decision: How many were to work, and why.
         deeds: What was done for chains since the report before.
-        due: Chains whose next session may begin now.
+        due: Chains that wait for their next session.
+        at_work: How many sessions there are.
         over: Whether nobody is at work any more, nor will be by itself.
     """
 
@@ -100,6 +101,7 @@ class Report:
     decision: Decision
     deeds: Sequence[Deed]
     due: Sequence[str]
+    at_work: int
     over: bool
 
     @property
@@ -107,6 +109,11 @@ class Report:
         """Whether everything is done that can be."""
         still_open = (ItemStatus.AVAILABLE, ItemStatus.CLAIMED, ItemStatus.BLOCKED)
         return self.planned and self.over and not any(self.items[one] for one in still_open)
+
+    @property
+    def items_done(self) -> int:
+        """Items that are completed."""
+        return self.items[ItemStatus.COMPLETED]
 
     @property
     def units(self) -> int:
@@ -176,8 +183,12 @@ class Orchestrator:
             if names.count(name) > 1:
                 raise InvalidInput.of("agents", name.removeprefix(f"{self.queue}-"), "a name that no other agent has")
 
-    def look(self) -> Report:
-        """Looks once, and does what is to be done."""
+    def look(self, starting: Collection[str] = ()) -> Report:
+        """Looks once, and does what is to be done.
+
+        Args:
+            starting: Chains for whose next session a process has been started.
+        """
         deeds = self._look_after()
         chains = self._chains()
         if self.queue not in chains:
@@ -192,8 +203,13 @@ class Orchestrator:
         self._begin_waiting(chains)
         self._grow(chains)
         self._shrink(chains)
-        self._finish(chains, items)
+        self._finish({name: chain for name, chain in chains.items() if name not in starting}, items)
         return self._report(sessions, items, deeds)
+
+    def tell(self) -> Report:
+        """How all of them stand now; nothing is done."""
+        sessions = {chain.name: self.ledger.sessions(chain.name) for chain in self.ledger.chains(self.queue)}
+        return self._report(sessions, self.ledger.counts(self.queue), ())
 
     def look_after(self, chain: str) -> list[Deed]:
         """Looks at one chain at once, whose process has ended."""
@@ -310,7 +326,7 @@ class Orchestrator:
 
     def _finish(self, chains: dict[str, Chain], items: dict[ItemStatus, int]) -> None:
         """Ends those that wait or rest when nothing is left: no process needs to begin for that."""
-        if items[ItemStatus.AVAILABLE] or items[ItemStatus.CLAIMED] or not chains[self.queue].planned:
+        if items[ItemStatus.AVAILABLE] or items[ItemStatus.CLAIMED] or not sum(items.values()):
             return
         for chain in chains.values():
             if chain.status is ChainStatus.WAITING or is_resting(chain):
@@ -338,6 +354,7 @@ class Orchestrator:
             decision=self._decision,
             deeds=deeds,
             due=[name for name, chain in chains.items() if chain.status is ChainStatus.WAITING],
+            at_work=sum(chain.status is ChainStatus.RUNNING for chain in chains.values()),
             over=not any(is_going(chain) or is_ending(chain) for chain in chains.values()),
         )
 

@@ -1,6 +1,6 @@
 """The selector of a chain: which items of a shared queue it takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,16 @@ class Selector:
         """As the chain's row keeps it; None for everything."""
         found = {"kinds": list(self.kinds), "ids": list(self.ids)}
         return {name: values for name, values in found.items() if values} or None
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> "Selector":
+        """From ids, beginnings of ids as `part/*`, and kinds as `kind:NAME`.
+
+        Raises:
+            InvalidInput: one of them is empty.
+        """
+        kinds = tuple(text.removeprefix("kind:") for text in texts if text.startswith("kind:"))
+        return cls(kinds=kinds, ids=tuple(text for text in texts if not text.startswith("kind:")))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | None) -> "Selector":
