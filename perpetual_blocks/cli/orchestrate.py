@@ -118,13 +118,13 @@ class _Crew:
         asked = Event()
         with on_signals(asked.set):
             while True:
+                if asked.is_set():
+                    return True, self._wrap()
                 self._reap()
                 began = time.monotonic()
                 report = self.orchestrator.look(self._children)
                 seconds = time.monotonic() - began
                 self.view.show(report)
-                if asked.is_set():
-                    return True, self._wrap()
                 if not self._children and self._is_over(report):
                     return False, report
                 self._start_due(report)

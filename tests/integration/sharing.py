@@ -33,3 +33,6 @@ class Sharing(PerpetualAgent):
 sharing = Sharing.as_flow(
     name="sharing", budget=Budget(Limit("tokens", 85), Limit("calls", 60, scope="total", pool="team"))
 )
+
+if __name__ == "__main__":
+    sharing.serve(name="served")
