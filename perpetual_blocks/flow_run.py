@@ -62,6 +62,7 @@ def run_session(
     budget: Budget,
     store: StatePersistence,
     manners: Manners,
+    concurrency: int,
     stop: StopRequest,
     redactor: Redactor,
 ) -> State[Any]:
@@ -125,6 +126,7 @@ def run_session(
         follow_on=partial(_follow_on, template) if template else None,
         until=_until(),
         stop=stop,
+        concurrency=concurrency,
     )
 
     # What others have left undone is done by whoever comes by next.

@@ -14,6 +14,9 @@ from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.usage import show_duration
 from perpetual_blocks.work import CutOff, Item
 
+BATCH_SECONDS = 1.0
+"""How long a batch takes: a stop is never farther away, and no more is repeated when a session dies."""
+
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.25, 2.0
 MOST_WAITED_SECONDS = 30.0
 """How long a session waits before it ends: for others to give back what they have reserved of a pool, for the next
@@ -40,22 +43,28 @@ class Chooser:
         self.passed_over: dict[str, str] = {}
         self.discarded: dict[str, str] = {}
 
-    def claim(self, readings: Sequence[Reading]) -> Item | StopReason:
-        """The next item; or why there is none, with the time when there will be one where that is known."""
+    def claim(self, readings: Sequence[Reading], most: int = 1, *, patient: bool = True) -> Claim | StopReason:
+        """The items of the next batch; or why there are none, with the time when there will be some where it is known.
+
+        Args:
+            most: How many at most; so many that they take about a second.
+            patient: Whether to wait a moment for what will be there soon.
+        """
         waited = 0.0
         while True:
             self._asked = {}
-            claim = self._ledger.claim(self._fence, partial(self._misfit, readings), partial(self.reserves, readings))
-            if claim.item is not None:
+            misfit, reserves = partial(self._misfit, readings), partial(self.reserves, readings)
+            claim = self._ledger.claim(self._fence, misfit, reserves, _Batch(self._monitor, most).wants)
+            if claim.items:
                 self.passed_over |= claim.passed_over
                 self.discarded = claim.discarded
-                return claim.item
+                return claim
             seconds, why = POLL_SECONDS, None
-            if not claim.contended or waited >= MOST_WAITED_SECONDS:
+            if not claim.contended or waited >= MOST_WAITED_SECONDS or not patient:
                 why = self._nothing_claimed(claim)
-                if why.code == WAITING:
+                if why.code == WAITING and patient:
                     seconds = min(LONGEST_POLL_SECONDS, POLL_SECONDS + waited / 8)
-                elif why.code == "backing-off" and why.resume_at is not None:
+                elif why.code == "backing-off" and why.resume_at is not None and patient:
                     seconds = max(POLL_SECONDS, why.resume_at - self._clock.now())
                 else:
                     return why
@@ -73,7 +82,8 @@ class Chooser:
         """What the item's next unit reserves of pools."""
         if not self._pooled:
             return []
-        amounts = self._monitor.reservations(item.expectation, readings)
+        with self._monitor.lock:
+            amounts = self._monitor.reservations(item.expectation, readings)
         return [Reserve(limit, amounts[limit.name]) for limit in self._pooled]
 
     def extend(self, item: Item, resource: str, amount: float) -> str | None:
@@ -102,13 +112,14 @@ class Chooser:
     def _misfit(self, readings: Sequence[Reading], item: Item) -> Misfit | None:
         """Why an item does not fit what is left; those of which the same is said are asked about once."""
         unit = item.expectation
-        if unit.key not in self._asked:
-            self._asked[unit.key] = (unit, self._monitor.refuse(unit, readings))
-        refusal = self._asked[unit.key][1]
-        if refusal is None:
-            return None
-        gone = any(reading.limit.scope == "total" for reading in refusal.readings)
-        return Misfit(refusal.why, patient=not gone, never=self._monitor.too_large(unit, readings))
+        with self._monitor.lock:
+            if unit.key not in self._asked:
+                self._asked[unit.key] = (unit, self._monitor.refuse(unit, readings))
+            refusal = self._asked[unit.key][1]
+            if refusal is None:
+                return None
+            gone = any(reading.limit.scope == "total" for reading in refusal.readings)
+            return Misfit(refusal.why, patient=not gone, never=self._monitor.too_large(unit, readings))
 
     def _nothing_claimed(self, claim: Claim) -> StopReason:
         empty = StopReason("queue-empty", "nothing is left that can be claimed")
@@ -147,3 +158,35 @@ class Chooser:
         others = len(claim.passed_over) - 1 + claim.others
         more = f", nor do {others} others" if others else ""
         return StopReason("nothing-fits", f"{item} does not fit into what is left ({why}){more}", resume_at)
+
+
+class _Batch:
+    """A batch as it is put together.
+
+    Args:
+        most: How many items at most.
+    """
+
+    def __init__(self, monitor: BudgetMonitor, most: int) -> None:
+        self._monitor = monitor
+        self._most = most
+        self._units = 1
+        self._seconds = 0.0
+        self._expected: float | None = None
+        self._asked: Item | None = None
+
+    def wants(self, last: Item, item: Item) -> bool:
+        """Whether this item goes into the batch, too, of which that was the last so far."""
+        before = self._expect(last)
+        if before is None or self._units >= self._most or last.crashes or item.crashes:
+            return False  # one during whose units a process has died is tried by itself
+        self._units += 1
+        self._seconds += before
+        expected = self._expect(item)
+        return expected is not None and self._seconds + expected <= BATCH_SECONDS
+
+    def _expect(self, item: Item) -> float | None:
+        if self._asked is None or not item.is_like(self._asked):
+            with self._monitor.lock:
+                self._asked, self._expected = item, self._monitor.expected_seconds(item.expectation)
+        return self._expected

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from perpetual_blocks.session.ledger import Document, Ledger
 from perpetual_blocks.session.metrics import success_metrics
 from perpetual_blocks.usage import add
 from perpetual_blocks.work import Item, ItemStatus
+from perpetual_blocks.work.item import UNIT
 
 LISTED = 10
 """How many items, and how many sessions, a handoff lists."""
@@ -43,6 +45,26 @@ def masked_markdown(handoff: Handoff, redactor: Redactor) -> str:
     Masked twice: a secret's name is seen in the value, and what the whole text holds is seen in the text.
     """
     return redactor(to_markdown(handoff.model_copy(update={"context": redactor.shown(handoff.context)})))
+
+
+@dataclass(frozen=True, slots=True)
+class UnitKeys:
+    """The keys of the outcomes of a queue's units."""
+
+    queue: str
+    uid: str
+
+    def unit(self, item: Item) -> str:
+        """Of the item's next unit by itself."""
+        return unit_key(self.queue, self.uid, item)
+
+    def batch(self, token: str) -> str:
+        """Of the units of a batch."""
+        return f"{chain_folder(self.queue, self.uid)}/batches/{token}"
+
+    def earlier(self, item: Item) -> list[str]:
+        """Where the outcome of an item's next unit may lie already."""
+        return [self.unit(item) if claim == UNIT else self.batch(claim) for claim in item.earlier_claims]
 
 
 def unit_key(queue: str, uid: str, item: Item) -> str:

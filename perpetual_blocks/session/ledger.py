@@ -176,7 +176,8 @@ class Claim:
     """The answer to a claim.
 
     Attributes:
-        item: The item; None if there is none that fits.
+        items: The items, in the queue's order; none if none fits.
+        token: Names the claim, and the batch that becomes of it.
         passed_over: Why others were not taken, by id; the first of them.
         others: How many more were not taken.
         contended: Whether one was not taken only because others have reserved what they may give back.
@@ -187,13 +188,33 @@ class Claim:
             more.
     """
 
-    item: Item | None
+    items: tuple[Item, ...]
+    token: str = field(compare=False)
     passed_over: dict[str, str] = field(default_factory=dict)
     others: int = 0
     contended: bool = False
     retry_at: float | None = None
     discarded: dict[str, str] = field(default_factory=dict)
     elsewhere: bool = False
+
+    @property
+    def item(self) -> Item | None:
+        """The first item."""
+        return self.items[0] if self.items else None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A unit that came to an outcome.
+
+    Attributes:
+        item: As it was claimed.
+        result_key: Where the outcome lies: a document's key; of a batch's document with `#` and the place in it.
+    """
+
+    item: Item
+    outcome: Outcome
+    result_key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +232,10 @@ class Reserve:
 
 def _reserves_nothing(_item: Item) -> list[Reserve]:
     return []
+
+
+def _no_more(_last: Item, _item: Item) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,9 +316,11 @@ class Ledger(Protocol):
         fence: Fence,
         misfit: Callable[[Item], Misfit | None],
         reserves: Callable[[Item], list[Reserve]] = _reserves_nothing,
+        more: Callable[[Item, Item], bool] = _no_more,
     ) -> Claim:
         """Claims the first available item that fits, of the first thousand that the chain takes: by priority, fewest
-        failures, then age. What another chain of the queue is just claiming is not waited for.
+        failures, then age. With it those that follow, as many as are wanted for one batch, up to the first that does
+        not fit. What another chain of the queue is just claiming is not waited for.
 
         One that has failed is left alone for a while. An item that would fit later is passed over in three sessions;
         then nothing behind it is taken any more, so that what it needs can become free. One that fits into no session
@@ -302,7 +329,11 @@ class Ledger(Protocol):
         Args:
             misfit: Says of an item why it does not fit, or None.
             reserves: Says what its unit reserves of pools; an item whose reservation is refused is not taken.
+            more: Given the last item that was taken and the one behind it, whether this one is wanted too.
         """
+
+    def claim_begun(self, fence: Fence) -> Claim:
+        """Claims all items whose next unit was begun and then given back, whether or not it is their turn."""
 
     def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
         """Brings what a running unit has reserved to these amounts, all or none; why not, or None."""
@@ -310,13 +341,21 @@ class Ledger(Protocol):
     def pool_spends(self, limit: Limit, since: float) -> list[Spend]:
         """What everybody has spent of a limit's pool after a moment, in order."""
 
-    def commit_unit(
-        self, fence: Fence, item: Item, outcome: Outcome, result_key: str, spent: Mapping[str, float]
+    def commit_units(
+        self,
+        fence: Fence,
+        finished: Sequence[Finished],
+        spent: Mapping[str, float],
+        *,
+        context: Mapping[str, Any] | None = None,
+        unbegun: Sequence[Item] = (),
     ) -> None:
-        """Finishes a unit: the item's status, its result's key, usage, context, dependents and added items.
+        """Finishes the units of a batch: items' statuses, results' keys, usage, context, dependents and added items.
 
         Args:
-            spent: The session's usage up to and with this unit.
+            spent: The session's usage up to and with these units.
+            context: The agent's new context; None where it is as it was.
+            unbegun: Items of the batch whose units have not begun: they become what they were before.
         """
 
     def fail_unit(
@@ -337,8 +376,12 @@ class Ledger(Protocol):
             fresh: Whether the unit had a whole session's room. The second time in a row, the item is discarded.
         """
 
-    def release(self, fence: Fence, item: Item) -> None:
-        """Gives back an item whose unit was interrupted; no attempt is counted."""
+    def release(self, fence: Fence, items: Sequence[Item], *, begun: bool) -> None:
+        """Gives back claimed items; no attempt is counted.
+
+        Args:
+            begun: Whether their units may have begun: an outcome may then still be found where they were to leave it.
+        """
 
     def resumed(self, fence: Fence, resume_seconds: float, verified: tuple[int, int] | None) -> None:
         """Records what it took to resume."""

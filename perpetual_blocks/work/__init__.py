@@ -1,5 +1,6 @@
 """Work: items, the units that they take, and what comes of a unit."""
 
+from perpetual_blocks.work.context import ContextChange
 from perpetual_blocks.work.item import TRANSITIONS, Item, ItemStatus, WorkItem, check_dependencies, sources
 from perpetual_blocks.work.llm_usage import LlmUsage, read_llm_usage
 from perpetual_blocks.work.outcome import Outcome
@@ -10,6 +11,7 @@ __all__ = [
     "EVERYTHING",
     "TRANSITIONS",
     "Advanced",
+    "ContextChange",
     "CutOff",
     "Item",
     "ItemStatus",

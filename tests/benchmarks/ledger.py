@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.session.chain import SessionRequest
-from perpetual_blocks.session.ledger import Fence
+from perpetual_blocks.session.ledger import Fence, Finished
 from perpetual_blocks.work import Outcome, WorkItem
 
 CHAIN = "bench"
@@ -76,7 +76,8 @@ def finish_next(ledger: SqlLedger, fence: Fence) -> None:
     item = ledger.claim(fence, lambda _estimate: None).item
     assert item is not None, "the queue is too short for the rounds"
     usage = {"tokens": 100.0, "seconds": 0.001}
-    ledger.commit_unit(fence, item, Outcome(done=True, usage=usage), f"perpetual/{CHAIN}/units/{item.id}/1", usage)
+    key = f"perpetual/{CHAIN}/units/{item.id}/1"
+    ledger.commit_units(fence, [Finished(item, Outcome(done=True, usage=usage), key)], usage)
 
 
 def _prepare(path: Path, items: int) -> Fence:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lost_commits import CuttingProxy, Losing, proxied
 from postgres_server import address_of
-from support import FakeClock, LedgerFactory, claim, close, finish_next, item_in, open_session, status_of
+from support import FakeClock, LedgerFactory, claim, close, commit_unit, finish_next, item_in, open_session, status_of
 from test_ledger import checkpoint_of, everything, follow_on_of, items
 
 from perpetual_blocks.adapters.database import SqlLedger
@@ -54,7 +54,8 @@ class Started:
 
 
 USAGE = {"tokens": 5.0}
-DONE = Outcome(done=True, usage=USAGE, context={"mind": "changed"}, added=tuple(items("added")))
+DONE = Outcome(done=True, usage=USAGE, added=tuple(items("added")))
+MIND = {"mind": "changed"}
 ADVANCED = Outcome(done=False, usage=USAGE, cursor=3)
 
 METHODS: dict[str, Callable[[Started], Any]] = {
@@ -66,13 +67,14 @@ METHODS: dict[str, Callable[[Started], Any]] = {
     "heartbeat": lambda at: at.beat(),
     "resumed": lambda at: at.ledger.resumed(at.fence, 0.5, (4, 4)),
     "claim": lambda at: at.claim(),
+    "claim_begun": lambda at: at.ledger.claim_begun(at.fence),
     "extend": lambda at: at.ledger.extend(at.fence, at.item, [Reserve(POOL, 30.0)]),
-    "commit_unit": lambda at: at.ledger.commit_unit(at.fence, at.item, DONE, "key/a/1", USAGE),
-    "commit_unit that goes on": lambda at: at.ledger.commit_unit(at.fence, at.item, ADVANCED, "key/a/1", USAGE),
+    "commit_units": lambda at: commit_unit(at.ledger, at.fence, at.item, DONE, "key/a/1", USAGE, MIND),
+    "commit_units that goes on": lambda at: commit_unit(at.ledger, at.fence, at.item, ADVANCED, "key/a/1", USAGE),
     "fail_unit": lambda at: at.ledger.fail_unit(at.fence, at.item, "no", USAGE, USAGE),
     "fail_unit for good": lambda at: at.ledger.fail_unit(at.fence, replace(at.item, attempts=2), "no", USAGE, USAGE),
     "cut_off": lambda at: at.ledger.cut_off(at.fence, at.item, "no room", USAGE, USAGE, fresh=True),
-    "release": lambda at: at.ledger.release(at.fence, at.item),
+    "release": lambda at: at.ledger.release(at.fence, [at.item], begun=True),
     "record_document": lambda at: at.ledger.record_document(at.fence, checkpoint_of(at.fence)),
     "forget_checkpoints": lambda at: at.ledger.forget_checkpoints(at.fence, 0),
     "close_session": lambda at: close(at.ledger, at.fence, follow_on=follow_on_of(at.fence, "uid")),
@@ -183,13 +185,13 @@ def test_a_repeated_claim_is_told_from_another(lossy: Lossy) -> None:
 def test_a_repetition_does_not_touch_what_came_after(lossy: Lossy) -> None:
     """A unit that was committed, and whose item has been claimed again since, is not committed over the new one."""
     at = Started.of(lossy.ledger)
-    at.ledger.commit_unit(at.fence, at.item, ADVANCED, "key/a/1", USAGE)
+    commit_unit(at.ledger, at.fence, at.item, ADVANCED, "key/a/1", USAGE)
     again = claim(at.ledger, at.fence)
     assert (again.id, again.units) == ("a", 1)
     before = told(at.ledger)
 
-    at.ledger.commit_unit(at.fence, at.item, ADVANCED, "key/a/1", USAGE)
-    at.ledger.release(at.fence, replace(at.item, interruptions=-1))
+    commit_unit(at.ledger, at.fence, at.item, ADVANCED, "key/a/1", USAGE)
+    at.ledger.release(at.fence, [replace(at.item, interruptions=-1)], begun=True)
 
     after = told(at.ledger)
     assert after[2:] == before[2:]
@@ -203,9 +205,9 @@ def test_what_is_not_the_same_is_refused(lossy: Lossy) -> None:
     at.ledger.record_document(at.fence, checkpoint_of(at.fence))
     with pytest.raises(LedgerError):
         at.ledger.record_document(at.fence, checkpoint_of(at.fence, digest="1" * 64))
-    at.ledger.commit_unit(at.fence, at.item, DONE, "key/a/1", USAGE)
+    commit_unit(at.ledger, at.fence, at.item, DONE, "key/a/1", USAGE, MIND)
     with pytest.raises(LedgerError):
-        at.ledger.commit_unit(at.fence, at.item, DONE, "another key", USAGE)
+        commit_unit(at.ledger, at.fence, at.item, DONE, "another key", USAGE)
     close(at.ledger, at.fence)
 
     with pytest.raises(Fenced):

@@ -15,6 +15,7 @@ from support import (
     LedgerFactory,
     claim,
     close,
+    commit_unit,
     finish_next,
     item_in,
     open_session,
@@ -142,9 +143,7 @@ def test_chains_share_items_and_nothing_else(ledger: SqlLedger) -> None:
     item = claim(ledger, first)
     assert (item.id, nothing(ledger, second)) == ("a", True)
 
-    ledger.commit_unit(
-        first, item, Outcome(done=True, usage={"tokens": 10.0}, context={"of": 1}), "key", {"tokens": 10}
-    )
+    commit_unit(ledger, first, item, Outcome(done=True, usage={"tokens": 10.0}), "key", {"tokens": 10}, {"of": 1})
     finish_next(ledger, second, context={"of": 2}, usage={"tokens": 5.0})
 
     assert status_of(ledger, "second") == status_of(ledger) == {"a": ItemStatus.COMPLETED, "b": ItemStatus.COMPLETED}
@@ -188,7 +187,7 @@ def test_a_dead_sessions_items_come_back(ledger: SqlLedger, clock: FakeClock) ->
     again = claim(ledger, first)
     assert (again.id, again.interruptions) == (lost.id, 1)
     with pytest.raises(Fenced):
-        ledger.commit_unit(second, lost, Outcome(done=True, usage={}), "key", {})
+        commit_unit(ledger, second, lost, Outcome(done=True, usage={}), "key", {})
 
 
 def test_only_who_holds_an_item_ends_its_unit(ledger: SqlLedger) -> None:
@@ -200,9 +199,9 @@ def test_only_who_holds_an_item_ends_its_unit(ledger: SqlLedger) -> None:
     assert first.ordinal == second.ordinal
     item = claim(ledger, first)
 
-    ledger.release(second, item)
+    ledger.release(second, [item], begun=True)
     with pytest.raises(LedgerError):
-        ledger.commit_unit(second, item, Outcome(done=True, usage={}), "key", {})
+        commit_unit(ledger, second, item, Outcome(done=True, usage={}), "key", {})
 
     assert status_of(ledger) == {"a": ItemStatus.CLAIMED}
 
@@ -252,7 +251,7 @@ def test_what_others_hold_may_come_back(ledger: SqlLedger) -> None:
     assert (held.id, other.id) == ("a", "b")
 
     assert nothing(ledger, second) is True
-    ledger.release(first, other)
+    ledger.release(first, [other], begun=True)
     assert nothing(ledger, second) is True, "the chain mine takes it"
     assert ledger.is_elsewhere("second")
     close(ledger, first, ChainStatus.EXHAUSTED, state=SessionState.EXHAUSTED)
@@ -295,7 +294,7 @@ def test_a_chain_does_not_finish_while_others_may_add_to_it(ledger: SqlLedger) -
     close(ledger, second, ChainStatus.FINISHED, **done)
     assert ledger.chain("second").status is ChainStatus.WAITING
 
-    ledger.commit_unit(first, held, Outcome(done=True, usage={}), "key", {})
+    commit_unit(ledger, first, held, Outcome(done=True, usage={}), "key", {})
     close(ledger, first, ChainStatus.FINISHED, **done)
     assert ledger.chain("mine").status is ChainStatus.FINISHED
     assert ledger.finish("second")
@@ -453,12 +452,12 @@ def test_an_item_that_is_added_while_its_dependency_is_completed(ledger: SqlLedg
 
     def complete(item: Item) -> None:
         together.wait(30)
-        ledger.commit_unit(first, item, Outcome(done=True, usage={}), f"key/{item.id}", {})
+        commit_unit(ledger, first, item, Outcome(done=True, usage={}), f"key/{item.id}", {})
 
     def add(item: Item, number: int, on: str) -> None:
         more = WorkItem(id=f"more-{number}", depends_on=(on,), priority=-1)
         together.wait(30)
-        ledger.commit_unit(second, item, Outcome(done=False, usage={}, added=(more,)), f"key/adder/{number}", {})
+        commit_unit(ledger, second, item, Outcome(done=False, usage={}, added=(more,)), f"key/adder/{number}", {})
 
     with ThreadPoolExecutor(1) as other:
         for number in range(20):
@@ -490,14 +489,14 @@ def test_many_chains_work_through_one_queue(ledger: SqlLedger) -> None:
                 continue
             turn += 1
             if turn % 11 == 0:
-                ledger.release(fence, found.item)
+                ledger.release(fence, [found.item], begun=True)
                 continue
             spent += 1
             added = ()
             if len(found.item.id) == 3 and int(found.item.id) % 5 == 0:
                 added = (WorkItem(id=f"{found.item.id}-more", depends_on=(found.item.id, "000")),)
             outcome = Outcome(done=True, usage={"calls": 1.0}, added=added)
-            ledger.commit_unit(fence, found.item, outcome, f"key/{found.item.id}", {"calls": spent})
+            commit_unit(ledger, fence, found.item, outcome, f"key/{found.item.id}", {"calls": spent})
             done.append(found.item.id)
 
     with ThreadPoolExecutor(AGENTS) as threads:

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 from postgres_server import address_of
 from sqlalchemy import text
-from support import FakeClock, LedgerFactory, MemoryDocuments, claim, close, item_in, one_line, open_session
+from support import (
+    FakeClock,
+    LedgerFactory,
+    MemoryDocuments,
+    claim,
+    close,
+    commit_unit,
+    item_in,
+    one_line,
+    open_session,
+)
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.checkpoint import digest
@@ -61,7 +71,7 @@ class House:
         key = unit_key("mine", self.ledger.chain("mine").uid, item)
         outcome = Outcome(done=done, usage={"tokens": 0.1, "seconds": 1.0, "memory": 5.0})
         self.outcomes.content[key] = outcome
-        self.ledger.commit_unit(fence, item, outcome, key, {"tokens": 0.1, "seconds": 1.0})
+        commit_unit(self.ledger, fence, item, outcome, key, {"tokens": 0.1, "seconds": 1.0})
 
     def end(self, fence: Fence) -> None:
         checkpoint = checkpoint_now(self.ledger, fence.chain, fence.ordinal, "Test.", self.clock.now()).text()

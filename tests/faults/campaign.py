@@ -59,6 +59,9 @@ AT_POINTS = 4
 
 FROM_OUTSIDE = "from outside"
 
+WAITED_SECONDS = 90.0
+"""How long a person waits for a run that has not begun."""
+
 CALM_SECONDS = 600.0
 """How long a chain may take to its end once nobody is killed any more."""
 
@@ -77,6 +80,7 @@ class Lane:
     chains: list[str] = field(default_factory=list)
     serving: "subprocess.Popen[bytes] | None" = None
     supervising: "subprocess.Popen[bytes] | None" = None
+    triggered: float = 0.0
 
     @property
     def name(self) -> str:
@@ -140,6 +144,7 @@ class Lane:
         while time.monotonic() < deadline:
             with suppress(AssertionError):  # not served yet
                 self.site.trigger(f"adder/{self.name}", self.parameters())
+                self.triggered = time.monotonic()
                 return
             time.sleep(0.5)
         raise RuntimeError(f"{self.name} is not served; see {self.site.folder}")
@@ -164,8 +169,13 @@ class Lane:
         return chance.choice([session, session, session, tree[:1], tree, supervising])
 
     def restart_if_never_begun(self) -> None:
-        """A run that dies before it has made its chain leaves nothing to be rescued: a person starts it again."""
-        if self.chains and self.way != "run" and self.status() == "new" and not self.site.open_runs(self.chains[-1]):
+        """A run that dies before it has made its chain leaves nothing to be rescued: a person starts it again.
+
+        Where its worker dies with it, Prefect shows it as pending for ever; a person waits for a while then.
+        """
+        if not self.chains or self.way == "run" or self.status() != "new":
+            return
+        if not self.site.open_runs(self.chains[-1]) or time.monotonic() > self.triggered + WAITED_SECONDS:
             self.trigger()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres_server import TEMPLATE, PostgresServer
+from postgres_server import PostgresServer
 from workbench import HERE, REPOSITORY, Site, wait_until
 
 from perpetual_blocks.adapters.database import SqlLedger
@@ -58,7 +58,7 @@ class Watched:
 def watched(site: Site, request: pytest.FixtureRequest) -> Any:
     """The ledger in a PostgreSQL database; four agents' sessions are short, and there are several of each."""
     server: PostgresServer = request.getfixturevalue("postgres")
-    site.environment["PERPETUAL_LEDGER"] = server.make_database(TEMPLATE)
+    site.environment["PERPETUAL_LEDGER"] = server.lend_ledger()
     watched = Watched(site.environment["PERPETUAL_LEDGER"])
     yield watched
     watched.ledger.close()

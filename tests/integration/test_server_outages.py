@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prefect_server import PrefectServer
 from workbench import HERE, Site, wait_until
 
 from perpetual_blocks.adapters.local_server import stop
@@ -67,11 +68,11 @@ class MortalServer:
 
 
 @pytest.fixture(scope="module")
-def mortal(server: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
+def mortal(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
     """A server of these tests' own, on a copy of the other one's database: to make one takes most of a minute."""
     home = tmp_path_factory.mktemp("mortal")
     with (
-        closing(sqlite3.connect(server[1] / "prefect.db")) as made,
+        closing(sqlite3.connect(prefect_server.home / "prefect.db")) as made,
         closing(sqlite3.connect(home / "prefect.db")) as to,
     ):
         made.backup(to)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from threading import Event
 
 import pytest
-from support import LEASE, FakeClock, LedgerFactory, claim, close, open_session, status_of
+from support import LEASE, FakeClock, LedgerFactory, claim, close, commit_unit, open_session, status_of
 from test_admission import latest
 from test_loop import Reader, Rig
 
@@ -95,7 +95,7 @@ def test_it_takes_what_comes_back_while_it_waits(
 ) -> None:
     """Another session gives back what it held: it is noticed at the next look, and everything is done."""
     item = next(item for item in ledger.items("mine", ItemStatus.CLAIMED))
-    clock.meanwhile = lambda: ledger.release(owner, item)
+    clock.meanwhile = lambda: ledger.release(owner, [item], begun=True)
 
     end = second.run()
 
@@ -111,12 +111,12 @@ def test_it_knows_when_to_go_on(ledger: SqlLedger, second: Rig, owner: Fence, cl
     ledger.heartbeat(owner)
     assert ready_at(ledger, "second", clock) is None
     item = next(item for item in ledger.items("mine", ItemStatus.CLAIMED))
-    ledger.release(owner, item)
+    ledger.release(owner, [item], begun=True)
     assert ready_at(ledger, "second", clock) == pytest.approx(clock.now())
 
     again = claim(ledger, owner)
     assert ready_at(ledger, "second", clock) is None
-    ledger.commit_unit(owner, again, Outcome(done=True, usage={}), "key", {})
+    commit_unit(ledger, owner, again, Outcome(done=True, usage={}), "key", {})
     assert ready_at(ledger, "second", clock) == clock.now()
     end = second.run()
     assert end.state is SessionState.FINISHED
@@ -148,8 +148,29 @@ def test_an_outcome_that_a_dead_chain_had_persisted_is_found(
 
     assert [key.split("/")[-2] for key in (*second.runner.ran, *third.runner.ran)] == ["doc-1", "doc-2"]
     assert ledger.sessions("third")[0].units == 2
+    assert ledger.chain("third").context == {"read": ["doc-2 p1"]}, "what the other remembered is not its own"
     uid = ledger.chain("mine").uid
     assert {key.split("/")[1] for key in second.runner.kept} == {f"mine-{uid}"}
+
+
+def test_a_chain_finds_its_own_first(ledger: SqlLedger, second: Rig, clock: BusyClock, owner: Fence) -> None:
+    """What it had persisted when it died it applies itself, with what it remembered, if nobody has come before."""
+
+    def die(point: str) -> None:
+        if point == "unit.committing":
+            raise Killed
+
+    faults.install(die)
+    with pytest.raises(Killed):
+        second.run()
+    faults.install(None)
+    clock.advance(LEASE + 1)
+    ledger.heartbeat(owner)
+
+    second.run()
+
+    assert [key.split("/")[-2] for key in second.runner.ran] == ["doc-1", "doc-2"]
+    assert ledger.chain("second").context == {"read": ["doc-1 p1", "doc-2 p1"]}
 
 
 def test_budgets_are_each_chains_own(ledger: SqlLedger, second: Rig, owner: Fence) -> None:
@@ -164,8 +185,8 @@ def test_budgets_are_each_chains_own(ledger: SqlLedger, second: Rig, owner: Fenc
 def test_what_others_do_is_no_disagreement(ledger: SqlLedger, second: Rig, owner: Fence) -> None:
     """A session that resumes finds more done than its checkpoint says, and that is in order."""
     second.run(Budget(Limit("tokens", 110, threshold=0.9)))
-    ledger.commit_unit(
-        owner, ledger.items("mine", ItemStatus.CLAIMED)[0], Outcome(done=True, usage={}), "key", {"calls": 1.0}
+    commit_unit(
+        ledger, owner, ledger.items("mine", ItemStatus.CLAIMED)[0], Outcome(done=True, usage={}), "key", {"calls": 1.0}
     )
 
     second.run(invited=list(second.runs.created)[-1])

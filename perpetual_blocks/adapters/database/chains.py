@@ -95,8 +95,7 @@ def give_back(connection: Connection, rows: ColumnElement[bool], now: float, onl
         .where(rows)
         .values(
             status=ItemStatus.AVAILABLE,
-            claimant=None,
-            claimed_by=None,
+            claimed_by=None,  # the claimant stays: what it had begun is its own to find
             interruptions=t.items.c.interruptions + 1,
             updated_at=now,
         )

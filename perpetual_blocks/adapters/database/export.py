@@ -20,6 +20,7 @@ from perpetual_blocks.errors import DamagedDocument
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionState
 from perpetual_blocks.session.ledger import Mark, Row
 from perpetual_blocks.work import ItemStatus
+from perpetual_blocks.work.item import UNIT
 
 OVERLAP_SECONDS = 60.0
 BATCH = 1000
@@ -157,6 +158,9 @@ def pause_restored(connection: Connection, chain: str, reason: str, now: float) 
             updated_at=now,
         )
     )
+    # Units that were finished after the backup have left their outcomes where they are looked for.
+    open_items = and_(t.items.c.chain == chain, t.items.c.status != ItemStatus.COMPLETED, t.items.c.claims.is_(None))
+    connection.execute(update(t.items).where(open_items).values(claims=UNIT))
     # The session that made the backup had come to its end: all that is missing is how it closed.
     ended = {
         "state": SessionState.WRAPPED,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, false, func, insert, or_, select, update
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.chains import reopen
@@ -17,13 +17,15 @@ from perpetual_blocks.session.chain import Chain
 from perpetual_blocks.session.ledger import Fence
 from perpetual_blocks.work import ItemStatus, WorkItem, check_dependencies, sources
 
-_VARIABLES = 500  # SQLite allows 999 variables in a statement in its oldest builds
+VARIABLES = 500  # SQLite allows 999 variables in a statement in its oldest builds
 
 MOVE = {
     target: update(t.items).where(
         t.items.c.chain == bindparam("of_queue"),
         t.items.c.id == bindparam("of_item"),
-        t.items.c.status.in_(sources(target)),
+        or_(
+            false(), *(t.items.c.status == source for source in sources(target))
+        ),  # IN cannot be executed for many rows
     )
     for target in ItemStatus
 }
@@ -171,8 +173,8 @@ def _present(connection: Connection, queue: str, ids: Sequence[str]) -> dict[str
     """Kind, payload and status of those of the ids that the queue has."""
     found: dict[str, tuple[str, dict[str, Any], str]] = {}
     columns = select(t.items.c.id, t.items.c.kind, t.items.c.payload, t.items.c.status)
-    for start in range(0, len(ids), _VARIABLES):
-        some = ids[start : start + _VARIABLES]
+    for start in range(0, len(ids), VARIABLES):
+        some = ids[start : start + VARIABLES]
         for item, kind, payload, status in connection.execute(
             columns.where(t.items.c.chain == queue, t.items.c.id.in_(some))
         ):

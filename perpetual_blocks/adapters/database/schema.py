@@ -141,11 +141,14 @@ items = Table(
     Column("error", Text),
     # Until when it is left alone after a failed attempt.
     Column("retry_at", Float),
-    # The session that holds it: its chain, which may be another than the queue's, and its ordinal.
+    # The session that holds it: its chain, which may be another than the queue's, and its ordinal. The chain stays
+    # where its unit was interrupted.
     Column("claimant", String(_CHAIN)),
     Column("claimed_by", Integer),
     # Tells the claim from others of its session, should it be repeated.
     Column("claim", String(16)),
+    # Where the outcome of its next unit may lie already: the claims since it became the next, in words.
+    Column("claims", Text),
     Column("updated_at", Float, nullable=False),
     UniqueConstraint("chain", "position"),
 )
@@ -157,6 +160,14 @@ Index(
     desc(items.c.priority),
     items.c.attempts,
     items.c.position,
+)
+
+# Those that have been claimed for their next unit: few.
+Index(
+    "ix_items_begun",
+    items.c.chain,
+    sqlite_where=items.c.claims.is_not(None),
+    postgresql_where=items.c.claims.is_not(None),
 )
 
 dependencies = Table(

@@ -110,9 +110,14 @@ class LedgerWriter(LedgerReader):
             unit = _pool_unit(limit, shared.uid, item)
             pools.settle(connection, unit, usage.get(limit.resource, 0.0), now, failure)
 
-    def _give_back_reserved(self, connection: Connection, fence: Fence) -> None:
-        if (shared := self._shared(connection, fence)).limits:
+    def _give_back_reserved(self, connection: Connection, fence: Fence, items: Sequence[Item] | None = None) -> None:
+        """What the session has reserved for these items, or for all of its items."""
+        shared = self._shared(connection, fence)
+        if shared.limits and items is None:
             pools.release_all(connection, shared.uid)
+        for limit in shared.limits:
+            for item in items or ():
+                pools.release(connection, _pool_unit(limit, shared.uid, item))
 
 
 @dataclass(frozen=True, slots=True)
