@@ -19,9 +19,24 @@ class CodeChange:
     what: str
 
 
-def check_program(chain: Chain, queue: Chain, request: SessionRequest) -> None:
-    """Refuses a session of another agent, one of an agent that is older than the chain's context, and one that would
-    take items of a shared queue whose kinds its agent does not know.
+def check_program(chain: Chain, request: SessionRequest) -> None:
+    """Refuses a session of another agent, and one of an agent that is older than the chain's context.
+
+    Raises:
+        InvalidInput: it is one.
+    """
+    if chain.ordinal and chain.agent != request.agent:
+        raise InvalidInput.of("chain", chain.name, f"a chain of {request.agent}; this is {chain.agent}'s")
+    if chain.context_version > request.context_version:
+        raise InvalidInput.of(
+            f"{request.agent}.context_version",
+            request.context_version,
+            f"at least {chain.context_version}: a newer version of the agent wrote the context of {chain.name}",
+        )
+
+
+def check_kinds(chain: Chain, queue: Chain, request: SessionRequest) -> None:
+    """Refuses a session that would take items of a shared queue whose kinds its agent does not know.
 
     Args:
         queue: The chain whose items the session works on.
@@ -37,14 +52,6 @@ def check_program(chain: Chain, queue: Chain, request: SessionRequest) -> None:
             known,
             f"all kinds that {chain.name} takes of the queue of {queue.name}, {', '.join(sorted(strange))} too; or a "
             "selector of kinds for it",
-        )
-    if chain.ordinal and chain.agent != request.agent:
-        raise InvalidInput.of("chain", chain.name, f"a chain of {request.agent}; this is {chain.agent}'s")
-    if chain.context_version > request.context_version:
-        raise InvalidInput.of(
-            f"{request.agent}.context_version",
-            request.context_version,
-            f"at least {chain.context_version}: a newer version of the agent wrote the context of {chain.name}",
         )
 
 

@@ -163,7 +163,7 @@ class Item:
     result_key: str | None = None
     error: str | None = None
     retry_at: float | None = None
-    claimant: str | None = None
+    claimant: str | None = field(default=None, compare=False)
 
     @property
     def expectation(self) -> Expectation:

@@ -40,7 +40,7 @@ from perpetual_blocks.session.chain import (
 )
 from perpetual_blocks.session.follow_on import RunTemplate
 from perpetual_blocks.session.ledger import Closing, Fence, Opened
-from perpetual_blocks.session.program import check_program, code_change
+from perpetual_blocks.session.program import check_kinds, check_program, code_change
 
 _NOTHING_LEFT = ("queue-empty", "blocked")  # the ends of a session that had nothing to do any more
 
@@ -56,7 +56,8 @@ class SessionWriter(LedgerWriter):
             chain = lock_chain(connection, request.chain) or _new_chain(connection, request, now)
             queue = chain if chain.owns_queue else find_chain(connection, chain.queue)
             assert queue is not None
-            check_program(chain, queue, request)
+            check_program(chain, request)
+            check_kinds(chain, queue, request)
             latest = latest_session(connection, request.chain)
             if (mine := _opened_before(connection, chain, queue, latest, request, now)) is not None:
                 return mine
