@@ -1,23 +1,18 @@
 """`perpetual run`: a whole chain without a deployment, each session in a fresh process."""
 
-import json as jsonlib
-import os
 import secrets
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from subprocess import TimeoutExpired
 from threading import Event
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from perpetual_blocks.cli.follow import Follower
+from perpetual_blocks.cli.launcher import Child, Launcher, SessionFailed, make_launcher, on_signals
 from perpetual_blocks.cli.output import (
     INTERRUPTED,
     NOT_FINISHED,
@@ -30,12 +25,13 @@ from perpetual_blocks.cli.output import (
 )
 from perpetual_blocks.cli.render import chain_view
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import InvalidInput, PerpetualError, Superseded, UnknownChain
-from perpetual_blocks.session.chain import invitation
+from perpetual_blocks.errors import InvalidInput, Superseded, UnknownChain
+from perpetual_blocks.session.chain import check_chain_name
 from perpetual_blocks.session.follow_on import ready_at
 from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.session.status import chain_status
 from perpetual_blocks.session.supervisor import Supervisor
+from perpetual_blocks.work import Selector
 
 HERE = Where()
 
@@ -45,14 +41,12 @@ LOOK_AGAIN_SECONDS = 5.0
 GOES_ON = ("running", "waiting")
 
 
-class SessionFailed(PerpetualError):
-    """The process of a session ended before it could open one."""
-
-
 def run(
     entrypoint: str,
     *,
     param: Annotated[list[str] | None, Parameter(negative="")] = None,
+    queue: str | None = None,
+    take: Annotated[list[str] | None, Parameter(negative="")] = None,
     json: Json = False,
     where: Where = HERE,
 ) -> int:
@@ -67,27 +61,27 @@ def run(
         entrypoint: path/to/file.py:name of a flow made by as_flow().
         param: A parameter of the flow, as name=value; may be given several times. chain=NAME names the chain; a block,
             as a secret, is given by its name.
+        queue: The chain on whose queue it works, beside that one; another machine's agents, say.
+        take: What it takes of that queue: an item's id, a beginning of ids as part/*, or kind:NAME; may be given
+            several times. Everything if not given.
         json: Print the chain's status as one JSON object.
     """
-    from perpetual_blocks.adapters.local_server import configured_server, local_server
-    from perpetual_blocks.cli.entrypoint import load_perpetual_flow, parse_parameters, resolve_blocks
-    from perpetual_blocks.session.chain import check_chain_name
+    from perpetual_blocks.cli.entrypoint import load_perpetual_flow, parse_parameters
 
     flow = load_perpetual_flow(entrypoint)
     parameters = parse_parameters(flow, param or [])
-    chain = check_chain_name(parameters.setdefault("chain", _new_name(flow.name)))
+    chain = check_chain_name(parameters.pop("chain", None) or new_name(queue or flow.name))
     ledger = where.get_store(flow.store).get_ledger()
-    command = [sys.executable, "-m", "perpetual_blocks.cli.one_session", entrypoint]
-    command += [where.store] if where.store else []
+    if queue is not None:
+        ledger.add_chain(chain, queue=queue, selector=Selector.parse(take or []))
+    elif take:
+        raise InvalidInput.of("--take", ", ".join(take), "a part of a queue, which --queue names")
     with ExitStack() as stack:
         follower = stack.enter_context(Follower(ledger, chain, err, quiet=json))
-        environment = dict(os.environ)
-        if configured_server() is None:
-            follower.note("starting a local Prefect server")
-            environment["PREFECT_API_URL"] = stack.enter_context(local_server())
-        with _server_of(environment):
-            parameters = resolve_blocks(flow, parameters)
-        sessions = _Sessions(ledger, chain, command, jsonlib.dumps(parameters), environment, follower)
+        # Where a live view is drawn, or nothing is to be seen, the session's log goes to a file.
+        to_file = follower.draws or follower.quiet
+        launcher = make_launcher(flow, entrypoint, parameters, ledger, where, stack, follower.note, to_file=to_file)
+        sessions = _Sessions(ledger, chain, launcher, follower)
         interrupted = sessions.run_all()
     status = chain_status(ledger, chain)
     print_json(status) if json else out.print(chain_view(status))
@@ -97,7 +91,8 @@ def run(
     return OK if status["status"] == "finished" else NOT_FINISHED
 
 
-def _new_name(flow_name: str) -> str:
+def new_name(flow_name: str) -> str:
+    """A name for a new chain."""
     slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in flow_name.lower()).strip("-")[:40]
     return f"{slug}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}"
 
@@ -108,9 +103,7 @@ class _Sessions:
 
     ledger: Ledger
     chain: str
-    command: list[str]
-    parameters: str
-    environment: dict[str, str]
+    launcher: Launcher
     follower: Follower
 
     def run_all(self) -> bool:
@@ -122,16 +115,18 @@ class _Sessions:
         from perpetual_blocks.adapters.process import session_alive
 
         self._check_free()
-        invited: dict[str, str] = {}
+        follows = False
         while True:
             before = self._sessions()
-            child, interrupted = self._run_one(invited)
+            child, interrupted = self._run_one(follows=follows)
             status = self.follower.look()
             latest = status["sessions"][-1] if status and status["sessions"] else None
             if latest and latest["state"] == "Running" and latest["pid"] != child.pid:
                 raise Superseded(f"{self.chain} is at work elsewhere: process {latest['pid']} on {latest['host']}")
             if not (status and latest) or len(status["sessions"]) == before:
-                raise SessionFailed(f"session: its process ended before it began: {self._last_words()}")
+                raise SessionFailed(
+                    f"session: its process ended before it began: {self.launcher.last_words(self.chain)}"
+                )
             if latest["state"] == "Running":
                 # The process is dead and its session open: nobody needs to wait for the lease to run out.
                 self.follower.note(f"session {latest['ordinal']} died (exit code {child.returncode})")
@@ -141,7 +136,7 @@ class _Sessions:
                 return interrupted
             if self._wait():
                 return True
-            invited = self._invitation()
+            follows = True
 
     def _check_free(self) -> None:
         with suppress(UnknownChain):
@@ -152,35 +147,21 @@ class _Sessions:
                     "chain", chain.name, f"one that may go on; this one is {chain.status} ({why}): `perpetual resume`"
                 )
 
-    def _run_one(self, invited: dict[str, str]) -> "tuple[subprocess.Popen[bytes], bool]":
-        # Where a live view is drawn, or nothing is to be seen, the session's log goes to a file.
-        to_file = self.follower.draws or self.follower.quiet
-        with self._log().open("ab") if to_file else nullcontext(sys.stderr) as output:
-            child = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env={**self.environment, **invited},
-                start_new_session=True,
-            )
-            assert child.stdin is not None
-            with suppress(BrokenPipeError), child.stdin as pipe:  # one that has died already is noticed below
-                pipe.write(self.parameters.encode())
+    def _run_one(self, *, follows: bool) -> tuple[Child, bool]:
+        child = self.launcher.start(self.chain, follows=follows)
         interrupted = False
 
-        def forward() -> None:
-            # The session wraps at SIGTERM; it has its own process group, so that Ctrl-C reaches it through us alone.
+        def forward() -> None:  # the session wraps at SIGTERM
             nonlocal interrupted
             interrupted = True
             child.terminate()
 
-        with _signals(forward):
+        with on_signals(forward):
             while True:
                 try:
                     child.wait(timeout=0.25)
                     return child, interrupted
-                except subprocess.TimeoutExpired:
+                except TimeoutExpired:
                     self.follower.look()
 
     def _wait(self) -> bool:
@@ -192,7 +173,7 @@ class _Sessions:
         when = datetime.fromtimestamp(resume_at).astimezone()
         self.follower.note(f"waits until {when:%d %b %H:%M:%S %Z}, or for work before that: {chain.reason}")
         asked = Event()
-        with _signals(asked.set):
+        with on_signals(asked.set):
             while (left := resume_at - time.time()) > 0:
                 if asked.wait(min(left, LOOK_AGAIN_SECONDS)):
                     return True
@@ -201,51 +182,9 @@ class _Sessions:
                 resume_at = min(resume_at, sooner) if sooner is not None else resume_at
         return False
 
-    def _invitation(self) -> dict[str, str]:
-        """What makes the next session a follow-on of the one before, and not one that a person has started."""
-        from perpetual_blocks.flow_run import INVITATION
-
-        chain = self.ledger.chain(self.chain)
-        return {INVITATION: invitation(chain.uid, chain.ordinal + 1)}
-
     def _sessions(self) -> int:
         """How many sessions the chain has had."""
         try:
             return self.ledger.chain(self.chain).ordinal
         except UnknownChain:
             return 0
-
-    def _log(self) -> Path:
-        from prefect.settings import get_current_settings
-
-        folder = get_current_settings().home / "perpetual-logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{self.chain}.log"
-
-    def _last_words(self) -> str:
-        log = self._log()
-        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        errors = [line for line in lines if "Error: " in line] or lines
-        return f"{errors[-1].strip()} (see {log})" if errors else "see above"
-
-
-@contextmanager
-def _server_of(environment: Mapping[str, str]) -> Iterator[None]:
-    """Lets this process talk to the server that the sessions talk to."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    address = environment.get("PREFECT_API_URL")
-    with temporary_settings({PREFECT_API_URL: address}) if address else nullcontext():
-        yield
-
-
-@contextmanager
-def _signals(asked: Callable[[], None]) -> Iterator[None]:
-    """Calls `asked` at SIGINT and SIGTERM, as long as the `with` block runs."""
-    both = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda *_: asked()) for number in both}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

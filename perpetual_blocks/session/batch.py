@@ -5,7 +5,7 @@ for about a second: so much is repeated at most when a session dies.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from perpetual_blocks.clock import Clock
@@ -59,6 +59,7 @@ class Batch:
 
     Args:
         context: The agent's context; each unit finds what those before it in the batch have made of it.
+        chain: Whose session runs it.
         fresh: Whether its first unit is the session's first.
         phase: The pace's, when it begins.
 
@@ -80,6 +81,7 @@ class Batch:
         allowance: Allowance,
         clock: Clock,
         *,
+        chain: str = "",
         fresh: bool = False,
         phase: int = 0,
     ) -> None:
@@ -96,6 +98,7 @@ class Batch:
         self._context = context
         self._allowance = allowance
         self._clock = clock
+        self._chain = chain
         self._began = 0.0
         self._begun = 0
         self._unit: Unit | None = None
@@ -151,6 +154,9 @@ class Batch:
         """
         own = self.key if self.single else f"{self.key}#{len(self.made)}"
         self._allowance.count(outcome.usage)
+        if kept_under is not None and self.item.claimant not in (None, self._chain):
+            # It was made with the memory of another chain of the queue, and is not this one's.
+            outcome = replace(outcome, context=None)
         if outcome.context is not None:
             self._context = outcome.context.apply(self._context, lambda key, now, before, after: after)
         finished = Finished(self.item, outcome, kept_under or own)

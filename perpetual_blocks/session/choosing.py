@@ -8,6 +8,7 @@ from perpetual_blocks.budget import BudgetMonitor, Expectation, Reading, Refusal
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.session.account import pool_spends
 from perpetual_blocks.session.chain import StopReason
+from perpetual_blocks.session.continuation import WAITING, wait_for_others
 from perpetual_blocks.session.ledger import Claim, Fence, Ledger, Misfit, Reserve
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.usage import show_duration
@@ -16,10 +17,10 @@ from perpetual_blocks.work import CutOff, Item
 BATCH_SECONDS = 1.0
 """How long a batch takes: a stop is never farther away, and no more is repeated when a session dies."""
 
-POLL_SECONDS = 0.25
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.25, 2.0
 MOST_WAITED_SECONDS = 30.0
-"""How long a session waits before it ends: for others to give back what they have reserved of a pool, or for the next
-attempt of an item that has failed."""
+"""How long a session waits before it ends: for others to give back what they have reserved of a pool, for the next
+attempt of an item that has failed, or for what other chains of its queue may leave to it."""
 
 
 class Chooser:
@@ -61,9 +62,12 @@ class Chooser:
             seconds, why = POLL_SECONDS, None
             if not claim.contended or waited >= MOST_WAITED_SECONDS or not patient:
                 why = self._nothing_claimed(claim)
-                if why.code != "backing-off" or why.resume_at is None or not patient:
+                if why.code == WAITING and patient:
+                    seconds = min(LONGEST_POLL_SECONDS, POLL_SECONDS + waited / 8)
+                elif why.code == "backing-off" and why.resume_at is not None and patient:
+                    seconds = max(POLL_SECONDS, why.resume_at - self._clock.now())
+                else:
                     return why
-                seconds = max(POLL_SECONDS, why.resume_at - self._clock.now())
                 # Waiting must not use up the time that is kept for the shutdown either.
                 left = self._monitor.room(readings).get("seconds", MOST_WAITED_SECONDS)
                 if seconds > min(MOST_WAITED_SECONDS - waited, left):
@@ -119,11 +123,14 @@ class Chooser:
 
     def _nothing_claimed(self, claim: Claim) -> StopReason:
         empty = StopReason("queue-empty", "nothing is left that can be claimed")
+        if claim.elsewhere:
+            again = self._clock.now() + wait_for_others(self._ledger.sessions(self._fence.chain))
+            empty = StopReason(WAITING, f"what is left is with other chains of {self._fence.queue}", again)
         why, retry_at = self._nothing_fits(claim) if claim.passed_over else empty, claim.retry_at
         if retry_at is None:
             return why
         sooner = why.resume_at is not None and retry_at < why.resume_at
-        if sooner or why.code in ("queue-empty", "too-large") or why.code.startswith("exhausted:"):
+        if sooner or why.code in ("queue-empty", WAITING, "too-large") or why.code.startswith("exhausted:"):
             wait = show_duration(max(0.0, retry_at - self._clock.now()))
             text = f"what has failed is tried again in {wait}, and nothing else can be done before"
             return StopReason("backing-off", text, retry_at)

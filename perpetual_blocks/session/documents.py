@@ -67,8 +67,10 @@ class UnitKeys:
         return [self.unit(item) if claim == UNIT else self.batch(claim) for claim in item.earlier_claims]
 
 
-def unit_key(chain: str, uid: str, item: Item) -> str:
+def unit_key(queue: str, uid: str, item: Item) -> str:
     """The key of a unit's outcome; never used for another unit.
+
+    It is of the chain that the queue belongs to, whichever chain runs the unit.
 
     An interrupted unit has the same key when it is tried again, and so finds what was persisted; one that failed gets
     a new one. A strange id is escaped; one that no file name could hold, or not on every system, is cut and marked with
@@ -79,7 +81,7 @@ def unit_key(chain: str, uid: str, item: Item) -> str:
         # quote() never lets a "=" through, so no other id looks like this one.
         name = f"{name[:80].rstrip('%').replace('.', '_')}={digest(item.id)[:24]}"
     attempt = f"-{item.failures}" if item.failures else ""
-    return f"{chain_folder(chain, uid)}/units/{name}/{item.units + 1}{attempt}"
+    return f"{chain_folder(queue, uid)}/units/{name}/{item.units + 1}{attempt}"
 
 
 _ESCAPE = re.compile(r"%[0-9A-F]{2}")
@@ -130,7 +132,7 @@ def checkpoints_so_far(sessions: Sequence[SessionRecord], checkpoints: Sequence[
 def checkpoint_now(ledger: Ledger, name: str, ordinal: int, task: str, now: float) -> Checkpoint:
     """What a session's checkpoint says at this moment."""
     chain, sessions = ledger.chain(name), ledger.sessions(name)
-    upcoming = ledger.items(name, ItemStatus.AVAILABLE, 1)
+    upcoming = ledger.items(name, ItemStatus.AVAILABLE, 1, taken=True)
     return Checkpoint(
         chain=chain.name,
         uid=chain.uid,
@@ -187,7 +189,7 @@ def handoff_now(
         usage=this.usage,
         usage_total=chain_usage(sessions),
         limits=[LimitLine(**limit) for limit in this.limits],
-        next_items=[_line(item) for item in ledger.items(name, ItemStatus.AVAILABLE, LISTED)],
+        next_items=[_line(item) for item in ledger.items(name, ItemStatus.AVAILABLE, LISTED, taken=True)],
         discarded=[
             _dead_letter(ledger.story(name, item.id)) for item in ledger.items(name, ItemStatus.DISCARDED, LISTED)
         ],

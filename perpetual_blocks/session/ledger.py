@@ -17,17 +17,26 @@ from perpetual_blocks.session.chain import (
     Wanted,
 )
 from perpetual_blocks.session.continuation import Ending
-from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
+from perpetual_blocks.work import EVERYTHING, Item, ItemStatus, Outcome, Selector, WorkItem
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """What a session shows with each commit: the database refuses it when the chain has a newer epoch."""
+    """What a session shows with each commit: the database refuses it when the chain has a newer epoch.
+
+    Attributes:
+        queue: The chain whose items the session works on; its own if none is given.
+    """
 
     chain: str
     ordinal: int
     epoch: int
     holder: str
+    queue: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.queue:
+            object.__setattr__(self, "queue", self.chain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +45,8 @@ class Opened:
 
     Attributes:
         chain: The chain as it is now.
+        queue: The chain whose items it works on: the same one, usually. Its name and uid are in the outcomes' keys, so
+            that what one chain of a queue has persisted is found by another.
         previous: The session before, as it ended.
         took_over: Whether that session was found dead.
         code_changed: What is to be said of code that changed since that session.
@@ -43,6 +54,7 @@ class Opened:
 
     fence: Fence
     chain: Chain
+    queue: Chain
     previous: SessionRecord | None
     took_over: bool
     code_changed: str | None = None
@@ -172,6 +184,8 @@ class Claim:
         retry_at: When the first of those that are left alone after a failed attempt may be claimed; None if there are
             none, or an item was claimed.
         discarded: What was given up because it fits into no session, while others do: why, by id.
+        elsewhere: Whether, where no item was claimed, other chains of the queue have what may come back, or lead to
+            more.
     """
 
     items: tuple[Item, ...]
@@ -181,6 +195,7 @@ class Claim:
     contended: bool = False
     retry_at: float | None = None
     discarded: dict[str, str] = field(default_factory=dict)
+    elsewhere: bool = False
 
     @property
     def item(self) -> Item | None:
@@ -257,6 +272,33 @@ class Ledger(Protocol):
     def now(self) -> float:
         """The time by which leases run out, in seconds since the Unix epoch; not always this machine's."""
 
+    def add_chain(
+        self,
+        name: str,
+        *,
+        queue: str | None = None,
+        selector: Selector = EVERYTHING,
+        template: dict[str, Any] | None = None,
+    ) -> Chain:
+        """Makes a chain ahead of its first session; one that is there gets the selector, from its next session on.
+
+        Args:
+            queue: The chain whose items it is to work on; its own if none is given.
+            template: What its first run is made of, as a session's row has it: that run is recorded as follow-ons are.
+                None where whoever calls starts it.
+
+        Raises:
+            UnknownChain: there is no such queue.
+            InvalidInput: the name is none, the queue belongs to another chain, or the chain works on another queue.
+        """
+
+    def wake(self, chain: str) -> bool:
+        """Lets a chain go on that rests, that was over and has work again, or that waits for no certain time; whether
+        it goes on. Its next run is recorded, where its latest session had a template."""
+
+    def finish(self, chain: str) -> bool:
+        """Ends a chain that waits, or rests, where its queue has no more for it; whether it did."""
+
     def add_items(self, chain: str, items: Iterable[WorkItem], *, planned_by: Fence | None = None) -> int:
         """Adds the items that are new, all or none; returns how many.
 
@@ -264,8 +306,8 @@ class Ledger(Protocol):
             planned_by: The session whose `plan()` these are; the chain counts as planned from then on.
 
         Raises:
-            InvalidInput: an unknown kind, an id that is there with another kind or payload, a missing dependency, a
-                cycle, an estimate larger than a whole budget.
+            InvalidInput: the chain works on another one's queue, an unknown kind, an id that is there with another kind
+                or payload, a missing dependency, a cycle, an estimate larger than a whole budget.
             UnknownChain: there is no such chain.
         """
 
@@ -276,8 +318,9 @@ class Ledger(Protocol):
         reserves: Callable[[Item], list[Reserve]] = _reserves_nothing,
         more: Callable[[Item, Item], bool] = _no_more,
     ) -> Claim:
-        """Claims the first available item that fits, of the first thousand: by priority, fewest failures, then age.
-        With it those that follow, as many as are wanted for one batch, up to the first that does not fit.
+        """Claims the first available item that fits, of the first thousand that the chain takes: by priority, fewest
+        failures, then age. With it those that follow, as many as are wanted for one batch, up to the first that does
+        not fit. What another chain of the queue is just claiming is not waited for.
 
         One that has failed is left alone for a while. An item that would fit later is passed over in three sessions;
         then nothing behind it is taken any more, so that what it needs can become free. One that fits into no session
@@ -451,8 +494,8 @@ class Ledger(Protocol):
     def chain(self, name: str) -> Chain:
         """A chain's row. Raises `UnknownChain`."""
 
-    def chains(self) -> list[Chain]:
-        """All chains, the latest first."""
+    def chains(self, queue: str | None = None) -> list[Chain]:
+        """All chains, or those that work on a queue, the latest first."""
 
     def sessions(self, chain: str) -> list[SessionRecord]:
         """A chain's sessions in order."""
@@ -460,11 +503,16 @@ class Ledger(Protocol):
     def documents(self, chain: str, kind: DocumentKind) -> list[Document]:
         """A chain's documents of one kind, the latest first."""
 
-    def counts(self, chain: str) -> dict[ItemStatus, int]:
-        """How many items have each status."""
+    def counts(self, chain: str, *, taken: bool = False) -> dict[ItemStatus, int]:
+        """How many items of the chain's queue have each status; with `taken`, of those that the chain takes."""
 
-    def items(self, chain: str, status: ItemStatus | None = None, limit: int = 100) -> list[Item]:
-        """Items in the order in which they would be claimed."""
+    def is_elsewhere(self, chain: str) -> bool:
+        """Whether other chains of the queue have what may come back, or lead to more for this one."""
+
+    def items(
+        self, chain: str, status: ItemStatus | None = None, limit: int = 100, *, taken: bool = False
+    ) -> list[Item]:
+        """Items of the chain's queue, or those that it takes, in the order in which they would be claimed."""
 
     def story(self, chain: str, item: str) -> Story:
         """An item with its attempts that came to nothing. Raises `UnknownChain` for an item that is not there too."""

@@ -156,7 +156,14 @@ class Session:
             self._complete(opened.chain)
             now = checkpoint_now(self._ledger, fence.chain, fence.ordinal, self._task, self._world.clock.now())
             checkpoints = self._ledger.documents(fence.chain, "checkpoint")
-            restored = restore(checkpoints, self._world.documents, now, graceful=previous.graceful, signer=world.signer)
+            restored = restore(
+                checkpoints,
+                self._world.documents,
+                now,
+                graceful=previous.graceful,
+                shared=len(self._ledger.chains(fence.queue)) > 1,
+                signer=world.signer,
+            )
             if opened.took_over:
                 note = f"session {previous.ordinal} was found dead; what it had committed stands, its claims are free"
                 restored = Restored(restored.verified, (note, *restored.notes))

@@ -59,7 +59,7 @@ class Working:
         self._agent = agent
         self._fence = opened.fence
         self._may_be_left = opened.previous is not None and not opened.previous.graceful
-        self._keys = UnitKeys(opened.fence.chain, opened.chain.uid)
+        self._keys = UnitKeys(opened.queue.name, opened.queue.uid)
         self._context = context
         self._world = world
         self._ledger = world.ledger
@@ -109,7 +109,8 @@ class Working:
         claim = self._ledger.claim_begun(self._fence)
         if not claim.items:
             return
-        batch = Batch(claim, self._keys, self._context, Unlimited(self._monitor.count), self._world.clock)
+        limits = Unlimited(self._monitor.count)
+        batch = Batch(claim, self._keys, self._context, limits, self._world.clock, chain=self._fence.chain)
         try:
             self._world.runner.find(batch)
         except PerpetualError:
@@ -139,6 +140,7 @@ class Working:
             self._context,
             self._allowances.batch(claim.items[0]),
             self._world.clock,
+            chain=self._fence.chain,
             fresh=self._monitor.units == 0 and not self._crew.running,
             phase=self._pace.phase,
         )

@@ -133,6 +133,7 @@ class Item:
         passed_over: In how many sessions something behind it was taken because it did not fit.
         crashes: How many processes died, one after the other, while they worked on it.
         claims: See `earlier_claims`; words, or None where the ledger says nothing.
+        claimant: The chain whose session has it, or had it last and was interrupted.
         retry_at: Until when it is left alone after a failed attempt, in seconds since the Unix epoch.
         progress: Done and total, as the agent counts them.
         result_key: Where its latest outcome lies in the results storage.
@@ -162,6 +163,7 @@ class Item:
     result_key: str | None = None
     error: str | None = None
     retry_at: float | None = None
+    claimant: str | None = field(default=None, compare=False)
 
     @property
     def expectation(self) -> Expectation:

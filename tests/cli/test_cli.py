@@ -43,6 +43,7 @@ PERPETUAL = Path(sys.executable).with_name("perpetual")
 COMMANDS = (
     "demo",
     "run",
+    "orchestrate",
     "plan",
     "status",
     "handoff",

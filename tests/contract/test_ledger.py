@@ -976,8 +976,19 @@ def test_the_story_of_an_item(ledger: SqlLedger, clock: FakeClock) -> None:
     assert story == Story(
         item_in(ledger, "a"),
         [
-            Attempt(number=1, unit=1, session=1, error="ValueError: no", cut_off=False, usage=usage, at=began),
-            Attempt(number=2, unit=2, session=2, error="no room", cut_off=True, usage={"tokens": 2.0}, at=began + 60),
+            Attempt(
+                number=1, unit=1, chain="mine", session=1, error="ValueError: no", cut_off=False, usage=usage, at=began
+            ),
+            Attempt(
+                number=2,
+                unit=2,
+                chain="mine",
+                session=2,
+                error="no room",
+                cut_off=True,
+                usage={"tokens": 2.0},
+                at=began + 60,
+            ),
         ],
     )
     assert (story.failed, story.cut_off, story.sessions) == (1, 1, [1, 2])

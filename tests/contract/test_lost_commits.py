@@ -62,7 +62,7 @@ METHODS: dict[str, Callable[[Started], Any]] = {
     "open_session": lambda at: open_session(at.ledger, "new").fence,
     "open_session after another": lambda at: (
         close(at.ledger, at.fence),
-        replace(open_session(at.ledger, "mine", "third"), chain=None),  # type: ignore[arg-type]
+        replace(open_session(at.ledger, "mine", "third"), chain=None, queue=None),  # type: ignore[arg-type]
     ),
     "heartbeat": lambda at: at.beat(),
     "resumed": lambda at: at.ledger.resumed(at.fence, 0.5, (4, 4)),
@@ -82,6 +82,8 @@ METHODS: dict[str, Callable[[Started], Any]] = {
     "follow_on_moved": lambda at: at.ledger.follow_on_moved(follow_on_of(at.fence, "uid", ordinal=2), 7.0),
     "declare_dead": lambda at: at.ledger.declare_dead("mine", 2),
     "upgrade_context": lambda at: at.ledger.upgrade_context(at.fence, {"mind": "new"}, 2),
+    "add_chain": lambda at: at.ledger.add_chain("second", queue="mine"),
+    "wake": lambda at: (at.ledger.add_chain("second", queue="mine"), at.ledger.wake("second")),
     "pin_checkpoint": lambda at: at.ledger.pin_checkpoint("mine", 1, pinned=True),
 }
 # These say what they have changed; tried again, what was not changed before.
@@ -89,6 +91,7 @@ COUNTING: dict[str, Callable[[Started], Any]] = {
     "add_items": lambda at: at.ledger.add_items("mine", items("new", "newer"), planned_by=at.fence),
     "retry_items": lambda at: at.ledger.retry_items("mine", ["given up"]),
     "discard_items": lambda at: at.ledger.discard_items("mine", ["open"], "not wanted"),
+    "finish": lambda at: at.ledger.finish(at.ledger.add_chain("another").name),
     "add_document": lambda at: at.ledger.add_document("mine", checkpoint_of(at.fence)),
 }
 # These are a person's, at a prompt, whose ledger has no patience: the error is told, and a look shows what was done.

@@ -272,7 +272,14 @@ def test_blockers_hold_for_every_status(status: ItemStatus) -> None:
 
     def wrong(waits_for: int) -> bool:
         item = ItemFacts(
-            id="a", status=status, blockers=waits_for, waits_for=waits_for, claimed_by=by, units=0, result_key=None
+            id="a",
+            status=status,
+            blockers=waits_for,
+            waits_for=waits_for,
+            claimant="mine" if by else None,
+            claimed_by=by,
+            units=0,
+            result_key=None,
         )
         return bool(list(find_wrong_rows(whole(items=[item], **at_work))))
 
@@ -358,7 +365,7 @@ def test_a_lost_result_is_told_with_who_made_it(house: House) -> None:
     [problem] = house.problems()
 
     assert (problem.what, problem.where, problem.repair) == ("result", "item done, unit 1", None)
-    assert "session 1 made it in flow run run-of-first" in problem.found
+    assert "session 1 of mine made it in flow run run-of-first" in problem.found
     assert "the result is lost" in problem.advice
     assert house.verification().repair([problem]) == []
     assert item_in(house.ledger, "done").status is ItemStatus.COMPLETED
