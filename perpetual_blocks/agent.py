@@ -17,6 +17,8 @@ from perpetual_blocks.usage import add, validated_usage
 from perpetual_blocks.work import Unit, WorkItem
 
 if TYPE_CHECKING:
+    from prefect.task_runners import TaskRunner
+
     from perpetual_blocks.blocks import ResourceBudget, StatePersistence
     from perpetual_blocks.flow import PerpetualFlow
     from perpetual_blocks.session.manners import Manners
@@ -144,6 +146,7 @@ class PerpetualAgent(BaseModel):
         store: "StatePersistence | str | None" = None,
         manners: "Manners | None" = None,
         concurrency: int = 1,
+        task_runner: "TaskRunner[Any] | None" = None,
     ) -> "PerpetualFlow":
         """An ordinary Prefect flow of this agent. Give it to a module's variable, so that it can be deployed.
 
@@ -158,17 +161,19 @@ class PerpetualAgent(BaseModel):
                 It is lowered while a service answers that there are too many calls, or most units fail. Units that
                 run at once each have a copy of the context; `merge_context` says what becomes of a key that several
                 of them change.
+            task_runner: Where units run, as `prefect_dask.DaskTaskRunner()` or `prefect_ray.RayTaskRunner()`; in the
+                session's own process if not given. Its workers import the agent anew, and get its fields as JSON.
 
         Raises:
             InvalidInput: a field of the agent has a name that the flow needs for itself or is a secret, a meter is of
-                no gauge, the budget limits a gauge that nobody reads, or an isolated agent cannot be imported by a new
-                process.
+                no gauge, the budget limits a gauge that nobody reads, or an agent whose units run in other processes
+                cannot be imported there.
         """
         from perpetual_blocks.flow import make_flow
 
         # As namedtuple does: the module that makes the flow is the one that it can be imported from.
         module = sys._getframe(1).f_globals.get("__name__", cls.__module__)
-        return make_flow(cls, name, budget, store, manners, concurrency, module)
+        return make_flow(cls, name, budget, store, manners, concurrency, task_runner, module)
 
 
 _WHOLE = re.compile(r"\s{4}|\s*(#|>|\||```)")

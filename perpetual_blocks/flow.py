@@ -21,12 +21,14 @@ from prefect import Flow
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging import get_logger
+from prefect.task_runners import TaskRunner
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic import Secret as PydanticSecret
 
 from perpetual_blocks.adapters import process
-from perpetual_blocks.adapters.child import Home, check_guarded
+from perpetual_blocks.adapters.child import check_guarded
 from perpetual_blocks.adapters.deadlines import grace_seconds
+from perpetual_blocks.adapters.handover import Home
 from perpetual_blocks.adapters.masking import masked, redactor_for
 from perpetual_blocks.adapters.output import guard_output
 from perpetual_blocks.adapters.prefect_runs import PrefectRuns
@@ -107,6 +109,7 @@ def make_flow(
     store: StatePersistence | str | None,
     manners: Manners | None,
     concurrency: int,
+    task_runner: TaskRunner[Any] | None,
     module: str,
 ) -> PerpetualFlow:
     """The flow of an agent, made in that module; see `PerpetualAgent.as_flow`."""
@@ -126,7 +129,9 @@ def make_flow(
     _check_meters(agent)
     _check_secrets(agent)
     if agent.isolated:
-        Home.of(agent)
+        Home.of(agent, f"{agent.__name__}.isolated")
+    if task_runner is not None:
+        _check_task_runner(agent, task_runner)
     if isinstance(budget, Budget):
         check_metered(budget, {**METERS, **agent.meters})
 
@@ -146,6 +151,7 @@ def make_flow(
                     store=where,
                     manners=load_manners(own["budget"], manners),
                     concurrency=concurrency,
+                    on_task_runner=task_runner is not None,
                     stop=stop,
                     redactor=redactor,
                 )
@@ -166,11 +172,21 @@ def make_flow(
         description=agent.task(),
         validate_parameters=True,
         persist_result=False,
+        task_runner=task_runner,
         on_crashed=[run_is_over],
         on_cancellation=[run_is_over],
     )
     made.agent, made.budget, made.store = agent, budget, store
     return made
+
+
+def _check_task_runner(agent: type[PerpetualAgent], task_runner: TaskRunner[Any]) -> None:
+    if not isinstance(task_runner, TaskRunner):
+        raise InvalidInput.of("as_flow(task_runner)", task_runner, "a task runner of Prefect's, as DaskTaskRunner()")
+    if agent.isolated:
+        expected = "False for an agent whose units run on a task runner, in the processes of its workers"
+        raise InvalidInput.of(f"{agent.__name__}.isolated", True, expected)
+    Home.of(agent, "as_flow(task_runner)")
 
 
 def _check_meters(agent: type[PerpetualAgent]) -> None:

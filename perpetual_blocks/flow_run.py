@@ -63,6 +63,7 @@ def run_session(
     store: StatePersistence,
     manners: Manners,
     concurrency: int,
+    on_task_runner: bool,
     stop: StopRequest,
     redactor: Redactor,
 ) -> State[Any]:
@@ -78,7 +79,8 @@ def run_session(
     backup = None
     if store.backup_storage:
         backup = StoredDocuments(patience(partial(load_storage, store.backup_storage, "backup_storage"), is_away))
-    units = PrefectUnits(agent, storage, store.result_storage or None, redactor, patience)
+    slug = store.result_storage or None
+    units = PrefectUnits(agent, storage, slug, redactor, patience, on_task_runner=on_task_runner)
     template = own.template()
     request = SessionRequest(
         chain=chain,

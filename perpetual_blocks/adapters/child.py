@@ -5,38 +5,25 @@ each spend as it happens, so that what a child spent before it was killed counts
 error.
 """
 
-import asyncio
-import inspect
 import json
 import math
 import multiprocessing
 import os
 import signal
-import sys
 import time
 import traceback
-from collections.abc import Mapping
 from contextlib import suppress
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from operator import attrgetter
-from pathlib import Path
 from threading import Event, Lock, Thread
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
-from pydantic import Secret, SecretBytes, SecretStr
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from perpetual_blocks.adapters.masking import masked_logs, redactor_for
-from perpetual_blocks.adapters.prices import price
+from perpetual_blocks.adapters.handover import Handover
 from perpetual_blocks.agent import PerpetualAgent
-from perpetual_blocks.budget.room import Room
 from perpetual_blocks.errors import InvalidInput, PerpetualError, text_of
-from perpetual_blocks.work import CutOff, Item, Unit
+from perpetual_blocks.work import CutOff, Unit
 
 LOOK_SECONDS = 0.1
 GRACE_SECONDS = 2.0
@@ -51,52 +38,6 @@ class UnitDied(PerpetualError):
 
 class RaisedInChild(Exception):
     """What a unit raised in its process, under the original's name; a note holds the traceback."""
-
-
-class Home(NamedTuple):
-    """Where a new process finds an agent's class."""
-
-    module: str
-    file: str | None
-    name: str
-
-    @classmethod
-    def of(cls, agent: type[PerpetualAgent]) -> "Home":
-        """The agent's.
-
-        Raises:
-            InvalidInput: another process could not import it.
-        """
-        module = sys.modules.get(agent.__module__)
-        file = getattr(module, "__file__", None)
-        found: object = None
-        with suppress(AttributeError):
-            found = attrgetter(agent.__qualname__)(module)
-        is_script = agent.__module__ in ("__main__", "__mp_main__")
-        if found is not agent or (is_script and not (file and Path(file).is_file())):
-            raise InvalidInput.of(
-                f"{agent.__name__}.isolated",
-                True,
-                f"an agent that a new process can import: {agent.__qualname__} at the top of a file",
-            )
-        return cls(agent.__module__, file, agent.__qualname__)
-
-    def load(self) -> type[PerpetualAgent]:
-        """The class."""
-        agent: type[PerpetualAgent] = attrgetter(self.name)(self._module())
-        return agent
-
-    def _module(self) -> ModuleType:
-        try:
-            return import_module(self.module)  # a script has been imported by multiprocessing already
-        except ModuleNotFoundError as error:
-            # Prefect gives the module of a flow file a name under which it cannot be imported.
-            spec = spec_from_file_location(self.module, self.file) if self.file else None
-            if error.name != self.module or spec is None or spec.loader is None:
-                raise
-        module = sys.modules[self.module] = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
 
 
 def check_guarded(agent: type[PerpetualAgent]) -> None:
@@ -124,13 +65,12 @@ def run_in_child(agent: PerpetualAgent, unit: Unit, interrupt: Event | None = No
         UnitDied: its process ended by itself.
         InvalidInput: a new process cannot import the agent, or be handed its fields.
     """
-    home = Home.of(type(agent))
+    handover = Handover.of(agent, unit, f"{type(agent).__name__}.isolated")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     with ours:
         with theirs:
-            arguments = (home, _fields(agent), *unit.hand_over(), time.time(), theirs)
-            child = context.Process(target=_work, args=arguments, name=f"{unit.id} · {unit.number}")
+            child = context.Process(target=_work, args=(handover, theirs), name=f"{unit.id} · {unit.number}")
             child.start()
         try:
             outcome = _follow(child, ours, unit, interrupt or Event())
@@ -138,24 +78,6 @@ def run_in_child(agent: PerpetualAgent, unit: Unit, interrupt: Event | None = No
             return outcome
         finally:
             _end(child)
-
-
-def _fields(agent: PerpetualAgent) -> Any:
-    """The agent's fields as JSON; secrets are not hidden, as they go from process to process only."""
-
-    def revealed(value: Any) -> Any:
-        if isinstance(value, Secret | SecretStr | SecretBytes):
-            return value.get_secret_value()
-        if isinstance(value, dict):
-            return {name: revealed(inner) for name, inner in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
-            return [revealed(inner) for inner in value]
-        return value
-
-    try:
-        return to_jsonable_python(revealed(agent.model_dump(round_trip=True)))
-    except PydanticSerializationError as error:
-        raise InvalidInput(f"{type(agent).__name__}.isolated: got {error}; expected fields that are JSON") from error
 
 
 def _follow(child: SpawnProcess, pipe: Connection, unit: Unit, interrupt: Event) -> dict[str, Any]:
@@ -233,15 +155,7 @@ def _end(child: SpawnProcess) -> None:
 # The child's side ---------------------------------------------------------------------------------------------------
 
 
-def _work(
-    home: Home,
-    fields: Any,
-    item: Item,
-    context: dict[str, Any],
-    room: Mapping[str, Any],
-    handed_over: float,
-    pipe: Connection,
-) -> None:
+def _work(handover: Handover, pipe: Connection) -> None:
     # Ctrl-C reaches all processes of a terminal; what it means for a unit, the session decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wrap, sending = Event(), Lock()
@@ -260,18 +174,8 @@ def _work(
     send("began")
     Thread(target=listen, name="session", daemon=True).start()
     try:
-        agent = home.load().model_validate(fields)
-        amounts = dict(room["amounts"])
-        if "seconds" in amounts:
-            amounts["seconds"] -= time.time() - handed_over
-        its_room = Room(amounts, stopping=wrap.is_set, rung=room["rung"], quotas=room["quotas"])
-        unit = Unit(item, context, its_room, price=price, told=lambda spent: send("spent", spent))
-        began = time.monotonic()
-        with masked_logs(redactor_for(agent)):
-            returned = agent.work_unit(unit)
-            if inspect.iscoroutine(returned):
-                returned = asyncio.run(returned)
-        answer: tuple[Any, ...] = ("done", unit.outcome(returned, time.monotonic() - began).to_document())
+        done = handover.work(handover.agent(), wrap.is_set, lambda spent: send("spent", spent))
+        answer: tuple[Any, ...] = ("done", done)
     except CutOff as error:
         answer = ("cut off", str(error), error.resource)
     except BaseException as error:  # noqa: BLE001 - the session wants to know, whatever it is

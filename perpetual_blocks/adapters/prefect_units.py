@@ -18,6 +18,7 @@ from perpetual_blocks.adapters.child import run_in_child
 from perpetual_blocks.adapters.coroutines import Coroutines
 from perpetual_blocks.adapters.outcome_records import StoredOutcomes
 from perpetual_blocks.adapters.result_storage import StoredDocuments
+from perpetual_blocks.adapters.task_runner_units import run_by_task_runner
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import DamagedDocument, StorageError, text_of
@@ -60,6 +61,8 @@ class PrefectUnits:
 
     Args:
         patience: For how long an outcome is kept in memory, and written again, while the storage is away.
+        on_task_runner: Whether each unit is a task that the flow's task runner runs, wherever that is; else one that
+            runs in this process.
     """
 
     def __init__(
@@ -69,8 +72,11 @@ class PrefectUnits:
         slug: str | None,
         redactor: Redactor | None = None,
         patience: Patience = IMPATIENT,
+        *,
+        on_task_runner: bool = False,
     ) -> None:
         self._agent = agent
+        self._on_task_runner = on_task_runner
         self._patience = patience
         self._records = StoredDocuments(storage)
         self._outcomes = StoredOutcomes(self._records)
@@ -117,6 +123,8 @@ class PrefectUnits:
         if self._agent.isolated:
             self._interrupt.set()
             return True
+        if self._on_task_runner:
+            return False
         return self._coroutines.interrupt()
 
     def close(self) -> None:
@@ -128,7 +136,10 @@ class PrefectUnits:
         key = run.units.key
         self._running[key] = run
         try:
-            self._task(key=key, label=run.units.label)
+            if self._on_task_runner:
+                self._work(key, run.units.label)
+            else:
+                self._task(key=key, label=run.units.label)
         except Pause as pause:  # Prefect lets no task begin in a run that was suspended
             raise RunPaused from pause
         except Exception as error:
@@ -190,6 +201,8 @@ class PrefectUnits:
             return
         try:
             outcome = self._work_unit(unit)
+        except RunPaused:
+            raise
         except Exception as error:  # noqa: BLE001 - the agent's code may raise anything
             run.units.fail(error)
         else:
@@ -201,6 +214,8 @@ class PrefectUnits:
             for name, value in _saved_as_it_is(outcome):
                 self._redactor.refuse(value, _REFUSED_IN.get(name, name))
             return outcome
+        except RunPaused:
+            raise
         except Exception as error:  # noqa: BLE001 - handed on
             raised = self._redactor.clean(error)
         except BaseException as error:  # noqa: BLE001 - handed on
@@ -212,14 +227,19 @@ class PrefectUnits:
     def _do(self, unit: Unit) -> Outcome:
         clock = SystemClock()
         started = clock.monotonic()
-        if self._agent.isolated:
-            outcome = Outcome.from_document(run_in_child(self._agent, unit, self._interrupt))
-            seconds = clock.monotonic() - started  # the process's start and end included
+        if (document := self._do_elsewhere(unit)) is not None:
+            outcome = Outcome.from_document(document)
+            seconds = clock.monotonic() - started  # the way there and back included
             return replace(outcome, usage={**outcome.usage, "seconds": seconds})
         returned = self._agent.work_unit(unit)
         if inspect.iscoroutine(returned):
             returned = self._coroutines.run(returned, unit)
         return unit.outcome(returned, clock.monotonic() - started)
+
+    def _do_elsewhere(self, unit: Unit) -> dict[str, Any] | None:
+        if self._agent.isolated:
+            return run_in_child(self._agent, unit, self._interrupt)
+        return run_by_task_runner(self._agent, unit) if self._on_task_runner else None
 
 
 class _Kept:

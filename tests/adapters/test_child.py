@@ -18,7 +18,8 @@ from pydantic import SecretStr
 from support import one_line, some_item, wait_for
 
 from perpetual_blocks import PerpetualAgent
-from perpetual_blocks.adapters.child import Home, RaisedInChild, UnitDied, run_in_child
+from perpetual_blocks.adapters.child import RaisedInChild, UnitDied, run_in_child
+from perpetual_blocks.adapters.handover import Home
 from perpetual_blocks.budget.room import Room
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import InvalidInput, described
@@ -345,4 +346,7 @@ def test_an_agent_typed_in(tmp_path: Path) -> None:
         check=False,
     )
 
-    assert "InvalidInput: Scripted.isolated: got True; expected an agent that a new process can import" in said.stderr
+    assert (
+        "InvalidInput: Scripted.isolated: got '__main__.Scripted'; expected an agent at the top of a file"
+        in said.stderr
+    )

@@ -3,12 +3,15 @@
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
-from contextvars import copy_context
+from contextlib import closing, contextmanager
+from contextvars import Context, copy_context
 from dataclasses import replace
-from threading import Thread
+from queue import Queue
+from threading import Event, Thread
 from typing import Any
 
 import pytest
+from prefect import flow
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_LOCAL_STORAGE_PATH,
@@ -23,6 +26,7 @@ from perpetual_blocks.adapters.outcome_records import StoredOutcomes
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
 from perpetual_blocks.errors import described
+from perpetual_blocks.session.ports import Units
 
 
 class Mute(Exception):
@@ -77,18 +81,56 @@ class Bad(PerpetualAgent):
         return BAD[name][0]()
 
 
-@pytest.fixture(scope="module")
-def units(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectUnits]:
-    """The units of one session, on a storage of their own."""
+@pytest.fixture(scope="module", params=["here", "task-runner"])
+def units(
+    request: pytest.FixtureRequest, prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PrefectUnits]:
+    """The units of one session, on a storage of their own; they run here, or on a task runner."""
     prefect_settings = {
         PREFECT_API_URL: prefect_server.api,
         PREFECT_LOCAL_STORAGE_PATH: str(tmp_path_factory.mktemp("results")),
         PREFECT_LOGGING_TO_API_ENABLED: False,
     }
     with temporary_settings(prefect_settings):
-        units = PrefectUnits(Bad(), load_storage(""), None)
-        yield units
-        units.close()
+        if request.param == "here":
+            with closing(PrefectUnits(Bad(), load_storage(""), None)) as units:
+                yield units
+        else:
+            with in_a_flow() as context, closing(OnTaskRunner(Bad(), load_storage(""), None)) as units:
+                units.context = context
+                yield units
+
+
+class OnTaskRunner(PrefectUnits):
+    """Units that run on the task runner of the flow run that this context is of."""
+
+    context: Context
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments, on_task_runner=True)
+
+    def run(self, units: Units) -> None:
+        self.context.copy().run(super().run, units)
+
+
+@contextmanager
+def in_a_flow() -> Iterator[Context]:
+    """The context of a flow run that lasts as long as the `with` block."""
+    contexts: Queue[Context] = Queue()
+    over = Event()
+
+    @flow
+    def lasting() -> None:
+        contexts.put(copy_context())
+        over.wait()
+
+    thread = Thread(target=copy_context().run, args=(lasting,))
+    thread.start()
+    try:
+        yield contexts.get(timeout=60)
+    finally:
+        over.set()
+        thread.join()
 
 
 # A StopIteration cannot leave a coroutine.
