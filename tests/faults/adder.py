@@ -29,9 +29,14 @@ class Adder(PerpetualAgent):
         unit.context["sum"] = unit.context.get("sum", 0) + unit.cursor
         return {"added": unit.cursor}
 
+    def merge_context(self, key, current, before, after):
+        return (current or 0) + after - (before or 0)
+
 
 # Sixteen units a session.
-adder = Adder.as_flow(name="adder", budget=Budget(tokens=165))
+adder = Adder.as_flow(
+    name="adder", budget=Budget(tokens=165), concurrency=int(os.environ.get("ADDER_CONCURRENCY", "1"))
+)
 
 if __name__ == "__main__":
     adder.serve(name=sys.argv[1])
