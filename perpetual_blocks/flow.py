@@ -28,10 +28,10 @@ from pydantic import Secret as PydanticSecret
 from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.child import check_guarded
 from perpetual_blocks.adapters.deadlines import grace_seconds
-from perpetual_blocks.adapters.handover import Home
 from perpetual_blocks.adapters.masking import masked, redactor_for
 from perpetual_blocks.adapters.output import guard_output
 from perpetual_blocks.adapters.prefect_runs import PrefectRuns
+from perpetual_blocks.adapters.remote_unit import Home
 from perpetual_blocks.adapters.serving import wrapping_first
 from perpetual_blocks.adapters.signals import in_background, pass_on
 from perpetual_blocks.agent import PerpetualAgent

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from perpetual_blocks.adapters.handover import Handover
+from perpetual_blocks.adapters.remote_unit import RemoteUnit
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.errors import InvalidInput, PerpetualError, text_of
 from perpetual_blocks.work import CutOff, Unit
@@ -65,12 +65,12 @@ def run_in_child(agent: PerpetualAgent, unit: Unit, interrupt: Event | None = No
         UnitDied: its process ended by itself.
         InvalidInput: a new process cannot import the agent, or be handed its fields.
     """
-    handover = Handover.of(agent, unit, f"{type(agent).__name__}.isolated")
+    remote = RemoteUnit.of(agent, unit, f"{type(agent).__name__}.isolated")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     with ours:
         with theirs:
-            child = context.Process(target=_work, args=(handover, theirs), name=f"{unit.id} · {unit.number}")
+            child = context.Process(target=_work, args=(remote, time.time(), theirs), name=f"{unit.id} · {unit.number}")
             child.start()
         try:
             outcome = _follow(child, ours, unit, interrupt or Event())
@@ -155,7 +155,7 @@ def _end(child: SpawnProcess) -> None:
 # The child's side ---------------------------------------------------------------------------------------------------
 
 
-def _work(handover: Handover, pipe: Connection) -> None:
+def _work(remote: RemoteUnit, handed_over: float, pipe: Connection) -> None:
     # Ctrl-C reaches all processes of a terminal; what it means for a unit, the session decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wrap, sending = Event(), Lock()
@@ -174,7 +174,8 @@ def _work(handover: Handover, pipe: Connection) -> None:
     send("began")
     Thread(target=listen, name="session", daemon=True).start()
     try:
-        done = handover.work(handover.agent(), wrap.is_set, lambda spent: send("spent", spent))
+        agent = remote.agent()
+        done = remote.work(agent, wrap.is_set, lambda spent: send("spent", spent), time.time() - handed_over)
         answer: tuple[Any, ...] = ("done", done)
     except CutOff as error:
         answer = ("cut off", str(error), error.resource)

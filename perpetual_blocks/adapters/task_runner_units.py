@@ -12,8 +12,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import Pause
 
-from perpetual_blocks.adapters.handover import Handover
 from perpetual_blocks.adapters.masking import redactor_for
+from perpetual_blocks.adapters.remote_unit import RemoteUnit
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.errors import text_of
 from perpetual_blocks.session.ports import RunPaused
@@ -55,9 +55,9 @@ def run_by_task_runner(agent: PerpetualAgent, unit: Unit) -> dict[str, Any]:
         InvalidInput: a worker cannot import the agent, or be handed its fields.
         Exception: whatever became of its worker.
     """
-    handover = Handover.of(agent, unit, f"{type(agent).__name__} on a task runner")
+    remote = RemoteUnit.of(agent, unit, f"{type(agent).__name__} on a task runner")
     # As bytes: task runners look through what they are given for the results of other tasks, and change it thereby.
-    handed = pickle.dumps(handover)
+    handed = pickle.dumps(remote)
     try:
         label = f"{unit.id} · {unit.number}"
         future = work_unit.submit(label=label, handed=handed, return_state=False)
@@ -80,7 +80,7 @@ def run_by_task_runner(agent: PerpetualAgent, unit: Unit) -> dict[str, Any]:
 @task(name="work unit", task_run_name="{label}", persist_result=False, cache_policy=NO_CACHE, retries=0)
 def work_unit(label: str, handed: bytes) -> dict[str, Any]:
     """What a worker does."""
-    handover: Handover = pickle.loads(handed)
+    remote: RemoteUnit = pickle.loads(handed)
     spent: dict[str, float] = {}
     masked = redactor_for()
 
@@ -89,10 +89,10 @@ def work_unit(label: str, handed: bytes) -> dict[str, Any]:
         spent = add(spent, amounts)
 
     try:
-        agent = handover.agent()
+        agent = remote.agent()
         masked = redactor_for(agent)
         # Nobody tells a worker that the session is to stop: what it does is waited for.
-        return handover.work(agent, lambda: False, told)
+        return remote.work(agent, lambda: False, told)
     except CutOff as error:
         raise UnitEnded(type(error).__name__, str(error), spent, error.resource) from None
     except BaseException as error:  # noqa: BLE001 - a unit that calls sys.exit() ends itself, and not the worker

@@ -19,7 +19,7 @@ from support import one_line, some_item, wait_for
 
 from perpetual_blocks import PerpetualAgent
 from perpetual_blocks.adapters.child import RaisedInChild, UnitDied, run_in_child
-from perpetual_blocks.adapters.handover import Home
+from perpetual_blocks.adapters.remote_unit import Home
 from perpetual_blocks.budget.room import Room
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import InvalidInput, described

@@ -90,12 +90,11 @@ def _load_file(name: str, file: str) -> ModuleType:
 
 
 @dataclass(frozen=True, slots=True)
-class Handover:
+class RemoteUnit:
     """What another process makes a unit of, before it has spent anything.
 
     Attributes:
         fields: The agent's, as JSON; secrets are not hidden, as they go from process to process only.
-        at: When it was handed over, in seconds since the Unix epoch: its time runs from then on.
     """
 
     home: Home
@@ -103,23 +102,26 @@ class Handover:
     item: Item
     context: dict[str, Any]
     room: Mapping[str, Any]
-    at: float
 
     @classmethod
-    def of(cls, agent: PerpetualAgent, unit: Unit, why: str) -> "Handover":
+    def of(cls, agent: PerpetualAgent, unit: Unit, why: str) -> "RemoteUnit":
         """That of a unit.
 
         Raises:
             InvalidInput: a new process cannot import the agent, or be handed its fields.
         """
-        return cls(Home.of(type(agent), why), _fields(agent, why), *unit.hand_over(), time.time())
+        return cls(Home.of(type(agent), why), _fields(agent, why), *unit.hand_over())
 
     def agent(self) -> PerpetualAgent:
         """The agent, imported anew."""
         return self.home.load().model_validate(self.fields)
 
     def work(
-        self, agent: PerpetualAgent, stopping: Callable[[], bool], told: Callable[[dict[str, float]], None]
+        self,
+        agent: PerpetualAgent,
+        stopping: Callable[[], bool],
+        told: Callable[[dict[str, float]], None],
+        late: float = 0.0,
     ) -> dict[str, Any]:
         """Does the unit in this process; the document of its outcome.
 
@@ -127,6 +129,7 @@ class Handover:
             agent: As `agent()` says.
             stopping: Whether the session was asked to stop.
             told: Told of each spend as it is recorded.
+            late: How many seconds of its time are over already.
 
         Raises:
             CutOff: it says itself that it has no room, or its time is up, if it is async.
@@ -134,7 +137,7 @@ class Handover:
         """
         amounts = dict(self.room["amounts"])
         if "seconds" in amounts:
-            amounts["seconds"] -= time.time() - self.at
+            amounts["seconds"] -= late
         room = Room(amounts, stopping=stopping, rung=self.room["rung"], quotas=self.room["quotas"])
         unit = Unit(self.item, self.context, room, price=price, told=told)
         began = time.monotonic()
