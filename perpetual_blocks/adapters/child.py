@@ -65,7 +65,7 @@ def run_in_child(agent: PerpetualAgent, unit: Unit, interrupt: Event | None = No
         UnitDied: its process ended by itself.
         InvalidInput: a new process cannot import the agent, or be handed its fields.
     """
-    remote = RemoteUnit.of(agent, unit, f"{type(agent).__name__}.isolated")
+    remote = RemoteUnit(agent, unit, f"{type(agent).__name__}.isolated")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     with ours:

@@ -3,9 +3,8 @@
 import inspect
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from operator import attrgetter
@@ -22,7 +21,7 @@ from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget.room import Room
 from perpetual_blocks.errors import InvalidInput
-from perpetual_blocks.work import Item, Unit
+from perpetual_blocks.work import Unit
 
 SCRIPTS = ("__main__", "__mp_main__")
 SCRIPT = "__perpetual_script__"
@@ -89,32 +88,26 @@ def _load_file(name: str, file: str) -> ModuleType:
     return module
 
 
-@dataclass(frozen=True, slots=True)
 class RemoteUnit:
     """What another process makes a unit of, before it has spent anything.
 
-    Attributes:
-        fields: The agent's, as JSON; secrets are not hidden, as they go from process to process only.
+    No dataclass: task runners look for the results of other tasks in those, and change them thereby.
+
+    Args:
+        why: What needs another process, for the error.
+
+    Raises:
+        InvalidInput: a new process cannot import the agent, or be handed its fields.
     """
 
-    home: Home
-    fields: Any
-    item: Item
-    context: dict[str, Any]
-    room: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, agent: PerpetualAgent, unit: Unit, why: str) -> "RemoteUnit":
-        """That of a unit.
-
-        Raises:
-            InvalidInput: a new process cannot import the agent, or be handed its fields.
-        """
-        return cls(Home.of(type(agent), why), _fields(agent, why), *unit.hand_over())
+    def __init__(self, agent: PerpetualAgent, unit: Unit, why: str) -> None:
+        self._home = Home.of(type(agent), why)
+        self._fields = _fields(agent, why)
+        self._item, self._context, self._room = unit.hand_over()
 
     def agent(self) -> PerpetualAgent:
         """The agent, imported anew."""
-        return self.home.load().model_validate(self.fields)
+        return self._home.load().model_validate(self._fields)
 
     def work(
         self,
@@ -135,11 +128,11 @@ class RemoteUnit:
             CutOff: it says itself that it has no room, or its time is up, if it is async.
             Exception: whatever the agent raises.
         """
-        amounts = dict(self.room["amounts"])
+        amounts = dict(self._room["amounts"])
         if "seconds" in amounts:
             amounts["seconds"] -= late
-        room = Room(amounts, stopping=stopping, rung=self.room["rung"], quotas=self.room["quotas"])
-        unit = Unit(self.item, self.context, room, price=price, told=told)
+        room = Room(amounts, stopping=stopping, rung=self._room["rung"], quotas=self._room["quotas"])
+        unit = Unit(self._item, self._context, room, price=price, told=told)
         began = time.monotonic()
         with masked_logs(redactor_for(agent)):
             returned = agent.work_unit(unit)
@@ -150,6 +143,8 @@ class RemoteUnit:
 
 
 def _fields(agent: PerpetualAgent, why: str) -> Any:
+    """As JSON; secrets are not hidden, as they go from process to process only."""
+
     def revealed(value: Any) -> Any:
         if isinstance(value, Secret | SecretStr | SecretBytes):
             return value.get_secret_value()

@@ -4,7 +4,6 @@ A worker imports the agent anew and is handed its fields, the item, the context 
 comes back to the session, which persists and commits it: a worker needs neither the ledger nor the results storage.
 """
 
-import pickle
 import traceback
 from typing import Any
 
@@ -55,12 +54,10 @@ def run_by_task_runner(agent: PerpetualAgent, unit: Unit) -> dict[str, Any]:
         InvalidInput: a worker cannot import the agent, or be handed its fields.
         Exception: whatever became of its worker.
     """
-    remote = RemoteUnit.of(agent, unit, f"{type(agent).__name__} on a task runner")
-    # As bytes: task runners look through what they are given for the results of other tasks, and change it thereby.
-    handed = pickle.dumps(remote)
+    remote = RemoteUnit(agent, unit, f"{type(agent).__name__} on a task runner")
     try:
         label = f"{unit.id} · {unit.number}"
-        future = work_unit.submit(label=label, handed=handed, return_state=False)
+        future = work_unit.submit(label=label, remote=remote, return_state=False)
         returned = future.result(raise_on_failure=False)
     except Pause as pause:
         raise RunPaused from pause
@@ -78,9 +75,8 @@ def run_by_task_runner(agent: PerpetualAgent, unit: Unit) -> dict[str, Any]:
 
 
 @task(name="work unit", task_run_name="{label}", persist_result=False, cache_policy=NO_CACHE, retries=0)
-def work_unit(label: str, handed: bytes) -> dict[str, Any]:
+def work_unit(label: str, remote: RemoteUnit) -> dict[str, Any]:
     """What a worker does."""
-    remote: RemoteUnit = pickle.loads(handed)
     spent: dict[str, float] = {}
     masked = redactor_for()
 
