@@ -141,7 +141,9 @@ def show_bytes(amount: float) -> str:
 
 
 def show_duration(seconds: float) -> str:
-    """A duration in its two largest units."""
+    """A duration in its two largest units, or in milliseconds."""
+    if 0 < seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms" if seconds < 0.01 else f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:

@@ -97,6 +97,8 @@ def test_a_saved_budget_brings_its_resources() -> None:
         ("cpu_seconds", None, 725, "12 min 5 s of CPU"),
         ("gpu_memory", "bytes", 3 * 2**29, "1.5 GiB"),
         ("gpu_time", "seconds", 3.14, "3.1 s"),
+        ("gpu_time", "seconds", 0.0996, "100 ms"),
+        ("gpu_time", "seconds", 0.00149, "1.5 ms"),
         ("bill", "US dollars", 2.5, "$2.50"),
         ("pages", "pages", 1200, "1,200 pages"),
         ("credits", "credits", 0.25, "0.25 credits"),
