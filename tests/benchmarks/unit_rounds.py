@@ -17,6 +17,10 @@ from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.settings import get_current_settings
 
 from perpetual_blocks import Budget, PerpetualAgent, Unit, WorkItem
+from perpetual_blocks.session import choosing
+
+# Each unit is a task by itself, as units of a second are: without this, so small ones would share one.
+choosing.BATCH_SECONDS = 0.0
 
 SETTLE_SECONDS = 1.0
 """The server goes on recording for a while; it should not do so during the next round."""

@@ -32,7 +32,6 @@ from perpetual_blocks.session.ledger import Claim, Fence, Finished, Misfit, Rese
 from perpetual_blocks.work import Item, ItemStatus, Selector
 from perpetual_blocks.work.item import UNIT
 
-PAGE = 64
 PASSED_OVER_SHOWN = 10
 MOST_LOOKED_AT = 1000  # items, at each claim
 PATIENCE = 3  # sessions in which something else is taken in an item's place
@@ -397,15 +396,16 @@ def _claims(item: Item, mark: str) -> str:
 
 
 def _queue(connection: Connection, queue: str, selector: Selector, now: float) -> Iterator[RowMapping]:
-    """Available items in the order of claiming, page by page: usually the first row is the one."""
-    offset, limit = 0, 1
+    """Available items in the order of claiming, page by page: usually the first row is the one, and the
+    second is looked at to see whether it goes into the same batch."""
+    offset, limit = 0, 2
     while True:
         these = {"of_queue": queue, "now": now, "many": limit, "after": offset}
         page = connection.execute(candidates(selector), these).mappings().all()
         yield from page
         if len(page) < limit:
             return
-        offset, limit = offset + limit, min(MOST_LOOKED_AT, max(PAGE, 4 * limit))
+        offset, limit = offset + limit, min(MOST_LOOKED_AT, 4 * limit)
 
 
 def _end_units(connection: Connection, fence: Fence, finished: Sequence[Finished], now: float) -> None:
