@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from math import inf
 from threading import Event, Thread
 from typing import Any, Protocol
 
@@ -253,15 +254,24 @@ class BudgetMonitor:
     def long_enough(self, readings: Sequence[Reading] | None = None) -> str | None:
         """Why the session should end though its budget does not say so: its units become dearer than a new start."""
         for reading in self._or_now(readings):
-            name, law = reading.limit.resource, reading.forecast.law()
-            if RESOURCES[name].kind == "gauge" or name == "seconds" or law is None or self.units < 2:
-                continue
-            mean = law.mean()
-            otherwise = self.units + reading.remaining / mean if mean else 0.0
-            best = reading.forecast.course.best_length(otherwise)
+            best = self._best_length(reading)
             if best is not None and self.units >= best:
+                name = reading.limit.resource
                 return f"{self.units} units: their {name} grow, and a new start costs less from {best:.0f} units on"
         return None
+
+    def units_to_best_length(self, readings: Sequence[Reading] | None = None) -> float:
+        """How many more units the session will have until it is long enough; infinite if no cost says so."""
+        found = (self._best_length(reading) for reading in self._or_now(readings))
+        return min((max(0.0, best - self.units) for best in found if best is not None), default=inf)
+
+    def _best_length(self, reading: Reading) -> float | None:
+        name, law = reading.limit.resource, reading.forecast.law()
+        if RESOURCES[name].kind == "gauge" or name == "seconds" or law is None or self.units < 2:
+            return None
+        mean = law.mean()
+        otherwise = self.units + reading.remaining / mean if mean else 0.0
+        return reading.forecast.course.best_length(otherwise)
 
     def room(self, readings: Sequence[Reading] | None = None) -> dict[str, float]:
         """What a unit may use of each limited resource from now on, without what is kept for the shutdown."""

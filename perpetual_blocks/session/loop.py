@@ -17,15 +17,17 @@ from perpetual_blocks.session.completion import complete
 from perpetual_blocks.session.context import upgraded_context
 from perpetual_blocks.session.continuation import after_error, outages_in_a_row
 from perpetual_blocks.session.documents import checkpoint_now, limits_now, unit_key
-from perpetual_blocks.session.follow_on import create_follow_ons, jitter
+from perpetual_blocks.session.follow_on import FollowOnMaker, create_follow_ons, jitter
 from perpetual_blocks.session.heartbeat import Heartbeat
 from perpetual_blocks.session.ledger import Closing, Fence, Opened
 from perpetual_blocks.session.manners import Manners, restrain
 from perpetual_blocks.session.ports import RunPaused, UnitRaised
 from perpetual_blocks.session.restore import Restored, restore
-from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
+from perpetual_blocks.session.shutdown import Shutdown
 from perpetual_blocks.session.steps import STEP_SECONDS, within
 from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.session.successor import Successor
+from perpetual_blocks.session.turn import open_in_turn
 from perpetual_blocks.session.unit_thread import LeftBehind, UnitThread
 from perpetual_blocks.session.watch import Look, Watch, wishes
 from perpetual_blocks.session.world import Agent, World
@@ -104,23 +106,25 @@ class Session:
         """Works until something says stop.
 
         Raises:
-            Superseded: another session works on the chain, or it is paused; nothing was done.
+            Superseded: another session works on the chain, it is paused, or this run was created ahead and is not
+                needed; nothing was done.
             InvalidInput: the chain is not one of this agent; nothing was done.
             Fenced: another session took over in between; what was committed until then stands.
             LedgerUnavailable: the ledger was away for longer than the lease; whoever comes next takes the chain over.
             PerpetualError: an essential step failed; the session is recorded as failed where the ledger allows it.
         """
-        began = self._world.clock.monotonic()
-        opened = self._ledger.open_session(self._request)
+        opened, self._began = open_in_turn(self._world, self._request, self._stop)
         reached("session.opened")
         fence = opened.fence
         with ExitStack() as watched:
-            watched.enter_context(Heartbeat(self._ledger, fence, self._stop, self._world.clock, began))
+            watched.enter_context(Heartbeat(self._ledger, fence, self._stop, self._world.clock, self._began))
             asked: dict[str, Look] = {"wishes": partial(wishes, self._ledger, fence.chain), **self._world.watched}
             for name, look in asked.items():
                 watched.enter_context(Watch(look, self._stop, f"{name} {fence.chain}"))
             try:
                 restored = self._resume(opened)
+                ahead = Successor(self._world, opened, self._monitor, self._follow_on, self._stop)
+                self._successor = watched.enter_context(ahead)
                 reason = self._work(opened)
                 if reason.code == "fenced":
                     raise Fenced(reason.message)
@@ -232,6 +236,7 @@ class Session:
 
     def _reason_to_stop(self, readings: Sequence[Reading]) -> StopReason | None:
         """Asks every stop source but the budget, which is asked for each item; the first reason wins."""
+        self._successor.consider(readings)
         if self._stop.reason is not None:
             return self._stop.reason
         if self._quiet_from is not None and self._world.clock.now() >= self._quiet_from:

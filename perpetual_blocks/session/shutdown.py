@@ -16,7 +16,6 @@ for is recorded as `skipped`. 6 is the minimal save: all that the next session n
 """
 
 import secrets
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -39,8 +38,8 @@ from perpetual_blocks.session.documents import (
     limits_now,
     masked_markdown,
 )
-from perpetual_blocks.session.follow_on import create_follow_ons, jitter
-from perpetual_blocks.session.ledger import Closing, Document, Fence, FollowOn
+from perpetual_blocks.session.follow_on import FollowOnMaker, create_follow_ons, jitter
+from perpetual_blocks.session.ledger import Closing, Document, Fence
 from perpetual_blocks.session.manners import restrain
 from perpetual_blocks.session.planning import outlook
 from perpetual_blocks.session.steps import Steps
@@ -50,9 +49,6 @@ from perpetual_blocks.telemetry import CheckpointLarge, StepFailed
 
 FOLLOW_ON_SECONDS = 45.0
 """For how long the creation of a follow-on is tried again; less than a step may take."""
-
-FollowOnMaker = Callable[[str, Fence, float | None], FollowOn]
-"""Makes the follow-on of a session, given the chain's uid, the fence, and when it is to start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
