@@ -168,7 +168,8 @@ class Shutdown:
         ledger, now = self.world.ledger, self.world.clock.now()
         foreseen = None
         with suppress(Exception):  # no handoff is to be lost for an outlook
-            foreseen = outlook(ledger, ledger.chain(self.fence.chain), self.monitor.budget, now)
+            chain = ledger.chain(self.fence.chain)
+            foreseen = outlook(ledger, chain, self.monitor.budget, now, self.monitor.forecasts)
         this = replace(
             ledger.sessions(self.fence.chain)[-1],
             state=end.session,

@@ -33,9 +33,9 @@ from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import FollowOnAnnounced
 from perpetual_blocks.work import ItemStatus
 
-LEAD_SECONDS = 15.0
+LEAD_SECONDS = 18.0
 """How long before its end a session creates its follow-on, where nothing says that starting takes longer: a serving
-process looks for runs every 7 to 13 seconds, and a process needs some two seconds to the fence."""
+process looks for runs every 7 to 13 seconds, and a run's process needs three more to the fence, or five."""
 
 LONGEST_LEAD_SECONDS = 60.0
 SPARE_SECONDS = 2.0

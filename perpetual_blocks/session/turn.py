@@ -1,8 +1,8 @@
 """At the fence: a run that was created ahead of the end of the session before waits until its chain is free.
 
-It is up, and owns nothing: it is no session, spends no budget, and commits nothing. It asks the ledger some thirty times
-a second whether anything has changed, and tries to open its session when something has. Should the session before die,
-it is the nearest rescuer; it takes nothing over by itself, as a person may have cancelled that session's run.
+It is up, and owns nothing: it is no session, spends no budget, and commits nothing. It asks the ledger some thirty
+times a second whether anything has changed, and tries to open its session when something has. Should the session before
+die, it is the nearest rescuer; it takes nothing over by itself, as a person may have cancelled that session's run.
 """
 
 from contextlib import ExitStack, suppress
@@ -10,9 +10,13 @@ from dataclasses import replace
 from types import TracebackType
 from typing import NoReturn, Self
 
+from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import Ahead, Superseded
+from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import SessionRequest, StopReason
+from perpetual_blocks.session.documents import checkpoint_now
 from perpetual_blocks.session.ledger import Opened, Turn
+from perpetual_blocks.session.restore import restore
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.supervisor import Supervisor
 from perpetual_blocks.session.watch import Watch
@@ -60,12 +64,23 @@ def open_in_turn(world: World, request: SessionRequest, stop: StopRequest) -> tu
                 return world.ledger.open_session(replace(request, waited=began - came)), began
 
 
+def _rehearse(world: World, request: SessionRequest) -> None:
+    """Reads once what a session reads when it resumes: what is loaded or made at first use is there when it counts."""
+    ledger, now = world.ledger, world.clock.now()
+    chain = ledger.chain(request.chain)
+    budget_record(ledger, chain, Budget.from_json(request.settings["budget"]), now, before=chain.ordinal + 1)
+    checkpoints = ledger.documents(chain.name, "checkpoint")
+    stands = checkpoint_now(ledger, chain.name, chain.ordinal + 1, "", now)
+    restore(checkpoints, world.documents, stands, graceful=True, signer=world.signer)
+
+
 class _Place:
     """A run's place at the fence, as long as the `with` block runs."""
 
     def __init__(self, world: World, request: SessionRequest, stop: StopRequest) -> None:
         self._world = world
         self._ledger = world.ledger
+        self._request = request
         self._chain = request.chain
         self._key = request.invitation or ""
         self._stop = stop
@@ -78,6 +93,8 @@ class _Place:
         for name, look in self._world.watched.items():
             self._watches.enter_context(Watch(look, self._stop, f"{name} {self._chain}"))
         self._world.tell(FenceReached(self._chain, self._before.ordinal + 1))
+        with suppress(Exception):  # it only saves time
+            _rehearse(self._world, self._request)
         return self
 
     def __exit__(
