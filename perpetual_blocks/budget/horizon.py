@@ -6,7 +6,7 @@ once a few units were, and before that as units of earlier sessions have cost.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, inf
+from math import ceil, inf
 
 from perpetual_blocks.budget.forecast import RISK, Forecast
 from perpetual_blocks.budget.stopping import ADAPTIVE, Reading
@@ -15,6 +15,8 @@ MEASURED_UNITS = 3
 """So many units of this session say more of the next ones than those of earlier sessions do."""
 
 TYPICAL = 0.5
+FAR_SECONDS = 86_400.0
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,8 @@ def horizon(
 ) -> Horizon | None:
     """How far it is to the end of a session that a limit of its own will end.
 
-    None where no such limit will: nothing is known yet, nothing is limited, or a window or a total ends it first, after
-    which the chain would have to wait.
+    None where no such limit will within a day: nothing is known yet, nothing is limited, or a window or a total ends it
+    first, after which the chain would have to wait.
 
     Args:
         seconds: What units have cost of time.
@@ -69,9 +71,9 @@ def horizon(
             ends = min(ends, units)
         else:
             waits = min(waits, units)
-    if ends == inf or waits <= ends:
+    if waits <= ends or ends * each > FAR_SECONDS:
         return None
-    units = max(0, floor(ends))
+    units = ceil(ends - ROUNDING)
     return Horizon(units, units * each)
 
 
@@ -84,7 +86,7 @@ def _each(amount: float, units: int, forecast: Forecast) -> float | None:
 
 
 def _units(reading: Reading, cost: float) -> float:
-    """How many units a limit has room for: one is begun as long as the next would probably not overrun it."""
+    """How many units a limit has room for, the last of which is begun as long as it would probably not overrun it."""
     limit, law = reading.limit, reading.forecast.law()
     if limit.rule == "predictive":
         kept = 0.0 if law is None else law.quantile(TYPICAL if reading.cancellable else RISK)
@@ -92,4 +94,4 @@ def _units(reading: Reading, cost: float) -> float:
     else:
         threshold = ADAPTIVE["normal"] if limit.rule == "adaptive" else limit.threshold
         room = reading.amount * threshold - reading.used
-    return max(0, ceil(room / cost))
+    return max(0.0, room / cost)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from perpetual_blocks.budget import BudgetMonitor, Reading
-from perpetual_blocks.budget.horizon import Sight, horizon
+from perpetual_blocks.budget.horizon import MEASURED_UNITS, Sight, horizon
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, StopReason
 from perpetual_blocks.session.continuation import Ending
@@ -46,7 +46,7 @@ SOON_SECONDS = 3.0
 LOOKED_AT = 20
 LOOK_SECONDS = 0.25
 WINDOW_SECONDS = 30.0
-"""The pace is that of the last so many seconds."""
+"""The pace is that of the last so many seconds, or of a few units that took longer."""
 
 MOST_SECONDS = 3.0
 """How long the session may be kept from its work by the announcement, once, should Prefect's API not answer."""
@@ -70,6 +70,11 @@ def goes_on_at_once(chain: Chain, sessions: Sequence[SessionRecord], ends_at: fl
     wrapped = Ending(SessionState.WRAPPED, ChainStatus.WAITING, StopReason("budget", ""), goes_on=True)
     end = restrain(wrapped, chain, [*before, this], ends_at)
     return end.chain is ChainStatus.WAITING and end.reason.resume_at is None
+
+
+def _is_enough(since: Sight, now: Sight) -> bool:
+    """Whether the pace can be told from what was done between the two."""
+    return now.at - since.at >= WINDOW_SECONDS and now.units - since.units >= MEASURED_UNITS
 
 
 class _End(NamedTuple):
@@ -122,6 +127,8 @@ class Successor:
     ) -> None:
         self._over.set()
         self._thread.join()
+        if kind is not None and not issubclass(kind, Exception):
+            return  # the process ends
         if self._announced is not None and self._world.runs is not None:
             announced, runs = self._announced, self._world.runs
             with suppress(Exception):  # whoever comes by next does the same
@@ -134,7 +141,7 @@ class Successor:
             return
         sight = Sight(now, self._monitor.units, {reading.limit.name: reading.used for reading in readings})
         self._sights.append(sight)
-        while len(self._sights) > 2 and now - self._sights[1].at >= WINDOW_SECONDS:
+        while len(self._sights) > 2 and _is_enough(self._sights[1], sight):
             self._sights.popleft()
         seconds = self._monitor.forecasts["seconds"]
         most_units = self._monitor.units_to_best_length(readings)

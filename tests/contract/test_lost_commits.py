@@ -64,6 +64,11 @@ METHODS: dict[str, Callable[[Started], Any]] = {
         replace(open_session(at.ledger, "mine", "third"), chain=None),  # type: ignore[arg-type]
     ),
     "heartbeat": lambda at: at.beat(),
+    "announce": lambda at: at.ledger.announce(at.fence, 7.0, follow_on_of(at.fence, "uid")),
+    "close_session after an announcement": lambda at: (
+        at.ledger.announce(at.fence, 7.0, follow_on_of(at.fence, "uid")),
+        close(at.ledger, at.fence, follow_on=follow_on_of(at.fence, "uid")),
+    )[1],
     "resumed": lambda at: at.ledger.resumed(at.fence, 0.5, (4, 4)),
     "claim": lambda at: at.claim(),
     "extend": lambda at: at.ledger.extend(at.fence, at.item, [Reserve(POOL, 30.0)]),
