@@ -88,10 +88,12 @@ def _each(amount: float, units: int, forecast: Forecast) -> float | None:
 def _units(reading: Reading, cost: float) -> float:
     """How many units a limit has room for, the last of which is begun as long as it would probably not overrun it."""
     limit, law = reading.limit, reading.forecast.law()
-    if limit.rule == "predictive":
-        kept = 0.0 if law is None else law.quantile(TYPICAL if reading.cancellable else RISK)
-        room = reading.remaining - kept
-    else:
+    if limit.rule != "predictive":
         threshold = ADAPTIVE["normal"] if limit.rule == "adaptive" else limit.threshold
-        room = reading.amount * threshold - reading.used
+        return max(0.0, (reading.amount * threshold - reading.used) / cost)
+    room = reading.remaining
+    if law is not None:
+        careful, typical = room - law.quantile(RISK), room - law.quantile(TYPICAL)
+        # A session that goes on where a dear unit would not fit has units that are bounded, or can be cut off.
+        room = typical if reading.cancellable or careful <= 0 else careful
     return max(0.0, room / cost)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -42,7 +42,11 @@ HERE = Where()
 LOOK_AGAIN_SECONDS = 5.0
 """How often a chain that waits looks whether it can go on earlier: a pool's others may use less, or items are added."""
 
+DISMISSED_SECONDS = 10.0
+
 GOES_ON = ("running", "waiting")
+
+Child = subprocess.Popen[bytes]
 
 
 class SessionFailed(PerpetualError):
@@ -119,29 +123,47 @@ class _Sessions:
         Raises:
             InvalidInput: somebody holds the chain.
         """
+        self._check_free()
+        child = self._start({})
+        while True:
+            ahead, interrupted = self._attend(child)
+            try:
+                status = self._end_of(child, ahead)
+            except BaseException:
+                _dismiss(ahead)
+                raise
+            if interrupted or status["status"] not in GOES_ON:
+                _dismiss(ahead)
+                return interrupted
+            if status["resume_at"] is not None or (ahead is not None and ahead.poll() is not None):
+                _dismiss(ahead)
+                ahead = None
+            if ahead is None and self._wait():
+                return True
+            child = ahead or self._start(self._invitation())
+
+    def _end_of(self, child: Child, ahead: Child | None) -> dict[str, Any]:
+        """The chain's status, now that a session's process has ended.
+
+        Raises:
+            SessionFailed: it never was a session.
+            Superseded: somebody else works on the chain.
+        """
         from perpetual_blocks.adapters.process import session_alive
 
-        self._check_free()
-        invited: dict[str, str] = {}
-        while True:
-            before = self._sessions()
-            child, interrupted = self._run_one(invited)
-            status = self.follower.look()
-            latest = status["sessions"][-1] if status and status["sessions"] else None
-            if latest and latest["state"] == "Running" and latest["pid"] != child.pid:
-                raise Superseded(f"{self.chain} is at work elsewhere: process {latest['pid']} on {latest['host']}")
-            if not (status and latest) or len(status["sessions"]) == before:
-                raise SessionFailed(f"session: its process ended before it began: {self._last_words()}")
-            if latest["state"] == "Running":
-                # The process is dead and its session open: nobody needs to wait for the lease to run out.
-                self.follower.note(f"session {latest['ordinal']} died (exit code {child.returncode})")
-                Supervisor(self.ledger, None, SystemClock(), session_alive).look_at(self.chain)
-                status = self.follower.look() or status
-            if interrupted or status["status"] not in GOES_ON:
-                return interrupted
-            if self._wait():
-                return True
-            invited = self._invitation()
+        status = self.follower.look()
+        latest = _latest(status)
+        at_work = latest["pid"] if latest and latest["state"] == "Running" else None
+        if latest and at_work not in (None, child.pid, ahead.pid if ahead is not None else None):
+            raise Superseded(f"{self.chain} is at work elsewhere: process {at_work} on {latest['host']}")
+        if not (status and latest) or all(session["pid"] != child.pid for session in status["sessions"]):
+            raise SessionFailed(f"session: its process ended before it began: {self._last_words()}")
+        if at_work == child.pid:
+            # The process is dead and its session open: nobody needs to wait for the lease to run out.
+            self.follower.note(f"session {latest['ordinal']} died (exit code {child.returncode})")
+            Supervisor(self.ledger, None, SystemClock(), session_alive).look_at(self.chain)
+            status = self.follower.look() or status
+        return status
 
     def _check_free(self) -> None:
         with suppress(UnknownChain):
@@ -152,7 +174,7 @@ class _Sessions:
                     "chain", chain.name, f"one that may go on; this one is {chain.status} ({why}): `perpetual resume`"
                 )
 
-    def _run_one(self, invited: dict[str, str]) -> "tuple[subprocess.Popen[bytes], bool]":
+    def _start(self, invited: dict[str, str]) -> Child:
         # Where a live view is drawn, or nothing is to be seen, the session's log goes to a file.
         to_file = self.follower.draws or self.follower.quiet
         with self._log().open("ab") if to_file else nullcontext(sys.stderr) as output:
@@ -167,21 +189,30 @@ class _Sessions:
             assert child.stdin is not None
             with suppress(BrokenPipeError), child.stdin as pipe:  # one that has died already is noticed below
                 pipe.write(self.parameters.encode())
-        interrupted = False
+        return child
+
+    def _attend(self, child: Child) -> tuple[Child | None, bool]:
+        """Waits until a session's process has ended; the one that was started ahead of that end, where there is one,
+        and whether it was interrupted."""
+        interrupted, ahead = False, None
 
         def forward() -> None:
             # The session wraps at SIGTERM; it has its own process group, so that Ctrl-C reaches it through us alone.
             nonlocal interrupted
             interrupted = True
-            child.terminate()
+            for process in filter(None, (child, ahead)):
+                process.terminate()
 
         with _signals(forward):
             while True:
                 try:
                     child.wait(timeout=0.25)
-                    return child, interrupted
+                    return ahead, interrupted
                 except subprocess.TimeoutExpired:
-                    self.follower.look()
+                    latest = _latest(self.follower.look())
+                ends = latest and latest["pid"] == child.pid and latest["state"] == "Running" and latest["ends_at"]
+                if ends and ahead is None and not interrupted:
+                    ahead = self._start(self._invitation())
 
     def _wait(self) -> bool:
         """Waits until the next session may begin: for its quota, or after a failure; whether it was interrupted."""
@@ -208,13 +239,6 @@ class _Sessions:
         chain = self.ledger.chain(self.chain)
         return {INVITATION: invitation(chain.uid, chain.ordinal + 1)}
 
-    def _sessions(self) -> int:
-        """How many sessions the chain has had."""
-        try:
-            return self.ledger.chain(self.chain).ordinal
-        except UnknownChain:
-            return 0
-
     def _log(self) -> Path:
         from prefect.settings import get_current_settings
 
@@ -227,6 +251,21 @@ class _Sessions:
         lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         errors = [line for line in lines if "Error: " in line] or lines
         return f"{errors[-1].strip()} (see {log})" if errors else "see above"
+
+
+def _latest(status: dict[str, Any] | None) -> dict[str, Any] | None:
+    return status["sessions"][-1] if status and status["sessions"] else None
+
+
+def _dismiss(ahead: Child | None) -> None:
+    """Waits for the end of a process that was started ahead and is not needed: it ends by itself, or is ended."""
+    if ahead is None:
+        return
+    try:
+        ahead.wait(DISMISSED_SECONDS)
+    except subprocess.TimeoutExpired:
+        ahead.terminate()
+        ahead.wait()
 
 
 @contextmanager

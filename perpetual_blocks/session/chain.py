@@ -299,9 +299,13 @@ def _not_needed(chain: Chain, request: SessionRequest, now: float, expected: Exp
     name, ordinal = chain.name, chain.ordinal + 1
     if chain.status in (ChainStatus.FINISHED, ChainStatus.STALLED, ChainStatus.EXHAUSTED):
         return f"session {ordinal} of {name} is not needed: the chain is {chain.status} ({chain.reason})"
-    if expected is None or expected.key == request.invitation or (expected.not_before or 0.0) <= now:
+    if expected is not None and expected.key == request.invitation:
         return None
-    return f"session {ordinal} of {name} begins at {isoformat(expected.not_before)}, in another flow run"
+    # Where nothing is recorded, as without a deployment, who has waited for this moment is early if the chain waits on.
+    begins_at = expected.not_before if expected is not None else chain.resume_at if request.waited else None
+    if begins_at is None or begins_at <= now:
+        return None
+    return f"session {ordinal} of {name} begins at {isoformat(begins_at)}, in another flow run"
 
 
 def is_resumed(chain: Chain, latest: SessionRecord | None, request: SessionRequest) -> bool:

@@ -108,6 +108,13 @@ def test_forecasts_stop_before_a_unit_that_may_not_fit() -> None:
     assert 10 <= found.units <= 14, "the room is 600, less a unit of 60 or more"
 
 
+def test_a_session_that_goes_on_has_units_that_fit() -> None:
+    """One dear unit was seen of five, so another might come; but it was bounded, as the session works on."""
+    now = seen(20, 10, tokens=850)
+    forecast = learned(20.0, 20.0, 20.0, 20.0, 200.0)
+    assert horizon([reading(850, Limit("tokens", 1000), forecast)], NOTHING, START, now) == Horizon(2, 4.0)
+
+
 def test_a_gauge_that_does_not_grow_ends_nothing() -> None:
     """Memory that stays where it is; memory that grows by 10 MB a unit ends the session like a counter."""
     memory = Limit("memory", 1000, threshold=1.0)
