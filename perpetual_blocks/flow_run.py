@@ -144,7 +144,7 @@ def run_session(
         get_run_logger().info("Superseded: %s", reason)
         return Completed(name="Superseded", message=str(reason))
     finally:
-        label.join()
+        label.close()
         units.close()
         ledger.close()
     if end.state is SessionState.CANCELLED:
@@ -261,30 +261,39 @@ class _Label:
         self._runs = runs
         self._own = own
         self._name = own.name
+        self._tags = own.tags
+        self._waits = False
         self._naming: Thread | None = None
 
     def __call__(self, moment: Moment) -> None:
         match moment:
             case FenceReached(chain, ordinal):
-                self._set(chain, f"{run_name(chain, ordinal)} waits for session {ordinal - 1} to end")
+                self._waits = True
+                self._set(f"{run_name(chain, ordinal)} waits for session {ordinal - 1} to end", chain_tag(chain))
             case SessionStarted(chain, ordinal):
-                self._set(chain, run_name(chain, ordinal))
+                self._waits = False
+                self._set(run_name(chain, ordinal), chain_tag(chain))
 
-    def join(self) -> None:
-        """Waits until the run has its name."""
+    def close(self) -> None:
+        """Gives a run that has waited for nothing its own name back, and waits until it has it."""
+        if self._waits:
+            self._set(self._own.name)
+        self._join()
+
+    def _join(self) -> None:
         if self._naming is not None:
             self._naming.join(MOST_ASKED_SECONDS)
 
-    def _set(self, chain: str, name: str) -> None:
-        tag = chain_tag(chain)
-        if self._name == name and tag in self._own.tags:
+    def _set(self, name: str, *tags: str) -> None:
+        wanted = tuple(dict.fromkeys((*self._tags, *tags)))
+        if (name, wanted) == (self._name, self._tags):
             return
-        self.join()
-        self._name = name
+        self._join()
+        self._name, self._tags = name, wanted
 
         def work() -> None:
             with suppress(Exception):
-                self._runs.label(self._own.id, name, tuple(dict.fromkeys((*self._own.tags, tag))))
+                self._runs.label(self._own.id, name, wanted)
 
         self._naming = Thread(target=copy_context().run, args=(work,), name="perpetual label", daemon=True)
         self._naming.start()

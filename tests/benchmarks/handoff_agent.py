@@ -1,18 +1,30 @@
-"""The agent of the handoff benchmark: units that sleep, and note when they began and ended."""
+"""What the handoff benchmark serves: an agent with sessions of some twenty seconds, and a plain flow that goes on by
+itself, as one would write it without a library."""
 
 import asyncio
 import sys
 import time
 from pathlib import Path
 
-from perpetual_blocks import Budget, PerpetualAgent, WorkItem
+from prefect import flow, serve
+from prefect.deployments import run_deployment
+
+from perpetual_blocks import Budget, Limit, PerpetualAgent, WorkItem
+
+UNITS = 80
+
+
+def note(notes: Path, began: float) -> None:
+    """Adds a line for a unit: when it began, and when it ended."""
+    with notes.open("a") as lines:
+        lines.write(f"{began} {time.time()}\n")
 
 
 class Sleeper(PerpetualAgent):
     """Sleep a while, again and again."""
 
     notes: Path
-    n: int = 100
+    n: int = UNITS
     nap: float = 0.25
 
     def plan(self):
@@ -22,13 +34,20 @@ class Sleeper(PerpetualAgent):
     async def work_unit(self, unit):
         began = time.time()
         await asyncio.sleep(self.nap)
-        unit.spend(tokens=10)
-        with self.notes.open("a") as notes:
-            notes.write(f"{unit.id} {began} {time.time()}\n")
+        unit.spend(tokens=1)
+        note(self.notes, began)
 
 
-# Some 20 seconds a session.
-sleeper = Sleeper.as_flow(name="sleeper", budget=Budget(tokens=800))
+sleeper = Sleeper.as_flow(name="sleeper", budget=Budget(Limit("tokens", UNITS, threshold=1.0)))
+
+
+@flow
+def plain(notes: Path, left: int) -> None:
+    """Do one unit, and start the next run."""
+    note(notes, time.time())
+    if left:
+        run_deployment("plain/bench", parameters={"notes": str(notes), "left": left - 1}, timeout=0, as_subflow=False)
+
 
 if __name__ == "__main__":
-    sleeper.serve(name=sys.argv[1])
+    serve(sleeper.to_deployment("bench"), plain.to_deployment("bench"), *sys.argv[1:])

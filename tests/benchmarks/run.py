@@ -18,6 +18,7 @@ from rich.table import Table
 sys.path.insert(1, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parents[2]))
 
+import handoff
 import imports
 import ledger
 import pool
@@ -26,6 +27,7 @@ import unit_overhead
 from harness import Result
 
 BENCHMARKS: dict[tuple[str, ...], Callable[[bool], list[Result]]] = {
+    ("handoff_gap_median_s", "handoff_gap_max_s"): handoff.measure,
     ("import_ms", "import_vs_bare", "import_vs_prefect"): imports.measure,
     ("ledger_commit_ms", "ledger_vs_raw"): ledger.measure_commit,
     ("claim_ratio_100k_1k",): ledger.measure_claim,

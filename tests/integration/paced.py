@@ -1,4 +1,5 @@
-"""An agent whose sessions last for as long as their units take: ten of them."""
+"""An agent whose sessions have ten units: some quick ones, so that their end seems near, and then slow ones, so that
+there is time for a successor to come to the fence, however busy the machine is."""
 
 import asyncio
 import time
@@ -12,7 +13,7 @@ class Paced(PerpetualAgent):
 
     notes: Path
     n: int = 30
-    nap: float = 1.0
+    nap: float = 6.0
 
     def plan(self):
         for number in range(self.n):
@@ -20,7 +21,7 @@ class Paced(PerpetualAgent):
 
     async def work_unit(self, unit):
         began = time.time()
-        await asyncio.sleep(self.nap)
+        await asyncio.sleep(1.0 if int(unit.id[2:]) % 10 < 4 else self.nap)
         with self.notes.open("a") as notes:
             notes.write(f"{unit.id} {began} {time.time()}\n")
         unit.spend(tokens=10)

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from workbench import HERE, Site, wait_until
 
-from perpetual_blocks.session.successor import SOON_SECONDS
-
 PACED = HERE / "paced.py"
+MOST_SECONDS = 5.0
+"""Of a handoff on a busy machine; benchmarks measure what it takes on a calm one."""
 
 
 def gaps(status: dict[str, Any], notes: Path) -> list[float]:
@@ -48,21 +47,17 @@ def test_a_served_chain_goes_on_within_a_moment(site: Site) -> None:
     Nothing ran twice, two sessions never at once, and each session had one run."""
     environment = {name: value for name, value in site.environment.items() if name != "PREFECT_RUNNER_POLL_FREQUENCY"}
     site = replace(site, environment=environment)
-    notes = start(site, "warm", nap=2.5)
+    notes = start(site, "warm", n=24, nap=4.5)
 
     status = site.chain_over("warm")
 
     sessions = status["sessions"]
     assert [session["state"] for session in sessions] == ["Wrapped", "Wrapped", "Finished"]
-    assert [session["units"] for session in sessions] == [10, 10, 10]
-    assert len(notes.read_text().splitlines()) == 30
-    # How long a start takes depends on the machine: those that came in time began at once.
-    for session, gap in zip(sessions[1:], gaps(status, notes), strict=True):
-        print(f"waited {session['waited_seconds']} s, gap {gap:.2f} s")
-        assert gap > 0
-        if session["waited_seconds"]:
-            assert gap < SOON_SECONDS
-    assert any(session["waited_seconds"] for session in sessions)
+    assert [session["units"] for session in sessions] == [10, 10, 4]
+    assert len(notes.read_text().splitlines()) == 24
+    assert all(session["waited_seconds"] for session in sessions[1:])
+    print(f"gaps: {gaps(status, notes)}")
+    assert all(0 < gap < MOST_SECONDS for gap in gaps(status, notes))
     runs = site.runs_of("warm")
     assert sorted(run["name"] for run in runs) == ["warm · 1", "warm · 2", "warm · 3"]
     assert {site.final_run(run["id"])["state_name"] for run in runs} == {"Wrapped", "Finished"}
@@ -70,7 +65,7 @@ def test_a_served_chain_goes_on_within_a_moment(site: Site) -> None:
 
 def test_it_goes_on_where_the_session_before_is_killed(site: Site) -> None:
     """SIGKILL of the session while its successor waits: that one goes on, without another run in between."""
-    notes = start(site, "killed", n=12, nap=2.0)
+    notes = start(site, "killed", n=12, nap=12.0)
     waiting = successor(site, "killed")
     os.kill(site.status("killed")["sessions"][0]["pid"], signal.SIGKILL)
 
@@ -87,7 +82,7 @@ def test_it_goes_on_where_the_session_before_is_killed(site: Site) -> None:
 def test_it_is_not_needed_where_the_queue_is_done_first(site: Site) -> None:
     """A person gives up what is left while the successor waits: the session finishes, and the successor ends, without
     having been a session."""
-    start(site, "done", nap=2.0)
+    start(site, "done", nap=12.0)
     waiting = successor(site, "done")
     left = json.loads(site.perpetual("items", "list", "done", "--json", "--status", "available").stdout)
     assert site.perpetual("items", "discard", "done", *(item["id"] for item in left)).returncode == 0
@@ -96,24 +91,27 @@ def test_it_is_not_needed_where_the_queue_is_done_first(site: Site) -> None:
 
     assert (status["status"], len(status["sessions"])) == ("finished", 1)
     run = site.final_run(waiting)
-    assert run["state_name"] == "Superseded"
+    assert (run["name"], run["state_name"]) == ("done · 2", "Superseded")
     assert "session 2 of done is not needed: the chain is finished" in run["state"]["message"]
 
 
-@pytest.mark.parametrize("way", ["chain", "run"])
-def test_a_person_s_word_is_heard_at_the_fence(site: Site, way: str) -> None:
-    """`perpetual pause` sends the successor away; cancelling its run ends it, and the chain with the session."""
-    start(site, "held", nap=2.0)
-    waiting = successor(site, "held")
-    if way == "chain":
-        assert site.perpetual("pause", "held").returncode == 0
-        assert site.final_run(waiting)["state_name"] == "Superseded"
-        assert site.chain_over("held")["status"] == "paused"
-        return
-    cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
-    site.call("POST", f"/flow_runs/{waiting}/set_state", cancelling)
+def test_a_pause_is_heard_at_the_fence(site: Site) -> None:
+    """`perpetual pause` sends the successor away at once; the session wraps after its unit."""
+    start(site, "paused-ahead", nap=12.0)
+    waiting = successor(site, "paused-ahead")
+    assert site.perpetual("pause", "paused-ahead").returncode == 0
+    assert site.final_run(waiting)["state_name"] == "Superseded"
+    assert site.chain_over("paused-ahead")["status"] == "paused"
+
+
+def test_a_successor_is_cancelled_by_itself(site: Site) -> None:
+    """Cancelling the run that waits ends it within seconds, and the chain with the session that it waited for."""
+    start(site, "cancelled-ahead", nap=12.0)
+    waiting = successor(site, "cancelled-ahead")
+    state = {"type": "CANCELLING", "name": "Cancelling"}
+    site.call("POST", f"/flow_runs/{waiting}/set_state", {"state": state, "force": False})
     assert site.final_run(waiting)["state_name"] == "Cancelled"
-    status = site.chain_over("held")
+    status = site.chain_over("cancelled-ahead")
     assert (status["status"], status["reason"]) == ("cancelled", "the flow run that was to go on was cancelled")
     assert [session["state"] for session in status["sessions"]] == ["Wrapped"]
 
@@ -126,6 +124,6 @@ def test_local_chains_have_successors_too(site: Site) -> None:
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout)
     assert [session["state"] for session in status["sessions"]] == ["Wrapped", "Finished"]
-    print(f"waited {status['sessions'][1]['waited_seconds']} s, gap {gaps(status, notes)} s")
-    if status["sessions"][1]["waited_seconds"]:
-        assert gaps(status, notes)[0] < SOON_SECONDS
+    assert status["sessions"][1]["waited_seconds"]
+    print(f"gap: {gaps(status, notes)}")
+    assert 0 < gaps(status, notes)[0] < MOST_SECONDS
