@@ -49,7 +49,7 @@ def test_a_served_chain_goes_on_within_a_moment(site: Site) -> None:
     site = replace(site, environment=environment)
     notes = start(site, "warm", n=24, nap=4.5)
 
-    status = site.chain_over("warm")
+    status = site.chain_over("warm", seconds=400)
 
     sessions = status["sessions"]
     assert [session["state"] for session in sessions] == ["Wrapped", "Wrapped", "Finished"]
