@@ -2,7 +2,6 @@
 itself, as one would write it without a library."""
 
 import asyncio
-import sys
 import time
 from pathlib import Path
 
@@ -50,4 +49,4 @@ def plain(notes: Path, left: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sleeper.to_deployment("bench"), plain.to_deployment("bench"), *sys.argv[1:])
+    serve(sleeper.to_deployment("bench"), plain.to_deployment("bench"))
