@@ -6,7 +6,7 @@
    go
 4. commit the agent's work to git
 5. the handoff document
-6. close the session and record the follow-on, in one transaction; then create it
+6. close the session and record the follow-on, in one transaction; then create it, and show the handoff to people
 
 1, 3, 4 and 5 are best effort: what fails is written into the handoff and the session's record. 2 and 6 are essential:
 where they fail, the session fails and the last good state stands.
@@ -117,9 +117,10 @@ class Shutdown:
             # Whatever the agent's hook does, there is a handoff, and it says what the hook did.
             markdown = self._markdown(handoff.model_copy(update={"steps": steps.failures()}))
         steps.best_effort("handoff", lambda: self._save_handoff(markdown))
-        steps.best_effort("publish", lambda: self._publish(markdown, end))
         end = self._heard_last(end)
         self._close(end, steps)
+        # A successor may be waiting for the closing, and nothing depends on where people look.
+        steps.best_effort("publish", lambda: self._publish(markdown, end))
         steps.best_effort("cleanup", self.agent.cleanup)
         return end
 

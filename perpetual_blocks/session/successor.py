@@ -38,7 +38,8 @@ LEAD_SECONDS = 18.0
 process looks for runs every 7 to 13 seconds, and a run's process needs three more to the fence, or five."""
 
 LONGEST_LEAD_SECONDS = 60.0
-SPARE_SECONDS = 2.0
+SPARE = 1.25
+"""The slowest of the latest starts may be followed by one that takes longer by so much."""
 
 SOON_SECONDS = 3.0
 """A session that ends sooner leaves its follow-on to the closing: no process would be up any earlier."""
@@ -54,7 +55,7 @@ MOST_SECONDS = 3.0
 
 def lead_seconds(start_ups: Sequence[float]) -> float:
     """How long before the end of a session its follow-on is to be created, given how long the latest took to start."""
-    return min(LONGEST_LEAD_SECONDS, max([LEAD_SECONDS, *(seconds + SPARE_SECONDS for seconds in start_ups)]))
+    return min(LONGEST_LEAD_SECONDS, max([LEAD_SECONDS, *(SPARE * seconds for seconds in start_ups)]))
 
 
 def is_time(now: float, ends_at: float, lead: float) -> bool:

@@ -12,6 +12,7 @@ from typing import NoReturn, Self
 
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import Ahead, Superseded
+from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import SessionRequest, StopReason
 from perpetual_blocks.session.documents import checkpoint_now
@@ -92,6 +93,7 @@ class _Place:
     def __enter__(self) -> Self:
         for name, look in self._world.watched.items():
             self._watches.enter_context(Watch(look, self._stop, f"{name} {self._chain}"))
+        reached("fence.reached")
         self._world.tell(FenceReached(self._chain, self._before.ordinal + 1))
         with suppress(Exception):  # it only saves time
             _rehearse(self._world, self._request)

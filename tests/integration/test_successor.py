@@ -116,6 +116,22 @@ def test_a_successor_is_cancelled_by_itself(site: Site) -> None:
     assert [session["state"] for session in status["sessions"]] == ["Wrapped"]
 
 
+def test_a_successor_that_was_paused_goes_on_when_it_is_resumed(site: Site) -> None:
+    """Pausing the run that waits suspends it for as long as a person wants; the chain waits for it meanwhile."""
+    start(site, "suspended-ahead", n=12, nap=8.0)
+    waiting = successor(site, "suspended-ahead")
+    state = {"type": "PAUSED", "name": "Paused", "state_details": {"pause_timeout": "2100-01-01T00:00:00Z"}}
+    site.call("POST", f"/flow_runs/{waiting}/set_state", {"state": state, "force": False})
+    wait_until(lambda: site.run(waiting)["state_name"] == "Suspended", "suspended", 30)
+    wait_until(lambda: site.status("suspended-ahead")["status"] == "waiting", "the session has ended")
+
+    site.call("POST", f"/flow_runs/{waiting}/resume", {})
+
+    status = site.chain_over("suspended-ahead")
+    assert (status["status"], status["items"]["completed"]) == ("finished", 12)
+    assert [session["flow_run_id"] for session in status["sessions"]][1:] == [waiting]
+
+
 def test_local_chains_have_successors_too(site: Site) -> None:
     """`perpetual run` starts the next process ahead of the end of the one before."""
     notes = site.folder / "notes"

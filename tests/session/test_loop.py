@@ -923,7 +923,7 @@ def test_a_shutdown_without_time_still_closes_the_session(make_rig: MakeRig, clo
     (session,) = rig.ledger.sessions("mine")
     assert session.graceful
     assert [step["step"] for step in session.steps if step.get("skipped")] == [
-        "save_state", "backup", "prune", "back_up_ledger", "commit_changes", "create_handoff", "handoff", "publish"
+        "save_state", "backup", "prune", "back_up_ledger", "commit_changes", "create_handoff", "handoff"
     ]  # fmt: skip
     assert rig.documents.content == {}
     assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == [2]
@@ -1783,7 +1783,7 @@ def points_in_source() -> list[str]:
     found = {
         name
         for path in package.rglob("*.py")
-        if path.name not in ("faults.py", "supervisor.py")
+        if path.name not in ("faults.py", "supervisor.py", "turn.py")
         for name in re.findall(r"\breached\(f?\"([^\"]+)\"\)", path.read_text())
     }
     return sorted(re.sub(r"\\{.*?\\}", ".*", re.escape(name)) for name in found)

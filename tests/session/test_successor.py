@@ -43,6 +43,7 @@ def test_the_lead_follows_how_long_starts_take(start_ups: list[float]) -> None:
     lead = lead_seconds(start_ups)
     assert LEAD_SECONDS <= lead <= LONGEST_LEAD_SECONDS
     assert all(lead > seconds or lead == LONGEST_LEAD_SECONDS for seconds in start_ups)
+    assert lead in (LEAD_SECONDS, LONGEST_LEAD_SECONDS) or lead == 1.25 * max(start_ups)
 
 
 @given(st.floats(0, 1e9), st.floats(-100, 1000), st.floats(LEAD_SECONDS, LONGEST_LEAD_SECONDS))
