@@ -96,6 +96,17 @@ class PerpetualAgent(BaseModel):
     def cleanup(self) -> None:
         """Last step: the session is closed; frees what the agent holds."""
 
+    def merge_context(self, key: str, current: Any, before: Any, after: Any) -> Any:
+        """What a key of the context becomes that two units have changed, which ran at the same time.
+
+        Args:
+            current: Its value as the unit left it that was committed first; None where there is none.
+            before: Its value when the other unit began.
+            after: Its value as the other unit left it. It is what the key becomes, unless you say otherwise: of a sum,
+                `current + after - before`.
+        """
+        return after
+
     def on_context_upgrade(self, context: dict[str, Any], from_version: int) -> dict[str, Any]:
         """Makes a context of this version of one of an older version; called before a session's first unit."""
         raise InvalidInput.of(
@@ -132,6 +143,7 @@ class PerpetualAgent(BaseModel):
         budget: "Budget | ResourceBudget | str | None" = None,
         store: "StatePersistence | str | None" = None,
         manners: "Manners | None" = None,
+        concurrency: int = 1,
     ) -> "PerpetualFlow":
         """An ordinary Prefect flow of this agent. Give it to a module's variable, so that it can be deployed.
 
@@ -142,6 +154,10 @@ class PerpetualAgent(BaseModel):
                 Prefect's home and Prefect's default results storage.
             manners: How far a chain may go by itself, unless the run names a budget that says so; as far as there is
                 work if not given.
+            concurrency: How many units run at once at most, each in a thread, or all as coroutines of one event loop.
+                It is lowered while a service answers that there are too many calls, or most units fail. Units that
+                run at once each have a copy of the context; `merge_context` says what becomes of a key that several
+                of them change.
 
         Raises:
             InvalidInput: a field of the agent has a name that the flow needs for itself or is a secret, a meter is of
@@ -152,7 +168,7 @@ class PerpetualAgent(BaseModel):
 
         # As namedtuple does: the module that makes the flow is the one that it can be imported from.
         module = sys._getframe(1).f_globals.get("__name__", cls.__module__)
-        return make_flow(cls, name, budget, store, manners, module)
+        return make_flow(cls, name, budget, store, manners, concurrency, module)
 
 
 _WHOLE = re.compile(r"\s{4}|\s*(#|>|\||```)")

@@ -46,6 +46,8 @@ from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.supervisor import Supervisor
 from perpetual_blocks.usage import RESOURCES
 
+MOST_AT_ONCE = 1000
+
 OWN_PARAMETERS = ("chain", "budget", "store")
 
 
@@ -104,6 +106,7 @@ def make_flow(
     budget: Budget | ResourceBudget | str | None,
     store: StatePersistence | str | None,
     manners: Manners | None,
+    concurrency: int,
     module: str,
 ) -> PerpetualFlow:
     """The flow of an agent, made in that module; see `PerpetualAgent.as_flow`."""
@@ -118,6 +121,8 @@ def make_flow(
         raise InvalidInput.of("as_flow(store)", store, "a StatePersistence block or its name")
     if manners is not None and not isinstance(manners, Manners):
         raise InvalidInput.of("as_flow(manners)", manners, "a Manners")
+    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or not 1 <= concurrency <= MOST_AT_ONCE:
+        raise InvalidInput.of("as_flow(concurrency)", concurrency, f"a whole number from 1 to {MOST_AT_ONCE}")
     _check_meters(agent)
     _check_secrets(agent)
     if agent.isolated:
@@ -140,6 +145,7 @@ def make_flow(
                     budget=load_budget(own["budget"] or budget, Patience(GRACE_SECONDS)),
                     store=where,
                     manners=load_manners(own["budget"], manners),
+                    concurrency=concurrency,
                     stop=stop,
                     redactor=redactor,
                 )

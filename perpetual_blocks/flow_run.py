@@ -35,7 +35,7 @@ from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import Fenced, InvalidInput, Superseded, UnknownChain
 from perpetual_blocks.patience import GRACE_SECONDS, Patience
 from perpetual_blocks.redaction import Redactor
-from perpetual_blocks.session.chain import SessionRequest, SessionState, StopReason, check_chain_name
+from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason, check_chain_name
 from perpetual_blocks.session.follow_on import RunTemplate, chain_tag, create_follow_ons, move_follow_ons, run_name
 from perpetual_blocks.session.ledger import Fence, FollowOn, Ledger
 from perpetual_blocks.session.loop import Session, SessionEnd
@@ -43,6 +43,7 @@ from perpetual_blocks.session.manners import Manners
 from perpetual_blocks.session.ports import RunState
 from perpetual_blocks.session.steps import within
 from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.session.supervisor import Supervisor
 from perpetual_blocks.session.turn import SentAway
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import FenceReached, Moment, SessionStarted
@@ -64,6 +65,7 @@ def run_session(
     budget: Budget,
     store: StatePersistence,
     manners: Manners,
+    concurrency: int,
     stop: StopRequest,
     redactor: Redactor,
 ) -> State[Any]:
@@ -128,11 +130,13 @@ def run_session(
         follow_on=partial(_follow_on, template) if template else None,
         until=_until(),
         stop=stop,
+        concurrency=concurrency,
     )
 
     # What others have left undone is done by whoever comes by next.
     with suppress(Exception):
         _declare_dead(ledger, chain)
+        _rescue_others(ledger, runs, chain)
         create_follow_ons(ledger, runs, but=chain)
         move_follow_ons(ledger, runs, world.clock)
     try:
@@ -187,6 +191,15 @@ def _declare_dead(ledger: Ledger, chain: str) -> None:
         for session in latest:
             if session.state is SessionState.RUNNING and process.session_alive(session) is False:
                 ledger.declare_dead(chain, session.ordinal)
+
+
+def _rescue_others(ledger: Ledger, runs: PrefectRuns, name: str) -> None:
+    """What other chains of the queue hold is not waited for longer than they live."""
+    with suppress(UnknownChain):
+        supervisor = Supervisor(ledger, runs, SystemClock(), process.session_alive)
+        for chain in ledger.chains(ledger.chain(name).queue):
+            if chain.name != name and chain.status is ChainStatus.RUNNING:
+                supervisor.look_at(chain.name)
 
 
 def _stands(runs: PrefectRuns, own: OwnRun) -> RunState | None:

@@ -1,9 +1,11 @@
 """Fixtures that all tests share."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -18,15 +20,57 @@ from prefect.settings import (
 sys.path.insert(0, str(Path(__file__).parent))
 
 from postgres_server import TEMPLATE, PostgresServer, running_server
+from prefect_server import PrefectServer, running_prefect
+from sqlalchemy import Engine
 from support import LEASE, FakeClock, LedgerFactory
 
 from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger
-from perpetual_blocks.adapters.local_server import local_server
+from perpetual_blocks.adapters.database import engine as database_engine
+from perpetual_blocks.adapters.database.sqlite import is_in_memory
 from perpetual_blocks.usage import RESOURCES
 
 settings.register_profile("perpetual", deadline=None)
 settings.load_profile("perpetual")
+
+# Or each of several hundred processes would compile this package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Or tables were as narrow as the terminal whose width pytest-xdist passes on: a console keeps what it began with.
+os.environ.pop("COLUMNS", None)
+
+TESTS = Path(__file__).parent
+PROCESSES = 2
+"""In how many processes the tests run: each has servers of its own, and those take their time to start."""
+
+LONGEST = (
+    "integration",
+    "faults",
+    "contract",
+    "cli",
+    "session",
+    "testing",
+    "conformance",
+    "adapters",
+)
+"""The folders whose tests take longest."""
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is heard, here and by what is started from here, also in a job that a shell runs in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and current_thread() is main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What `-n auto` stands for: the tests of one file run in this process."""
+    of_one_file = len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if of_one_file else PROCESSES
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first, so that no process is left alone with them at the end."""
+    folders = {folder: place for place, folder in enumerate(LONGEST)}
+    items.sort(key=lambda item: folders.get(item.path.relative_to(TESTS).parts[0], len(folders)))
 
 
 @pytest.fixture
@@ -41,6 +85,25 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("empty") / "ledger.db"
     SqlLedger(str(path)).close()
     return path.read_bytes()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tables_in_memory() -> Iterator[None]:
+    """Databases in memory get their tables as a copy, too, in a twentieth of the time: before they are migrated, which
+    then finds them there."""
+    ready = SqlLedger("sqlite://")
+    migrate, copying = database_engine._migrate, Lock()
+
+    def copy_and_migrate(engine: Engine) -> None:
+        if engine.dialect.name == "sqlite" and is_in_memory(engine.url):
+            with copying, ready._engine.connect() as source, engine.connect() as target:
+                source.connection.driver_connection.backup(target.connection.driver_connection)
+        migrate(engine)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database_engine, "_migrate", copy_and_migrate)
+        yield
+    ready.close()
 
 
 @pytest.fixture(scope="session")
@@ -78,20 +141,18 @@ def make_ledger(tmp_path: Path, clock: FakeClock, empty_database: bytes) -> Iter
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server that has a home of its own."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        with local_server() as api:
-            yield api
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """The one Prefect server of this process: to start one takes ten seconds."""
+    with running_prefect(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
 
 
 @pytest.fixture
-def results(prefect_api: str, tmp_path: Path) -> Iterator[Path]:
+def results(prefect_server: PrefectServer, tmp_path: Path) -> Iterator[Path]:
     """The folder of Prefect's results storage; tasks of this process are run with the server."""
     folder = tmp_path / "results"
     prefect_settings = {
-        PREFECT_API_URL: prefect_api,
+        PREFECT_API_URL: prefect_server.api,
         PREFECT_LOCAL_STORAGE_PATH: str(folder),
         PREFECT_LOGGING_TO_API_ENABLED: False,
     }

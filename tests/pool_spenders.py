@@ -1,7 +1,6 @@
 """Programs that spend one pool until it is gone, in many processes and threads at once."""
 
 import math
-import multiprocessing
 import random
 import time
 from collections.abc import Callable
@@ -9,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from processes import MANY
+
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database.engine import writing
 from perpetual_blocks.adapters.database.pool import Pool
 from perpetual_blocks.adapters.database.pools import PoolUnit
 from perpetual_blocks.errors import PoolRefused
 
-SPAWN = multiprocessing.get_context("spawn")
 NAME, RESOURCE = "team", "cost"
 MEDIAN, SIGMA = 0.01, 0.6
 P95 = round(MEDIAN * math.exp(1.645 * SIGMA), 4)
@@ -82,9 +82,9 @@ def run_spenders(
     Args:
         seconds: How long a unit takes at most.
     """
-    barrier, answers = SPAWN.Barrier(processes + 1), SPAWN.SimpleQueue()
+    barrier, answers = MANY.Barrier(processes + 1), MANY.SimpleQueue()
     children = [
-        SPAWN.Process(
+        MANY.Process(
             target=_run_process,
             args=(spender, address, number, threads, amount, seconds, barrier, answers),
             daemon=True,

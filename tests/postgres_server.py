@@ -10,6 +10,18 @@ from typing import Any
 import pytest
 
 TEMPLATE = "ledger_template"
+_EMPTY = """
+DO $$
+DECLARE name text;
+BEGIN
+    PERFORM pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid();
+    SET LOCAL session_replication_role = replica;  -- in any order, whatever refers to what
+    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version' LOOP
+        EXECUTE format('DELETE FROM %I', name);
+    END LOOP;
+END $$
+"""
 
 
 class PostgresServer:
@@ -22,6 +34,7 @@ class PostgresServer:
     def __init__(self, server: Any) -> None:
         self._server = server
         self.uri: str = server.get_uri()
+        self._free: list[str] = []
 
     def stop(self) -> None:
         """Stops it, as an administrator does: clients are cut off."""
@@ -48,6 +61,25 @@ class PostgresServer:
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.address(name)
 
+    def lend_ledger(self) -> str:
+        """A database with the ledger's tables and nothing in them; returns its address.
+
+        To empty one that another test is done with takes a tenth of the time of a new one, of which a thousand would
+        have a quarter of a million files to be removed at the end.
+        """
+        if not self._free:
+            return self.make_database(TEMPLATE)
+        import psycopg
+
+        database = self._free.pop()
+        with psycopg.connect(database) as connection:
+            connection.execute(_EMPTY)
+        return database
+
+    def give_back(self, database: str) -> None:
+        """Lends it to the next one who asks."""
+        self._free.append(database)
+
 
 @contextmanager
 def running_server() -> Iterator[PostgresServer]:
@@ -70,5 +102,8 @@ def running_server() -> Iterator[PostgresServer]:
 def address_of(database: str, request: pytest.FixtureRequest) -> str:
     """The address of an empty ledger: `sqlite-file`, `sqlite-memory` or `postgres`."""
     if database == "postgres":
-        return str(request.getfixturevalue("postgres").make_database(TEMPLATE))
+        server: PostgresServer = request.getfixturevalue("postgres")
+        address = server.lend_ledger()
+        request.addfinalizer(lambda: server.give_back(address))
+        return address
     return "sqlite://" if database == "sqlite-memory" else str(request.getfixturevalue("tmp_path") / "ledger.db")

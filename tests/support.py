@@ -8,13 +8,17 @@ from typing import Any
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.agent import PerpetualAgent
+from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import StorageError, Superseded
 from perpetual_blocks.faults import reached
+from perpetual_blocks.session.batch import Batch
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
-from perpetual_blocks.session.ledger import Claim, Closing, Fence, FollowOn, Ledger, Opened
-from perpetual_blocks.session.ports import RunFacts, RunState, UnitRaised
+from perpetual_blocks.session.documents import UnitKeys
+from perpetual_blocks.session.ledger import Claim, Closing, Fence, Finished, FollowOn, Ledger, Opened
+from perpetual_blocks.session.ports import RunFacts, RunState, UnitRunner, Units
 from perpetual_blocks.testing import ManualClock
 from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit
+from perpetual_blocks.work.outcome import BatchedOutcome, batch_from_document, batch_to_document
 
 LEASE = 60.0
 KINDS = ("default", "other")
@@ -87,11 +91,25 @@ def claim(ledger: Ledger, fence: Fence) -> Item:
     return claimed.item
 
 
-def finish_next(ledger: Ledger, fence: Fence, **outcome: Any) -> Item:
+def commit_unit(
+    ledger: Ledger,
+    fence: Fence,
+    item: Item,
+    outcome: Outcome,
+    key: str,
+    spent: Mapping[str, float],
+    context: dict[str, Any] | None = None,
+) -> None:
+    """Commits one unit by itself."""
+    ledger.commit_units(fence, [Finished(item, outcome, key)], spent, context=context)
+
+
+def finish_next(ledger: Ledger, fence: Fence, context: dict[str, Any] | None = None, **outcome: Any) -> Item:
     """Claims the next item and commits its last unit."""
     item = claim(ledger, fence)
     outcome = {"done": True, "usage": {"tokens": 10.0}, **outcome}
-    ledger.commit_unit(fence, item, Outcome(**outcome), f"key/{item.id}/{item.units + 1}", outcome["usage"])
+    key = f"key/{item.id}/{item.units + 1}"
+    commit_unit(ledger, fence, item, Outcome(**outcome), key, outcome["usage"], context)
     return item
 
 
@@ -192,6 +210,46 @@ class MemoryRuns:
         return f"run-{follow_on.chain}-{follow_on.ordinal}"
 
 
+class Freely:
+    """An allowance without limits, for as many units as it is said to admit after the first."""
+
+    def __init__(self, more: int = 1000) -> None:
+        self.more = more
+        self.counted: list[dict[str, float]] = []
+
+    def admits(self, item: Item) -> bool:
+        self.more -= 1
+        return self.more >= 0
+
+    def unit(self, item: Item, context: Mapping[str, Any]) -> Unit:
+        return Unit(item, context)
+
+    def count(self, usage: Mapping[str, float]) -> None:
+        self.counted.append(dict(usage))
+
+
+class Raised(Exception):
+    """A unit raised; the cause is what."""
+
+
+def batch_of(*items: Item, token: str = "token", allowance: Freely | None = None) -> Batch:
+    """A batch of the chain `mine-0123`."""
+    return Batch(Claim(items, token), UnitKeys("mine", "0123"), {}, allowance or Freely(), SystemClock())
+
+
+def run_unit(runner: UnitRunner, item: Item) -> Outcome:
+    """What an item's next unit comes to, by itself.
+
+    Raises:
+        Raised: it raised.
+    """
+    batch = batch_of(item)
+    runner.run(batch)
+    if failed := batch.failed or ([batch.cut_off] if batch.cut_off else []):
+        raise Raised from failed[0].error
+    return batch.finished[0].outcome
+
+
 class DirectRunner:
     """Runs units in this thread, keeps their outcomes as JSON, and gives a kept outcome back instead of running again.
 
@@ -206,18 +264,42 @@ class DirectRunner:
         self.ran: list[str] = []
         self.kept: dict[str, str] = {}
 
-    def run(self, key: str, unit: Unit) -> Outcome:
-        if key not in self.kept:
-            self.ran.append(key)
+    def run(self, units: Units) -> None:
+        for unit in units.units():
+            if (kept := self._kept(units)) is not None:
+                units.finish(*kept)
+                continue
+            self.ran.append(units.key if units.single else f"{units.key}: {unit.id}")
             self._clock.advance(self._seconds)
             try:
                 outcome = unit.outcome(self._agent.work_unit(unit), self._seconds)
-            except Exception as error:
-                raise UnitRaised from error
-            reached("unit.returned")
-            self.kept[key] = json.dumps(outcome.to_document())
-        reached("unit.persisted")
-        return Outcome.from_document(json.loads(self.kept[key]))
+            except Exception as error:  # noqa: BLE001 - the agent's code may raise anything
+                units.fail(error)
+            else:
+                reached("unit.returned")
+                units.finish(outcome)
+        if made := units.made:
+            batch = [BatchedOutcome(one.item.id, one.item.units + 1, one.item.failures, one.outcome) for one in made]
+            document = made[0].outcome.to_document() if units.single else batch_to_document(batch)
+            self.kept[units.key] = json.dumps(document)
+        if units.finished:
+            reached("unit.persisted")
+
+    def find(self, units: Units) -> None:
+        for _unit in units.units():
+            if (kept := self._kept(units)) is not None:
+                units.finish(*kept)
+
+    def _kept(self, units: Units) -> tuple[Outcome, str] | None:
+        item = units.item
+        for key in units.earlier():
+            document = json.loads(self.kept.get(key, "{}"))
+            if "schema" in document:
+                return Outcome.from_document(document), key
+            for place, one in enumerate(batch_from_document(document) if document else ()):
+                if (one.item, one.unit, one.failures) == (item.id, item.units + 1, item.failures):
+                    return one.outcome, f"{key}#{place}"
+        return None
 
     def interrupt(self) -> bool:
         return False

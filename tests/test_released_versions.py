@@ -13,7 +13,7 @@ from support import FakeClock, MemoryRuns, session_request, status_of
 
 from perpetual_blocks import Budget, PerpetualAgent, Unit, WorkItem
 from perpetual_blocks.adapters.database import SqlLedger
-from perpetual_blocks.adapters.outcome_records import read_outcome
+from perpetual_blocks.adapters.outcome_records import read_record
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
 from perpetual_blocks.adapters.saved_work import LocalSavedWork
@@ -22,7 +22,7 @@ from perpetual_blocks.session.chain import ChainStatus, SessionState
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.status import chain_status
 from perpetual_blocks.session.world import World
-from perpetual_blocks.work import ItemStatus
+from perpetual_blocks.work import ItemStatus, Outcome
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir())
@@ -129,7 +129,9 @@ def test_its_documents_are_read(old: Old) -> None:
     assert (read.chain, read.ordinal, read.checkpoints, read.context_version) == (CHAIN, 1, 1, 1)
     assert read.context == {"read": READ_BEFORE[:3]}
     assert digest(documents.read(handoff.key)) == handoff.digest
-    outcomes = [read_outcome(path.read_text()) for path in (old.results / "perpetual").glob("*/units/*/*")]
+    outcomes = [
+        Outcome.from_document(read_record(path.read_text())) for path in (old.results / "perpetual").glob("*/units/*/*")
+    ]
     assert sorted((outcome.done, outcome.usage["tokens"]) for outcome in outcomes) == [
         *[(False, 100.0)] * 2,
         *[(True, 100.0)] * 3,

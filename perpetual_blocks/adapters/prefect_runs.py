@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Scheduled, Suspended
 
-from perpetual_blocks.errors import RunsUnavailable
+from perpetual_blocks.errors import InvalidInput, RunsUnavailable
 from perpetual_blocks.session.follow_on import RunTemplate
 from perpetual_blocks.session.ledger import FollowOn
 from perpetual_blocks.session.ports import RunFacts, RunState
@@ -166,6 +166,35 @@ class PrefectRuns:
 
 def _scheduled(at: float) -> State[None]:
     return Scheduled(scheduled_time=datetime.fromtimestamp(at, UTC))
+
+
+def deployment_template(deployment: str, parameters: dict[str, Any]) -> RunTemplate:
+    """What runs of a deployment with these parameters are made of.
+
+    Args:
+        deployment: Its name, as flow-name/deployment-name.
+
+    Raises:
+        InvalidInput: there is no such deployment, or it has no such parameter.
+        RunsUnavailable: Prefect's API cannot be reached.
+    """
+    with _client() as client:
+        try:
+            found = client.read_deployment_by_name(deployment)
+        except (ObjectNotFound, ValueError):
+            expected = "a deployment, as flow-name/deployment-name; `prefect deployment ls` lists them"
+            raise InvalidInput.of("deployment", deployment, expected) from None
+    known = (found.parameter_openapi_schema or {}).get("properties", {})
+    for name in parameters:
+        if name not in known or name == "chain":
+            others = ", ".join(one for one in known if one != "chain")
+            raise InvalidInput.of("parameters", name, f"one of the deployment's, and not `chain`: {others}")
+    return RunTemplate(
+        deployment_id=str(found.id),
+        parameters={**(found.parameters or {}), **parameters},
+        tags=tuple(found.tags or ()),
+        work_queue=found.work_queue_name if found.work_pool_name else None,
+    )
 
 
 def ask_for_api() -> None:

@@ -1,8 +1,9 @@
 """Units as Prefect tasks, whose outcomes Prefect persists as JSON under our keys."""
 
 import inspect
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
 
@@ -15,16 +16,17 @@ from prefect.serializers import JSONSerializer
 
 from perpetual_blocks.adapters.child import run_in_child
 from perpetual_blocks.adapters.coroutines import Coroutines
-from perpetual_blocks.adapters.outcome_records import read_outcome
+from perpetual_blocks.adapters.outcome_records import StoredOutcomes
 from perpetual_blocks.adapters.result_storage import StoredDocuments
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import StorageError, text_of
+from perpetual_blocks.errors import DamagedDocument, StorageError, text_of
 from perpetual_blocks.faults import reached
 from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.redaction import Redactor
-from perpetual_blocks.session.ports import RunPaused, UnitRaised
+from perpetual_blocks.session.ports import RunPaused, Units
 from perpetual_blocks.work import Outcome, Unit
+from perpetual_blocks.work.outcome import BatchedOutcome, batch_to_document
 
 
 class UnitLeft(Exception):
@@ -34,8 +36,27 @@ class UnitLeft(Exception):
 _REFUSED_IN = {"result": "work_unit's result", "context": "unit.context", "added": "unit.add"}
 
 
+@dataclass(slots=True)
+class _Run:
+    """Units as they run in a task.
+
+    Attributes:
+        unit: The unit, of a single one.
+        outcome: What the single unit came to.
+        raised: What the single unit raised.
+        document: What is to be persisted.
+    """
+
+    units: Units
+    kept: "_Kept"
+    unit: Unit | None = None
+    outcome: Outcome | None = None
+    raised: BaseException | None = None
+    document: dict[str, Any] | None = None
+
+
 class PrefectUnits:
-    """Runs units as Prefect tasks whose outcomes Prefect persists as JSON under our keys.
+    """Runs units as Prefect tasks, a batch as one, whose outcomes Prefect persists as JSON under our keys.
 
     Args:
         patience: For how long an outcome is kept in memory, and written again, while the storage is away.
@@ -52,13 +73,12 @@ class PrefectUnits:
         self._agent = agent
         self._patience = patience
         self._records = StoredDocuments(storage)
+        self._outcomes = StoredOutcomes(self._records)
         self._store = ResultStore(result_storage=storage, serializer=JSONSerializer())
         self._redactor = redactor or Redactor()
         self._coroutines = Coroutines()
         self._interrupt = Event()
-        self._unit: Unit | None = None
-        self._raised: BaseException | None = None
-        self._done: dict[str, Any] | None = None
+        self._running: dict[str, _Run] = {}
         self._task = task(
             name="work unit",
             task_run_name="{label}",
@@ -71,29 +91,26 @@ class PrefectUnits:
             retries=0,
         )(self._work)
 
-    def run(self, key: str, unit: Unit) -> Outcome:
+    def run(self, units: Units) -> None:
         """See `UnitRunner.run`."""
-        if unit.begun_before:
-            # What cannot be read now is not taken for missing: the unit would run a second time.
-            self._patience(lambda: self._records.has(key), _is_away)
-        outcome = self._kept(key)
-        if outcome is None:
-            self._run_task(key, unit)
-            outcome = self._patience(lambda: self._persisted(key, unit), _is_away)
-        reached("unit.persisted")
-        return outcome
+        run = _Run(units, _Kept(self._outcomes, self._records, self._patience))
+        if not units.single:
+            self._run_task(run)
+        else:
+            run.unit = next(iter(units.units()))
+            if (kept := run.kept.find(units)) is not None:
+                units.finish(*kept)
+            else:
+                self._run_task(run)
+        if units.finished:
+            reached("unit.persisted")
 
-    def _persisted(self, key: str, unit: Unit) -> Outcome:
-        """The outcome that the unit came to, once it is there; one that Prefect could not write is written again."""
-        outcome = self._kept(key)
-        if outcome is None and self._done is not None:
-            with suppress(Exception):  # whether it is there is asked below
-                self._store.write(self._done, key)
-            outcome = self._kept(key)
-        if outcome is None:
-            # Prefect logs a result that it could not write, and goes on; a row must not point at what is not there.
-            raise StorageError(f"results storage: the outcome of {unit.id} was not written under {key}")
-        return outcome
+    def find(self, units: Units) -> None:
+        """See `UnitRunner.find`."""
+        kept = _Kept(self._outcomes, self._records, self._patience)
+        for _unit in units.units():
+            if (found := kept.find(units)) is not None:
+                units.finish(*found)
 
     def interrupt(self) -> bool:
         """See `UnitRunner.interrupt`."""
@@ -102,67 +119,148 @@ class PrefectUnits:
             return True
         return self._coroutines.interrupt()
 
-    def _kept(self, key: str) -> Outcome | None:
-        """What is persisted under the key. What is damaged is as good as nothing: the unit runs, and replaces it."""
-        try:
-            return read_outcome(self._records.read(key))
-        except StorageError:
-            return None
-
     def close(self) -> None:
         """Closes the event loop, if an async unit has opened one."""
         self._coroutines.close()
 
-    def _run_task(self, key: str, unit: Unit) -> None:
-        self._unit, self._raised, self._done = unit, None, None
+    def _run_task(self, run: _Run) -> None:
+        """Runs what may run as a task, and sees to it that its outcomes are persisted."""
+        key = run.units.key
+        self._running[key] = run
         try:
-            self._task(key=key, label=f"{unit.id} · {unit.number}")
+            self._task(key=key, label=run.units.label)
         except Pause as pause:  # Prefect lets no task begin in a run that was suspended
             raise RunPaused from pause
         except Exception as error:
-            # Prefect may have stumbled over what the unit raised: over an error without a text, say.
-            if self._raised is not None:
-                raise UnitRaised from self._raised
-            if self._done is not None:
-                return  # the unit has run; Prefect stumbled over its outcome, which is written again
-            raise StorageError(
-                f"unit {unit.id}: Prefect could not run its task: {type(error).__name__}: {error}"
-            ) from error
+            # Prefect may have stumbled over what the unit raised, over an error without a text, say; or over the
+            # outcome, which is then written again.
+            if run.raised is None and run.document is None:
+                raise StorageError(
+                    f"{run.units.label}: Prefect could not run its task: {type(error).__name__}: {error}"
+                ) from error
+        finally:
+            del self._running[key]
+        if run.raised is not None:
+            run.units.fail(run.raised)
+            return
+        if run.document is not None and (run.outcome is not None or run.units.made):
+            document = run.document
+            self._patience(lambda: self._check_persisted(key, document), _is_away)
+        if run.outcome is not None:
+            run.units.finish(run.outcome)
+
+    def _check_persisted(self, key: str, document: dict[str, Any]) -> None:
+        """Prefect logs a result that it could not write, and goes on; a row must not point at what is not there."""
+        if self._holds(key, document):
+            return
+        with suppress(Exception):  # whether it is there is asked below
+            self._store.write(document, key)
+        if not self._holds(key, document):
+            raise StorageError(f"results storage: what was written under {key} is not there")
+
+    def _holds(self, key: str, document: dict[str, Any]) -> bool:
+        with suppress(StorageError):
+            return bool(self._outcomes.read_document(key) == document)
+        return False
 
     def _work(self, key: str, label: str) -> dict[str, Any]:
-        self._done = self._work_unit()
+        """What is done in the task: its name and arguments are what people see of it."""
+        run = self._running[key]
+        if run.units.single:
+            assert run.unit is not None
+            try:
+                run.outcome = self._work_unit(run.unit)
+            except BaseException as error:
+                run.raised = error
+                raise  # Prefect logs it, keeps its text and puts it into the state of the task run
+            run.document = run.outcome.to_document()
+        else:
+            for unit in run.units.units():
+                self._work_in_batch(run, unit)
+            made = run.units.made
+            run.document = batch_to_document(
+                [BatchedOutcome(one.item.id, one.item.units + 1, one.item.failures, one.outcome) for one in made]
+            )
         reached("unit.returned")
-        return self._done
+        return run.document
 
-    def _work_unit(self) -> dict[str, Any]:
-        unit = self._unit
-        assert unit is not None
+    def _work_in_batch(self, run: _Run, unit: Unit) -> None:
+        if (kept := run.kept.find(run.units)) is not None:
+            run.units.finish(*kept)
+            return
         try:
-            document = self._do(unit)
-            for name in ("result", "cursor", "next_action", "context", "added"):
-                self._redactor.refuse(document[name], _REFUSED_IN.get(name, name))
-            return document
-        except Exception as error:  # noqa: BLE001 - handed on, below
-            self._raised = self._redactor.clean(error)
-        except BaseException as error:  # noqa: BLE001 - handed on, below
+            outcome = self._work_unit(unit)
+        except Exception as error:  # noqa: BLE001 - the agent's code may raise anything
+            run.units.fail(error)
+        else:
+            run.units.finish(outcome)
+
+    def _work_unit(self, unit: Unit) -> Outcome:
+        try:
+            outcome = self._do(unit)
+            for name, value in _saved_as_it_is(outcome):
+                self._redactor.refuse(value, _REFUSED_IN.get(name, name))
+            return outcome
+        except Exception as error:  # noqa: BLE001 - handed on
+            raised = self._redactor.clean(error)
+        except BaseException as error:  # noqa: BLE001 - handed on
             # Signals arrive in the main thread, and units run in another one: this is the unit's own doing, as of a
             # library that calls sys.exit(). It ends the unit, and neither the session nor the process.
-            self._raised = self._redactor.clean(type(type(error).__name__, (UnitLeft,), {})(text_of(error)))
-        # Prefect logs it, keeps its text and puts it into the state of the task run.
-        raise self._raised
+            raised = self._redactor.clean(type(type(error).__name__, (UnitLeft,), {})(text_of(error)))
+        raise raised
 
-    def _do(self, unit: Unit) -> dict[str, Any]:
-        """The document of the unit's outcome."""
+    def _do(self, unit: Unit) -> Outcome:
         clock = SystemClock()
         started = clock.monotonic()
         if self._agent.isolated:
             outcome = Outcome.from_document(run_in_child(self._agent, unit, self._interrupt))
             seconds = clock.monotonic() - started  # the process's start and end included
-            return replace(outcome, usage={**outcome.usage, "seconds": seconds}).to_document()
+            return replace(outcome, usage={**outcome.usage, "seconds": seconds})
         returned = self._agent.work_unit(unit)
         if inspect.iscoroutine(returned):
             returned = self._coroutines.run(returned, unit)
-        return unit.outcome(returned, clock.monotonic() - started).to_document()
+        return unit.outcome(returned, clock.monotonic() - started)
+
+
+class _Kept:
+    """Outcomes that are persisted already, of units that were begun before."""
+
+    def __init__(self, outcomes: StoredOutcomes, records: StoredDocuments, patience: Patience) -> None:
+        self._outcomes = outcomes
+        self._records = records
+        self._patience = patience
+        self._there: dict[str, bool] = {}
+
+    def find(self, units: Units) -> tuple[Outcome, str] | None:
+        """What the current unit came to, and under which key that is kept; None where it has to run."""
+        for key in units.earlier():
+            # What is damaged is as good as nothing: the unit runs, and replaces it.
+            with suppress(DamagedDocument):
+                if self._is_there(key, units) and (found := self._outcomes.find(key, units.item)) is not None:
+                    return found
+        return None
+
+    def _is_there(self, key: str, units: Units) -> bool:
+        if key not in self._there:
+            try:
+                # What cannot be read now is not taken for missing: the unit would run a second time.
+                patience = self._patience if units.item.earlier_claims else IMPATIENT
+                self._there[key] = patience(lambda: self._records.has(key), _is_away)
+            except StorageError:
+                if units.item.earlier_claims:
+                    raise
+                return False
+        return self._there[key]
+
+
+def _saved_as_it_is(outcome: Outcome) -> Iterator[tuple[str, Any]]:
+    yield "result", outcome.result
+    yield "cursor", outcome.cursor
+    yield "next_action", outcome.next_action
+    if outcome.context is not None:
+        yield "context", dict(outcome.context.after)
+    if outcome.added:
+        yield "added", outcome.to_json()["added"]
 
 
 def _is_away(error: Exception) -> bool:

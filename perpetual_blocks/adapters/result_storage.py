@@ -155,10 +155,15 @@ class StoredDocuments:
         cause = error.__cause__
         if isinstance(self._storage, LocalFileSystem):
             return isinstance(cause, ValueError) and Path(self._storage.basepath or ".").expanduser().is_dir()
-        # Each storage's library has an error of its own for it.
-        return isinstance(cause, ValueError | LookupError | FileNotFoundError) or any(
-            sign in f"{type(cause).__name__} {cause}" for sign in ("NotFound", "NoSuchKey", "404")
-        )
+        # Each storage's library has an error of its own for it. Its text may hold the key, and says nothing.
+        named = "NotFound" in type(cause).__name__ or _code(cause) in ("NoSuchKey", "NotFound", "404")
+        return named or isinstance(cause, ValueError | LookupError | FileNotFoundError)
+
+
+def _code(error: BaseException | None) -> str:
+    """What S3 has answered, of an error of its client."""
+    answer = getattr(error, "response", None)
+    return str(answer.get("Error", {}).get("Code")) if isinstance(answer, dict) else ""
 
 
 def _is_away(error: Exception) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
-from threading import Event, Thread
+from threading import Event, RLock, Thread
 from typing import Any, Protocol
 
 from perpetual_blocks.budget.account import Account, Quota
@@ -20,6 +20,7 @@ from perpetual_blocks.budget.stopping import (
     refuse,
     reservation,
     too_large,
+    unasked_units,
 )
 from perpetual_blocks.budget.windows import Spend
 from perpetual_blocks.clock import Clock
@@ -74,6 +75,9 @@ class Record:
 class BudgetMonitor:
     """Adds up what units report, reads clocks and meters, and asks the stop rules.
 
+    Attributes:
+        lock: Whoever asks or tells while units run in other threads holds it.
+
     Args:
         meters: By resource; every gauge that the budget limits needs one.
         cancellable: Resources of which a unit stops by itself, or is stopped, before it uses up what it was given.
@@ -107,7 +111,8 @@ class BudgetMonitor:
             self.report(name, quota)
         self._shutdown = {limit.name: self._shutdown_law(limit) for limit in budget}
         self._spent: dict[str, float] = {}
-        self._peaks: dict[str, float] = {}
+        self._held: dict[object, dict[str, float]] = {}
+        self.lock = RLock()
         self.units = 0
 
     @property
@@ -125,24 +130,61 @@ class BudgetMonitor:
 
     # Learning -------------------------------------------------------------------------------------------------------
 
-    def record(self, usage: Mapping[str, float], unit: Expectation | None = None, *, finished: bool = True) -> None:
+    def record(
+        self,
+        usage: Mapping[str, float],
+        unit: Expectation | None = None,
+        *,
+        peaks: Mapping[str, float] | None = None,
+        finished: bool = True,
+    ) -> None:
         """Counts what a unit has spent, and learns from it.
 
         Args:
             unit: What was expected of it; None to count only.
+            peaks: Of the gauges, as `watch` has seen them.
         """
+        self.count(usage)
+        if unit is not None:
+            self.learn(usage, unit, peaks=peaks, finished=finished)
+
+    def count(self, usage: Mapping[str, float]) -> None:
+        """Counts what a unit has spent."""
         self._spent = add(self._spent, usage)
         now = self._clock.now()
         for account in self._accounts.values():
             account.add(now, usage.get(account.limit.resource, 0.0))
         self.units += 1
+
+    def learn(
+        self,
+        usage: Mapping[str, float],
+        unit: Expectation,
+        *,
+        peaks: Mapping[str, float] | None = None,
+        finished: bool = True,
+    ) -> None:
+        """Learns from what a unit that was counted has spent; the arguments as for `record`."""
+        # What a unit did not report, it did not use.
+        counters = [name for name, resource in RESOURCES.items() if resource.kind == "counter"]
+        for resource, cost in {**{name: usage.get(name, 0.0) for name in counters}, **(peaks or {})}.items():
+            # A resource may have been defined since the session began.
+            forecast = self.forecasts.setdefault(resource, Forecast())
+            forecast.learn(cost, unit.hint(resource), finished=finished)
+            if finished:
+                forecast.course.learn(self.units, cost)
+
+    def hold(self, owner: object, unit: Expectation | None) -> None:
+        """Keeps what a unit that runs will probably use from others that run at the same time, until it is counted.
+
+        Args:
+            owner: Whose unit it is; it replaces what was held for the same owner.
+            unit: None for nothing any more.
+        """
+        self._held.pop(owner, None)
         if unit is not None:
-            for resource, cost in self._costs(usage).items():
-                # A resource may have been defined since the session began.
-                forecast = self.forecasts.setdefault(resource, Forecast())
-                forecast.learn(cost, unit.hint(resource), finished=finished)
-                if finished:
-                    forecast.course.learn(self.units, cost)
+            counted = [reading for reading in self.readings() if not _is_continuous(reading.limit)]
+            self._held[owner] = {r.limit.name: reservation(r, unit) for r in counted if r.limit.pool is None}
 
     def report(self, name: str, quota: Quota) -> None:
         """Takes in what a provider says of the window with that limit's name."""
@@ -154,11 +196,15 @@ class BudgetMonitor:
         self._accounts[limit.name] = Account(limit, spends)
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Watches the gauges while a unit runs, so that its peak counts and not what it left behind."""
+    def watch(self) -> Iterator[dict[str, float]]:
+        """Watches the gauges while units run, so that their peaks count and not what they left behind.
+
+        What it yields holds the peaks above the level at the start, by resource, when it is over.
+        """
+        peaks: dict[str, float] = {}
         meters = {limit.resource: self._meters[limit.resource] for limit in self._budget if _is_gauge(limit)}
         if not meters:
-            yield
+            yield peaks
             return
         before = {name: meter.level() for name, meter in meters.items()}
         highest = dict(before)
@@ -177,13 +223,13 @@ class BudgetMonitor:
         sampler = Thread(target=sample, name="gauges", daemon=True)
         sampler.start()
         try:
-            yield
+            yield peaks
         finally:
             over.set()
             sampler.join()
             with suppress(Exception):
                 look()
-            self._peaks = {name: max(0.0, highest[name] - before[name]) for name in meters}
+            peaks |= {name: max(0.0, highest[name] - before[name]) for name in meters}
 
     def shut_down(self, usage: Mapping[str, float], seconds: float) -> None:
         """The session has ended in order; learns what that cost."""
@@ -203,10 +249,14 @@ class BudgetMonitor:
 
     # Asking ---------------------------------------------------------------------------------------------------------
 
-    def readings(self) -> list[Reading]:
+    def readings(self, *, held: bool = True) -> list[Reading]:
         """Every limit with what is used of it now. A meter may take milliseconds: what is asked several times before a
-        unit is given the readings that were taken once."""
-        return [self._read(limit) for limit in self._budget]
+        unit is given the readings that were taken once.
+
+        Args:
+            held: With what is held for units that run.
+        """
+        return [self._read(limit, held=held) for limit in self._budget]
 
     def verdict(self, readings: Sequence[Reading] | None = None) -> Verdict:
         """How the budget stands for a typical unit."""
@@ -214,7 +264,8 @@ class BudgetMonitor:
 
     def refuse(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> Refusal | None:
         """Why this unit should not be started now; None when it should."""
-        return refuse(self._or_now(readings), unit, risk=self._budget.risk, first=self.units == 0)
+        first = self.units == 0 and not self._held
+        return refuse(self._or_now(readings), unit, risk=self._budget.risk, first=first)
 
     def too_large(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> str | None:
         """Why this unit fits into no session at all; None when it does into some."""
@@ -246,6 +297,23 @@ class BudgetMonitor:
             else:
                 low = middle + 1
         return moments[low] if low < len(moments) else None
+
+    def is_blind(self) -> bool:
+        """Whether nothing is known of what units cost that are limited: until one has ended, no second may begin."""
+        limited = [limit.resource for limit in self._budget if not _is_continuous(limit)]
+        return self.units == 0 and any(self.forecasts[resource].law() is None for resource in limited)
+
+    def unasked_units(self, unit: Expectation, seconds: float, readings: Sequence[Reading] | None = None) -> int:
+        """How many such units may run before the budget is asked again, in about so many seconds; at least 1."""
+        expected = self.expected_seconds(unit)
+        if not expected:
+            return 1
+        return max(1, int(min(unasked_units(self._or_now(readings), unit), seconds / expected)))
+
+    def expected_seconds(self, unit: Expectation) -> float | None:
+        """How long such a unit takes on average; None when that is not known yet."""
+        law = self.forecasts["seconds"].law(unit.hint("seconds"))
+        return None if law is None else law.mean()
 
     def reservations(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> dict[str, float]:
         """What this unit reserves of each limit with a pool, by the limit's name."""
@@ -295,7 +363,7 @@ class BudgetMonitor:
     def _or_now(self, readings: Sequence[Reading] | None) -> Sequence[Reading]:
         return self.readings() if readings is None else readings
 
-    def _read(self, limit: Limit) -> Reading:
+    def _read(self, limit: Limit, *, held: bool) -> Reading:
         resource = limit.resource
         if _is_gauge(limit):
             meter = self._meters[resource]
@@ -303,7 +371,8 @@ class BudgetMonitor:
         if limit.name == "seconds":
             # Time is the session's own, from its start to now: restoring and shutting down use it up too.
             return self._reading(limit, self.elapsed(), min(limit.amount, self._lifetime or limit.amount))
-        return self._reading(limit, self._accounts[limit.name].used(self._clock.now()), limit.amount)
+        kept = sum(amounts.get(limit.name, 0.0) for amounts in self._held.values()) if held else 0.0
+        return self._reading(limit, self._accounts[limit.name].used(self._clock.now()) + kept, limit.amount)
 
     def _reading(self, limit: Limit, used: float, amount: float) -> Reading:
         cancellable = limit.resource in self._cancellable
@@ -316,11 +385,6 @@ class BudgetMonitor:
         if limit.scope != "session" or _is_gauge(limit) or not spends:
             return (Node(0.0, 1.0),)
         return forecast.shutdown_law(limit.amount, COLD_SHUTDOWN_SHARE)
-
-    def _costs(self, usage: Mapping[str, float]) -> dict[str, float]:
-        """What a unit cost of everything that was measured: what it did not report, it did not use."""
-        reported = {name: usage.get(name, 0.0) for name, resource in RESOURCES.items() if resource.kind == "counter"}
-        return reported | self._peaks
 
     def state(self) -> dict[str, Any]:
         """The forecasts as JSON, by resource."""
@@ -340,3 +404,8 @@ def check_metered(budget: Budget, metered: Container[str]) -> None:
 
 def _is_gauge(limit: Limit) -> bool:
     return RESOURCES[limit.resource].kind == "gauge"
+
+
+def _is_continuous(limit: Limit) -> bool:
+    """Whether a unit uses it while it runs, and not when it is counted."""
+    return _is_gauge(limit) or limit.name == "seconds"

@@ -1,5 +1,6 @@
 """When to stop: pure functions from what has been used, and what is expected, to a verdict."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -186,6 +187,23 @@ def reservation(reading: Reading, unit: Expectation) -> float:
     if bound is None:
         bound = law.quantile(RESERVED_ABOVE) if law is not None else hint.estimate or UNKNOWN_SHARE * reading.amount
     return min(bound, reading.amount)
+
+
+def unasked_units(readings: Iterable[Reading], unit: Expectation) -> float:
+    """How many such units may run one after the other before the budget is asked again.
+
+    So many that half of what is left of each limit would do even if each of them cost what one in a hundred does: what
+    is checked so seldom can overrun nothing. 0 where nothing is known of them.
+    """
+    most = math.inf
+    for reading in readings:
+        hint = unit.hint(reading.limit.resource)
+        law = reading.forecast.law(hint)
+        if law is None:
+            return 0.0
+        if (large := max(law.quantile(0.01), hint.estimate or 0.0)) > 0:
+            most = min(most, reading.remaining / 2 / large)
+    return most
 
 
 def judge(readings: Sequence[Reading], *, risk: float, first: bool = False) -> Verdict:

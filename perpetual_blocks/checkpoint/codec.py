@@ -7,6 +7,9 @@ from typing import Any
 
 from perpetual_blocks.errors import InvalidInput
 
+# Made once: `json.dumps` would make one for each unit.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 MOST_LEVELS = 100
 """What is nested deeper may be written where the stack is low, and then be read by nobody whose stack is higher."""
 
@@ -18,7 +21,12 @@ def to_json(value: Any, field: str) -> str:
         InvalidInput: the value is not JSON; the text says where.
     """
     _check(value, field)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return canonical(value)
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON of a value that was checked before."""
+    return _ENCODER.encode(value)
 
 
 def _check(value: Any, field: str, level: int = 0) -> None:

@@ -101,17 +101,18 @@ def _check_signature(document: dict[str, Any], signature: object, signer: Signer
         raise DamagedDocument("checkpoint.signature: got another; expected one by the store's signing secret")
 
 
-def compare(checkpoint: Checkpoint, now: Checkpoint, *, exact: bool) -> dict[str, bool]:
+def compare(checkpoint: Checkpoint, now: Checkpoint, *, exact: bool, shared: bool = False) -> dict[str, bool]:
     """Whether each field of a checkpoint agrees with what the ledger says now.
 
     Args:
         exact: Nothing was done since (the session ended gracefully), so counts must be equal. After a crash the ledger
             is ahead of the last checkpoint: then counts may only have grown, and the context may have moved on.
+        shared: Other chains work on the queue, too: the items that are done may have become more in any case.
     """
     completed, completed_now = checkpoint.items.get("completed", 0), now.items.get("completed", 0)
     agreed = {"chain": checkpoint.chain == now.chain, "uid": checkpoint.uid == now.uid}
     agreed["units"] = checkpoint.units == now.units if exact else checkpoint.units <= now.units
-    agreed["completed"] = completed == completed_now if exact else completed <= completed_now
+    agreed["completed"] = completed == completed_now if exact and not shared else completed <= completed_now
     agreed["usage"] = all(
         amount == now.usage.get(name, 0.0) if exact else amount <= now.usage.get(name, 0.0)
         for name, amount in checkpoint.usage.items()

@@ -11,6 +11,7 @@ from perpetual_blocks.cli import automations, checkpoints, items, session
 from perpetual_blocks.cli.chains import handoff, status
 from perpetual_blocks.cli.check import check
 from perpetual_blocks.cli.demo import demo
+from perpetual_blocks.cli.orchestrate import orchestrate
 from perpetual_blocks.cli.output import fail
 from perpetual_blocks.cli.plan import plan
 from perpetual_blocks.cli.restore import restore
@@ -24,7 +25,22 @@ app = App(
     help="Prefect flows that stop just before a limit, save where they are, and continue in a fresh run.",
     version=__version__,
 )
-for command in (demo, run, plan, status, handoff, pause, resume, cancel, stop_all, supervise, verify, restore, check):
+for command in (
+    demo,
+    run,
+    orchestrate,
+    plan,
+    status,
+    handoff,
+    pause,
+    resume,
+    cancel,
+    stop_all,
+    supervise,
+    verify,
+    restore,
+    check,
+):
     app.command(command)
 app.command(automations.app)
 app.command(items.app)

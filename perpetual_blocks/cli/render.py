@@ -11,6 +11,7 @@ from rich.text import Text
 
 from perpetual_blocks.clock import show_time
 from perpetual_blocks.handoff.markdown import told_attempts, why_then
+from perpetual_blocks.session.orchestrator import Report
 from perpetual_blocks.usage import show
 
 _COLOURS = {
@@ -45,13 +46,26 @@ def headline(status: Mapping[str, Any]) -> RenderableType:
     if status["status"] == "waiting" and status["resume_at"]:
         last = status["sessions"][-1]["stop_reason"] if status["sessions"] else None
         line.append(f"\ngoes on at {show_time(status['resume_at'])}, {why_then(last)}", style=colour)
+    return Group(line, *_shared(status), _items_done(items))
+
+
+def _shared(status: Mapping[str, Any]) -> list[Text]:
+    """What is to be said of a queue that several chains work on."""
+    if not status["others"]:
+        return []
+    others = f"on the queue of {status['queue']}, with {', '.join(status['others'])}"
+    takes = "" if status["takes"] == "everything" else f"; takes {status['takes']}"
+    return [Text(others + takes, style="dim")]
+
+
+def _items_done(items: Mapping[str, int]) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_row(
         ProgressBar(total=max(1, items["total"]), completed=items["completed"], width=20),
         f"{items['completed']:,} of {items['total']:,} items",
         Text(_open_items(items), style="dim"),
     )
-    return Group(line, grid)
+    return grid
 
 
 def _open_items(items: Mapping[str, int]) -> str:
@@ -121,6 +135,36 @@ def _totals(status: Mapping[str, Any]) -> Text:
     return Text("\n" + "\n".join(filter(None, lines)), style="dim")
 
 
+def report_view(report: Report) -> RenderableType:
+    """All agents of a queue: how far it is, one row an agent, and what they come to together."""
+    items = {"total": sum(report.items.values()), **{status.value: count for status, count in report.items.items()}}
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    parts = any(agent.takes != "everything" for agent in report.agents)
+    for name in ("agent", "state", "sessions", "units", "a minute", "spent", *(("takes",) if parts else ())):
+        numeric = name in ("sessions", "units", "a minute")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=name not in ("spent", "takes"))
+    for agent in report.agents:
+        table.add_row(
+            agent.chain,
+            agent.state,
+            str(agent.sessions),
+            f"{agent.units:,}",
+            f"{agent.per_minute:,.1f}",
+            spent(agent.usage),
+            *((Text(agent.takes, style="dim"),) if parts else ()),
+        )
+    totals = ("", "", f"{report.units:,}", f"{report.per_minute:,.1f}", spent(report.usage))
+    table.add_row(Text("together", style="bold"), *totals)
+    decision = Text(f"{report.decision.agents} agents: {report.decision.why}", style="dim")
+    line = Text(report.queue, style="bold")
+    return Group(line, _items_done(items), table, decision if not report.over else "")
+
+
+def spent(usage: Mapping[str, float]) -> str:
+    """What was used, without the seconds, which all agents use at the same time."""
+    return ", ".join(show(name, amount) for name, amount in usage.items() if name != "seconds")
+
+
 def items_table(items: Sequence[Mapping[str, Any]]) -> Table:
     """One row an item."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
@@ -156,11 +200,12 @@ def story_view(story: Mapping[str, Any]) -> RenderableType:
     for name in ("#", "unit", "session", "at", "spent in vain"):
         table.add_column(name, justify="right" if name in ("#", "unit", "session") else "left", no_wrap=True)
     table.add_column("error", overflow="fold")
+    several = len({attempt["chain"] for attempt in attempts}) > 1
     for attempt in attempts:
         table.add_row(
             str(attempt["number"]),
             str(attempt["unit"]),
-            str(attempt["session"]),
+            f"{attempt['chain']} · {attempt['session']}" if several else str(attempt["session"]),
             show_time(attempt["at"]),
             ", ".join(show(name, amount) for name, amount in attempt["usage"].items() if amount),
             Text(("cut off: " if attempt["cut_off"] else "") + attempt["error"]),

@@ -1,23 +1,18 @@
 """`perpetual run`: a whole chain without a deployment, each session in a fresh process."""
 
-import json as jsonlib
-import os
 import secrets
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from subprocess import TimeoutExpired
 from threading import Event
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from perpetual_blocks.cli.follow import Follower
+from perpetual_blocks.cli.launcher import Child, Launcher, SessionFailed, dismiss, make_launcher, on_signals
 from perpetual_blocks.cli.output import (
     INTERRUPTED,
     NOT_FINISHED,
@@ -30,33 +25,28 @@ from perpetual_blocks.cli.output import (
 )
 from perpetual_blocks.cli.render import chain_view
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import InvalidInput, PerpetualError, Superseded, UnknownChain
-from perpetual_blocks.session.chain import invitation
+from perpetual_blocks.errors import InvalidInput, Superseded, UnknownChain
+from perpetual_blocks.session.chain import check_chain_name
 from perpetual_blocks.session.follow_on import ready_at
 from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.session.status import chain_status
 from perpetual_blocks.session.supervisor import Supervisor
+from perpetual_blocks.work import Selector
 
 HERE = Where()
 
 LOOK_AGAIN_SECONDS = 5.0
 """How often a chain that waits looks whether it can go on earlier: a pool's others may use less, or items are added."""
 
-DISMISSED_SECONDS = 10.0
-
 GOES_ON = ("running", "waiting")
-
-Child = subprocess.Popen[bytes]
-
-
-class SessionFailed(PerpetualError):
-    """The process of a session ended before it could open one."""
 
 
 def run(
     entrypoint: str,
     *,
     param: Annotated[list[str] | None, Parameter(negative="")] = None,
+    queue: str | None = None,
+    take: Annotated[list[str] | None, Parameter(negative="")] = None,
     json: Json = False,
     where: Where = HERE,
 ) -> int:
@@ -71,27 +61,27 @@ def run(
         entrypoint: path/to/file.py:name of a flow made by as_flow().
         param: A parameter of the flow, as name=value; may be given several times. chain=NAME names the chain; a block,
             as a secret, is given by its name.
+        queue: The chain on whose queue it works, beside that one; another machine's agents, say.
+        take: What it takes of that queue: an item's id, a beginning of ids as part/*, or kind:NAME; may be given
+            several times. Everything if not given.
         json: Print the chain's status as one JSON object.
     """
-    from perpetual_blocks.adapters.local_server import configured_server, local_server
-    from perpetual_blocks.cli.entrypoint import load_perpetual_flow, parse_parameters, resolve_blocks
-    from perpetual_blocks.session.chain import check_chain_name
+    from perpetual_blocks.cli.entrypoint import load_perpetual_flow, parse_parameters
 
     flow = load_perpetual_flow(entrypoint)
     parameters = parse_parameters(flow, param or [])
-    chain = check_chain_name(parameters.setdefault("chain", _new_name(flow.name)))
+    chain = check_chain_name(parameters.pop("chain", None) or new_name(queue or flow.name))
     ledger = where.get_store(flow.store).get_ledger()
-    command = [sys.executable, "-m", "perpetual_blocks.cli.one_session", entrypoint]
-    command += [where.store] if where.store else []
+    if queue is not None:
+        ledger.add_chain(chain, queue=queue, selector=Selector.parse(take or []))
+    elif take:
+        raise InvalidInput.of("--take", ", ".join(take), "a part of a queue, which --queue names")
     with ExitStack() as stack:
         follower = stack.enter_context(Follower(ledger, chain, err, quiet=json))
-        environment = dict(os.environ)
-        if configured_server() is None:
-            follower.note("starting a local Prefect server")
-            environment["PREFECT_API_URL"] = stack.enter_context(local_server())
-        with _server_of(environment):
-            parameters = resolve_blocks(flow, parameters)
-        sessions = _Sessions(ledger, chain, command, jsonlib.dumps(parameters), environment, follower)
+        # Where a live view is drawn, or nothing is to be seen, the session's log goes to a file.
+        to_file = follower.draws or follower.quiet
+        launcher = make_launcher(flow, entrypoint, parameters, ledger, where, stack, follower.note, to_file=to_file)
+        sessions = _Sessions(ledger, chain, launcher, follower)
         interrupted = sessions.run_all()
     status = chain_status(ledger, chain)
     print_json(status) if json else out.print(chain_view(status))
@@ -101,7 +91,8 @@ def run(
     return OK if status["status"] == "finished" else NOT_FINISHED
 
 
-def _new_name(flow_name: str) -> str:
+def new_name(flow_name: str) -> str:
+    """A name for a new chain."""
     slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in flow_name.lower()).strip("-")[:40]
     return f"{slug}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}"
 
@@ -112,9 +103,7 @@ class _Sessions:
 
     ledger: Ledger
     chain: str
-    command: list[str]
-    parameters: str
-    environment: dict[str, str]
+    launcher: Launcher
     follower: Follower
 
     def run_all(self) -> bool:
@@ -124,23 +113,23 @@ class _Sessions:
             InvalidInput: somebody holds the chain.
         """
         self._check_free()
-        child = self._start({})
+        child = self.launcher.start(self.chain, follows=False)
         while True:
             ahead, interrupted = self._attend(child)
             try:
                 status = self._end_of(child, ahead)
             except BaseException:
-                _dismiss(ahead)
+                dismiss(ahead)
                 raise
             if interrupted or status["status"] not in GOES_ON:
-                _dismiss(ahead)
+                dismiss(ahead)
                 return interrupted
             if status["resume_at"] is not None or (ahead is not None and ahead.poll() is not None):
-                _dismiss(ahead)
+                dismiss(ahead)
                 ahead = None
             if ahead is None and self._wait():
                 return True
-            child = ahead or self._start(self._invitation())
+            child = ahead or self.launcher.start(self.chain, follows=True)
 
     def _end_of(self, child: Child, ahead: Child | None) -> dict[str, Any]:
         """The chain's status, now that a session's process has ended.
@@ -157,7 +146,7 @@ class _Sessions:
         if latest and at_work not in (None, child.pid, ahead.pid if ahead is not None else None):
             raise Superseded(f"{self.chain} is at work elsewhere: process {at_work} on {latest['host']}")
         if not (status and latest) or all(session["pid"] != child.pid for session in status["sessions"]):
-            raise SessionFailed(f"session: its process ended before it began: {self._last_words()}")
+            raise SessionFailed(f"session: its process ended before it began: {self.launcher.last_words(self.chain)}")
         if at_work == child.pid:
             # The process is dead and its session open: nobody needs to wait for the lease to run out.
             self.follower.note(f"session {latest['ordinal']} died (exit code {child.returncode})")
@@ -174,45 +163,27 @@ class _Sessions:
                     "chain", chain.name, f"one that may go on; this one is {chain.status} ({why}): `perpetual resume`"
                 )
 
-    def _start(self, invited: dict[str, str]) -> Child:
-        # Where a live view is drawn, or nothing is to be seen, the session's log goes to a file.
-        to_file = self.follower.draws or self.follower.quiet
-        with self._log().open("ab") if to_file else nullcontext(sys.stderr) as output:
-            child = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env={**self.environment, **invited},
-                start_new_session=True,
-            )
-            assert child.stdin is not None
-            with suppress(BrokenPipeError), child.stdin as pipe:  # one that has died already is noticed below
-                pipe.write(self.parameters.encode())
-        return child
-
     def _attend(self, child: Child) -> tuple[Child | None, bool]:
         """Waits until a session's process has ended; the one that was started ahead of that end, where there is one,
         and whether it was interrupted."""
         interrupted, ahead = False, None
 
-        def forward() -> None:
-            # The session wraps at SIGTERM; it has its own process group, so that Ctrl-C reaches it through us alone.
+        def forward() -> None:  # the session wraps at SIGTERM
             nonlocal interrupted
             interrupted = True
             for process in filter(None, (child, ahead)):
                 process.terminate()
 
-        with _signals(forward):
+        with on_signals(forward):
             while True:
                 try:
                     child.wait(timeout=0.25)
                     return ahead, interrupted
-                except subprocess.TimeoutExpired:
+                except TimeoutExpired:
                     latest = _latest(self.follower.look())
                 ends = latest and latest["pid"] == child.pid and latest["state"] == "Running" and latest["ends_at"]
                 if ends and ahead is None and not interrupted:
-                    ahead = self._start(self._invitation())
+                    ahead = self.launcher.start(self.chain, follows=True)
 
     def _wait(self) -> bool:
         """Waits until the next session may begin: for its quota, or after a failure; whether it was interrupted."""
@@ -223,7 +194,7 @@ class _Sessions:
         when = datetime.fromtimestamp(resume_at).astimezone()
         self.follower.note(f"waits until {when:%d %b %H:%M:%S %Z}, or for work before that: {chain.reason}")
         asked = Event()
-        with _signals(asked.set):
+        with on_signals(asked.set):
             while (left := resume_at - time.time()) > 0:
                 if asked.wait(min(left, LOOK_AGAIN_SECONDS)):
                     return True
@@ -232,59 +203,6 @@ class _Sessions:
                 resume_at = min(resume_at, sooner) if sooner is not None else resume_at
         return False
 
-    def _invitation(self) -> dict[str, str]:
-        """What makes the next session a follow-on of the one before, and not one that a person has started."""
-        from perpetual_blocks.flow_run import INVITATION
-
-        chain = self.ledger.chain(self.chain)
-        return {INVITATION: invitation(chain.uid, chain.ordinal + 1)}
-
-    def _log(self) -> Path:
-        from prefect.settings import get_current_settings
-
-        folder = get_current_settings().home / "perpetual-logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{self.chain}.log"
-
-    def _last_words(self) -> str:
-        log = self._log()
-        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        errors = [line for line in lines if "Error: " in line] or lines
-        return f"{errors[-1].strip()} (see {log})" if errors else "see above"
-
 
 def _latest(status: dict[str, Any] | None) -> dict[str, Any] | None:
     return status["sessions"][-1] if status and status["sessions"] else None
-
-
-def _dismiss(ahead: Child | None) -> None:
-    """Waits for the end of a process that was started ahead and is not needed: it ends by itself, or is ended."""
-    if ahead is None:
-        return
-    try:
-        ahead.wait(DISMISSED_SECONDS)
-    except subprocess.TimeoutExpired:
-        ahead.terminate()
-        ahead.wait()
-
-
-@contextmanager
-def _server_of(environment: Mapping[str, str]) -> Iterator[None]:
-    """Lets this process talk to the server that the sessions talk to."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    address = environment.get("PREFECT_API_URL")
-    with temporary_settings({PREFECT_API_URL: address}) if address else nullcontext():
-        yield
-
-
-@contextmanager
-def _signals(asked: Callable[[], None]) -> Iterator[None]:
-    """Calls `asked` at SIGINT and SIGTERM, as long as the `with` block runs."""
-    both = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda *_: asked()) for number in both}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -60,7 +60,13 @@ def _goes_on(handoff: Handoff) -> str:
 
 def why_then(stop_reason: str | None) -> str:
     """Why a chain that waits goes on at that moment and no other, given why its last session ended."""
-    return "when what has failed is tried again" if stop_reason == "backing-off" else "when there is room"
+    match stop_reason:
+        case "backing-off":
+            return "when what has failed is tried again"
+        case "waiting":
+            return "when others may have left it something"
+        case _:
+            return "when there is room"
 
 
 def _what_to_do(chain: str, stop_reason: str) -> str:

@@ -50,6 +50,7 @@ class Attempt:
     Attributes:
         number: Counts the item's, from 1.
         unit: Which of the item's units it was, from 1.
+        chain: Whose session it was; several chains may work on one queue.
         cut_off: Whether it had no room to finish; it did not count as a failed one then.
         usage: What it spent in vain.
         at: In seconds since the Unix epoch.
@@ -57,6 +58,7 @@ class Attempt:
 
     number: int
     unit: int
+    chain: str
     session: int
     error: str
     cut_off: bool

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.work import EVERYTHING, Selector
 
 CodePolicy = Literal["warn", "refuse", "go-on"]
 """What a session does when its agent's code is another than the session before had."""
@@ -51,11 +52,12 @@ class ChainStatus(StrEnum):
 
 
 class Wanted(StrEnum):
-    """What a person wants of a chain; it holds until `resume`."""
+    """What a person, or the orchestrator, wants of a chain; it holds until `resume`."""
 
     PAUSE = "pause"
     CANCEL = "cancel"
     STOP_ALL = "stop-all"  # a pause of every chain at once, which ends for all of them at once
+    REST = "rest"  # the orchestrator's: fewer agents are enough for now, and it is what lets this one go on
 
 
 class SessionState(StrEnum):
@@ -77,13 +79,14 @@ class StopReason:
     """Why a session ends.
 
     Attributes:
-        code: For programs: `queue-empty`, `blocked`, `backing-off`, `nothing-fits`, `too-large`, `budget:<resource>`,
-            `exhausted:<resource>`, `session-length`, `signal`, `paused`, `cancelled`, `quiet-hours`, `fenced`,
-            `unreachable`, `asked`, `error`, `outage` or `crashed`; and where a chain is held back, `no-progress`,
-            `evicted`, `crash-loop`, `max-sessions` or `unattended`.
+        code: For programs: `queue-empty`, `blocked`, `backing-off`, `waiting`, `nothing-fits`, `too-large`,
+            `budget:<resource>`, `exhausted:<resource>`, `session-length`, `signal`, `paused`, `cancelled`,
+            `quiet-hours`, `fenced`, `unreachable`, `asked`, `error`, `outage` or `crashed`; and where a chain is held
+            back, `no-progress`, `evicted`, `crash-loop`, `max-sessions` or `unattended`.
         message: For people, one sentence.
-        resume_at: When there will be room for the next unit, the next failed item is tried again, or an outage may
-            be over, in seconds since the Unix epoch; None for at once.
+        resume_at: When there will be room for the next unit, the next failed item is tried again, an outage may be
+            over, or other chains of the queue may have left something, in seconds since the Unix epoch; None for at
+            once.
     """
 
     code: str
@@ -105,6 +108,8 @@ class Chain:
         attended: The latest session that a person has started, or after which one has resumed it.
         code: The code that its latest session ran; None where that is not known, or any is welcome.
         context_version: The version of its context, as the agent counts it.
+        queue: The chain whose items it works on: itself, unless it was made for another one's queue.
+        selector: Which of these items it takes.
     """
 
     name: str
@@ -128,6 +133,17 @@ class Chain:
     attended: int = 0
     code: str | None = None
     context_version: int = 1
+    queue: str = ""
+    selector: Selector = EVERYTHING
+
+    def __post_init__(self) -> None:
+        if not self.queue:
+            object.__setattr__(self, "queue", self.name)
+
+    @property
+    def owns_queue(self) -> bool:
+        """Whether the items that it works on are its own, which its agent's `plan()` makes."""
+        return self.queue == self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,15 +8,19 @@ from perpetual_blocks.budget import BudgetMonitor, Expectation, Reading, Refusal
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.session.account import pool_spends
 from perpetual_blocks.session.chain import StopReason
+from perpetual_blocks.session.continuation import WAITING, wait_for_others
 from perpetual_blocks.session.ledger import Claim, Fence, Ledger, Misfit, Reserve
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.usage import show_duration
 from perpetual_blocks.work import CutOff, Item
 
-POLL_SECONDS = 0.25
+BATCH_SECONDS = 1.0
+"""How long a batch takes: a stop is never farther away, and no more is repeated when a session dies."""
+
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.25, 2.0
 MOST_WAITED_SECONDS = 30.0
-"""How long a session waits before it ends: for others to give back what they have reserved of a pool, or for the next
-attempt of an item that has failed."""
+"""How long a session waits before it ends: for others to give back what they have reserved of a pool, for the next
+attempt of an item that has failed, or for what other chains of its queue may leave to it."""
 
 
 class Chooser:
@@ -39,22 +43,31 @@ class Chooser:
         self.passed_over: dict[str, str] = {}
         self.discarded: dict[str, str] = {}
 
-    def claim(self, readings: Sequence[Reading]) -> Item | StopReason:
-        """The next item; or why there is none, with the time when there will be one where that is known."""
+    def claim(self, readings: Sequence[Reading], most: int = 1, *, patient: bool = True) -> Claim | StopReason:
+        """The items of the next batch; or why there are none, with the time when there will be some where it is known.
+
+        Args:
+            most: How many at most; so many that they take about a second.
+            patient: Whether to wait a moment for what will be there soon.
+        """
         waited = 0.0
         while True:
             self._asked = {}
-            claim = self._ledger.claim(self._fence, partial(self._misfit, readings), partial(self.reserves, readings))
-            if claim.item is not None:
+            misfit, reserves = partial(self._misfit, readings), partial(self.reserves, readings)
+            claim = self._ledger.claim(self._fence, misfit, reserves, _Batch(self._monitor, most).wants)
+            if claim.items:
                 self.passed_over |= claim.passed_over
                 self.discarded = claim.discarded
-                return claim.item
+                return claim
             seconds, why = POLL_SECONDS, None
-            if not claim.contended or waited >= MOST_WAITED_SECONDS:
+            if not claim.contended or waited >= MOST_WAITED_SECONDS or not patient:
                 why = self._nothing_claimed(claim)
-                if why.code != "backing-off" or why.resume_at is None:
+                if why.code == WAITING and patient:
+                    seconds = min(LONGEST_POLL_SECONDS, POLL_SECONDS + waited / 8)
+                elif why.code == "backing-off" and why.resume_at is not None and patient:
+                    seconds = max(POLL_SECONDS, why.resume_at - self._clock.now())
+                else:
                     return why
-                seconds = max(POLL_SECONDS, why.resume_at - self._clock.now())
                 # Waiting must not use up the time that is kept for the shutdown either.
                 left = self._monitor.room(readings).get("seconds", MOST_WAITED_SECONDS)
                 if seconds > min(MOST_WAITED_SECONDS - waited, left):
@@ -69,7 +82,8 @@ class Chooser:
         """What the item's next unit reserves of pools."""
         if not self._pooled:
             return []
-        amounts = self._monitor.reservations(item.expectation, readings)
+        with self._monitor.lock:
+            amounts = self._monitor.reservations(item.expectation, readings)
         return [Reserve(limit, amounts[limit.name]) for limit in self._pooled]
 
     def extend(self, item: Item, resource: str, amount: float) -> str | None:
@@ -98,21 +112,25 @@ class Chooser:
     def _misfit(self, readings: Sequence[Reading], item: Item) -> Misfit | None:
         """Why an item does not fit what is left; those of which the same is said are asked about once."""
         unit = item.expectation
-        if unit.key not in self._asked:
-            self._asked[unit.key] = (unit, self._monitor.refuse(unit, readings))
-        refusal = self._asked[unit.key][1]
-        if refusal is None:
-            return None
-        gone = any(reading.limit.scope == "total" for reading in refusal.readings)
-        return Misfit(refusal.why, patient=not gone, never=self._monitor.too_large(unit, readings))
+        with self._monitor.lock:
+            if unit.key not in self._asked:
+                self._asked[unit.key] = (unit, self._monitor.refuse(unit, readings))
+            refusal = self._asked[unit.key][1]
+            if refusal is None:
+                return None
+            gone = any(reading.limit.scope == "total" for reading in refusal.readings)
+            return Misfit(refusal.why, patient=not gone, never=self._monitor.too_large(unit, readings))
 
     def _nothing_claimed(self, claim: Claim) -> StopReason:
         empty = StopReason("queue-empty", "nothing is left that can be claimed")
+        if claim.elsewhere:
+            again = self._clock.now() + wait_for_others(self._ledger.sessions(self._fence.chain))
+            empty = StopReason(WAITING, f"what is left is with other chains of {self._fence.queue}", again)
         why, retry_at = self._nothing_fits(claim) if claim.passed_over else empty, claim.retry_at
         if retry_at is None:
             return why
         sooner = why.resume_at is not None and retry_at < why.resume_at
-        if sooner or why.code in ("queue-empty", "too-large") or why.code.startswith("exhausted:"):
+        if sooner or why.code in ("queue-empty", WAITING, "too-large") or why.code.startswith("exhausted:"):
             wait = show_duration(max(0.0, retry_at - self._clock.now()))
             text = f"what has failed is tried again in {wait}, and nothing else can be done before"
             return StopReason("backing-off", text, retry_at)
@@ -140,3 +158,35 @@ class Chooser:
         others = len(claim.passed_over) - 1 + claim.others
         more = f", nor do {others} others" if others else ""
         return StopReason("nothing-fits", f"{item} does not fit into what is left ({why}){more}", resume_at)
+
+
+class _Batch:
+    """A batch as it is put together.
+
+    Args:
+        most: How many items at most.
+    """
+
+    def __init__(self, monitor: BudgetMonitor, most: int) -> None:
+        self._monitor = monitor
+        self._most = most
+        self._units = 1
+        self._seconds = 0.0
+        self._expected: float | None = None
+        self._asked: Item | None = None
+
+    def wants(self, last: Item, item: Item) -> bool:
+        """Whether this item goes into the batch, too, of which that was the last so far."""
+        before = self._expect(last)
+        if before is None or self._units >= self._most or last.crashes or item.crashes:
+            return False  # one during whose units a process has died is tried by itself
+        self._units += 1
+        self._seconds += before
+        expected = self._expect(item)
+        return expected is not None and self._seconds + expected <= BATCH_SECONDS
+
+    def _expect(self, item: Item) -> float | None:
+        if self._asked is None or not item.is_like(self._asked):
+            with self._monitor.lock:
+                self._asked, self._expected = item, self._monitor.expected_seconds(item.expectation)
+        return self._expected

@@ -1,7 +1,7 @@
 """What a chain's rows must be among themselves: decided from facts alone."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ class ItemFacts:
     status: str
     blockers: int
     waits_for: int
+    claimant: str | None
     claimed_by: int | None
     units: int
     result_key: str | None
@@ -63,6 +64,7 @@ class ChainFacts:
         outbox: The ordinals of the follow-ons, each as often as it is there.
         lost_dependencies: Items that depend on one that is not there, with its id.
         not_json: Where a column of JSON holds something else: table, row, column.
+        others_at_work: Sessions of other chains that work on its queue: their chains and ordinals.
     """
 
     name: str
@@ -77,6 +79,7 @@ class ChainFacts:
     outbox: Sequence[int] = ()
     lost_dependencies: Sequence[tuple[str, str]] = ()
     not_json: Sequence[tuple[str, str, str]] = ()
+    others_at_work: Set[tuple[str, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +131,9 @@ def find_wrong_rows(facts: ChainFacts) -> Iterator[Problem]:
     yield from _wrong_chain(facts)
     for session in facts.sessions:
         yield from _wrong_session(session)
-    running = {session.ordinal for session in facts.sessions if session.state == SessionState.RUNNING}
+    running = {(facts.name, session.ordinal) for session in facts.sessions if session.state == SessionState.RUNNING}
     for item in facts.items:
-        yield from _wrong_item(item, running)
+        yield from _wrong_item(item, running | facts.others_at_work)
     for item_id, other in facts.lost_dependencies:
         yield Problem(
             what="dependency", where=f"item {item_id}", found=f"depends on {other!r}; expected an item of the chain"
@@ -208,7 +211,7 @@ def _wrong_session(session: SessionFacts) -> Iterator[Problem]:
             yield Problem(what="session usage", where=where, found=found)
 
 
-def _wrong_item(item: ItemFacts, running: set[int]) -> Iterator[Problem]:
+def _wrong_item(item: ItemFacts, at_work: Set[tuple[str | None, int | None]]) -> Iterator[Problem]:
     where = f"item {item.id}"
     if item.status not in set(ItemStatus):
         expected = ", ".join(ItemStatus)
@@ -221,12 +224,12 @@ def _wrong_item(item: ItemFacts, running: set[int]) -> Iterator[Problem]:
     elif item.status in (ItemStatus.BLOCKED, ItemStatus.AVAILABLE) and waits != (item.waits_for > 0):
         found = f"is {item.status}; {item.waits_for} of its dependencies are not completed"
         yield Problem(what="blockers", where=where, found=found, repair="recount", target=item.id)
-    if item.status == ItemStatus.CLAIMED and item.claimed_by not in running:
-        by = "nobody" if item.claimed_by is None else f"session {item.claimed_by}, which is over"
+    if item.status == ItemStatus.CLAIMED and (item.claimant, item.claimed_by) not in at_work:
+        by = "nobody" if item.claimed_by is None else f"session {item.claimed_by} of {item.claimant}, which is over"
         found = f"is claimed by {by}"
         yield Problem(what="claim", where=where, found=found, repair="give back", target=item.id)
     elif item.status != ItemStatus.CLAIMED and item.claimed_by is not None:
-        found = f"is {item.status}; session {item.claimed_by} has claimed it"
+        found = f"is {item.status}; session {item.claimed_by} of {item.claimant} has claimed it"
         yield Problem(what="claim", where=where, found=found, repair="give back", target=item.id)
     if item.units > 0 and item.result_key is None:
         yield Problem(what="result", where=where, found=f"has finished {item.units} units; it names no result")

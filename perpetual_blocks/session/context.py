@@ -1,11 +1,26 @@
-"""The agent's context across versions of the agent."""
+"""The agent's context across units that run at once, and across versions of the agent."""
 
 from typing import Any
 
-from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.errors import InvalidInput, described
 from perpetual_blocks.session.ledger import Ledger, Opened
 from perpetual_blocks.session.world import Agent
+from perpetual_blocks.work import ContextChange
 from perpetual_blocks.work.unit import checked_context
+
+
+def merged_context(agent: Agent, context: dict[str, Any], change: ContextChange) -> dict[str, Any]:
+    """The context with what a unit has changed of it.
+
+    Raises:
+        InvalidInput: the agent's `merge_context` raised, or what it makes of it is no context.
+    """
+    try:
+        merged = change.apply(context, agent.merge_context)
+    except Exception as error:
+        raise InvalidInput(f"merge_context: got {described(error)}; expected the value of the key") from error
+    checked_context(merged, "the context after merge_context")
+    return merged
 
 
 def upgraded_context(agent: Agent, ledger: Ledger, opened: Opened) -> tuple[dict[str, Any], str | None]:

@@ -64,13 +64,35 @@ def outages_in_a_row(sessions: Sequence[SessionRecord]) -> int:
     return sum(1 for _ in takewhile(lambda one: one.stop_reason == OUTAGE and not one.units, reversed(sessions)))
 
 
-def ending(reason: StopReason, counts: Mapping[ItemStatus, int]) -> Ending:
-    """How a session ends that stopped for this reason, with these items left.
+WAITING = "waiting"
+"""The code of a session's end that left the rest to other chains of its queue."""
+
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 60.0, 1800.0
+
+
+def wait_for_others(sessions: Sequence[SessionRecord]) -> float:
+    """Seconds until a chain looks again whether others of its queue have left it something: 60, 120, 240, … up to half
+    an hour. It is woken earlier by whoever sees that they have; this is for where nobody looks.
+
+    Args:
+        sessions: The chain's, with the one that is about to wait last.
+    """
+    *before, this = sessions
+    in_a_row = takewhile(lambda one: one.stop_reason == WAITING and not one.units, reversed(before))
+    waits = 0 if this.units else sum(1 for _ in in_a_row)
+    return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** min(waits, 10))
+
+
+def ending(reason: StopReason, counts: Mapping[ItemStatus, int], *, elsewhere: bool = False) -> Ending:
+    """How a session ends that stopped for this reason, with these items left of those that its chain takes.
 
     A chain goes on as long as there is an item that can be claimed; a budget that ran out just as the queue did is a
     finished chain.
+
+    Args:
+        elsewhere: Whether other chains of the queue have what may come back, or lead to more.
     """
-    open_now = counts.get(ItemStatus.AVAILABLE, 0) + counts.get(ItemStatus.CLAIMED, 0)
+    open_now = counts.get(ItemStatus.AVAILABLE, 0) + counts.get(ItemStatus.CLAIMED, 0) > 0 or elsewhere
     blocked, discarded = counts.get(ItemStatus.BLOCKED, 0), counts.get(ItemStatus.DISCARDED, 0)
     code = reason.code.partition(":")[0]
     if code in _ENDS_ANYWAY or (open_now and code in _ENDS_WITH_WORK_LEFT):

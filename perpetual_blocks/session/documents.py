@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from perpetual_blocks.session.ledger import Document, Ledger
 from perpetual_blocks.session.metrics import success_metrics
 from perpetual_blocks.usage import add
 from perpetual_blocks.work import Item, ItemStatus
+from perpetual_blocks.work.item import UNIT
 
 LISTED = 10
 """How many items, and how many sessions, a handoff lists."""
@@ -45,8 +47,30 @@ def masked_markdown(handoff: Handoff, redactor: Redactor) -> str:
     return redactor(to_markdown(handoff.model_copy(update={"context": redactor.shown(handoff.context)})))
 
 
-def unit_key(chain: str, uid: str, item: Item) -> str:
+@dataclass(frozen=True, slots=True)
+class UnitKeys:
+    """The keys of the outcomes of a queue's units."""
+
+    queue: str
+    uid: str
+
+    def unit(self, item: Item) -> str:
+        """Of the item's next unit by itself."""
+        return unit_key(self.queue, self.uid, item)
+
+    def batch(self, token: str) -> str:
+        """Of the units of a batch."""
+        return f"{chain_folder(self.queue, self.uid)}/batches/{token}"
+
+    def earlier(self, item: Item) -> list[str]:
+        """Where the outcome of an item's next unit may lie already."""
+        return [self.unit(item) if claim == UNIT else self.batch(claim) for claim in item.earlier_claims]
+
+
+def unit_key(queue: str, uid: str, item: Item) -> str:
     """The key of a unit's outcome; never used for another unit.
+
+    It is of the chain that the queue belongs to, whichever chain runs the unit.
 
     An interrupted unit has the same key when it is tried again, and so finds what was persisted; one that failed gets
     a new one. A strange id is escaped; one that no file name could hold, or not on every system, is cut and marked with
@@ -57,7 +81,7 @@ def unit_key(chain: str, uid: str, item: Item) -> str:
         # quote() never lets a "=" through, so no other id looks like this one.
         name = f"{name[:80].rstrip('%').replace('.', '_')}={digest(item.id)[:24]}"
     attempt = f"-{item.failures}" if item.failures else ""
-    return f"{chain_folder(chain, uid)}/units/{name}/{item.units + 1}{attempt}"
+    return f"{chain_folder(queue, uid)}/units/{name}/{item.units + 1}{attempt}"
 
 
 _ESCAPE = re.compile(r"%[0-9A-F]{2}")
@@ -108,7 +132,7 @@ def checkpoints_so_far(sessions: Sequence[SessionRecord], checkpoints: Sequence[
 def checkpoint_now(ledger: Ledger, name: str, ordinal: int, task: str, now: float) -> Checkpoint:
     """What a session's checkpoint says at this moment."""
     chain, sessions = ledger.chain(name), ledger.sessions(name)
-    upcoming = ledger.items(name, ItemStatus.AVAILABLE, 1)
+    upcoming = ledger.items(name, ItemStatus.AVAILABLE, 1, taken=True)
     return Checkpoint(
         chain=chain.name,
         uid=chain.uid,
@@ -165,7 +189,7 @@ def handoff_now(
         usage=this.usage,
         usage_total=chain_usage(sessions),
         limits=[LimitLine(**limit) for limit in this.limits],
-        next_items=[_line(item) for item in ledger.items(name, ItemStatus.AVAILABLE, LISTED)],
+        next_items=[_line(item) for item in ledger.items(name, ItemStatus.AVAILABLE, LISTED, taken=True)],
         discarded=[
             _dead_letter(ledger.story(name, item.id)) for item in ledger.items(name, ItemStatus.DISCARDED, LISTED)
         ],

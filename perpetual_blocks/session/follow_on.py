@@ -12,6 +12,7 @@ from perpetual_blocks.faults import reached
 from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import invitation
+from perpetual_blocks.session.continuation import WAITING
 from perpetual_blocks.session.ledger import Fence, FollowOn, Ledger
 from perpetual_blocks.session.manners import Manners
 from perpetual_blocks.session.ports import Runs
@@ -26,7 +27,7 @@ LOOKED_AT = 20
 FollowOnMaker = Callable[[str, Fence, float | None], FollowOn]
 """Makes the follow-on of a session, given the chain's uid, the fence, and when it is to start."""
 
-WAITS_FOR_ROOM = ("budget", "nothing-fits", "backing-off")
+WAITS_FOR_ROOM = ("budget", "nothing-fits", "backing-off", WAITING)
 """Stop reasons after which the follow-on may start as soon as an item can be claimed."""
 
 
@@ -138,7 +139,7 @@ def move_follow_ons(ledger: Ledger, runs: Runs, clock: Clock) -> int:
 
 def ready_at(ledger: Ledger, name: str, clock: Clock) -> float | None:
     """When the first of a chain's next items fits every window and total, is not left alone after a failed attempt, and
-    it is not to be quiet.
+    it is not to be quiet. Now where it waits for other chains of its queue, and they leave it nothing any more.
 
     None if none ever does, or if the chain waits for something else: a back-off is not over when a quota is free.
     """
@@ -146,10 +147,12 @@ def ready_at(ledger: Ledger, name: str, clock: Clock) -> float | None:
     latest = ledger.sessions(name)[-1:]
     if not latest or (latest[0].stop_reason or "").partition(":")[0] not in WAITS_FOR_ROOM:
         return None
+    items = ledger.items(name, ItemStatus.AVAILABLE, LOOKED_AT, taken=True)
+    if not items and latest[0].stop_reason == WAITING and not ledger.is_elsewhere(name):
+        return clock.now()
     budget = Budget.from_json(chain.settings.get("budget") or [])
     account = budget_record(ledger, chain, budget, clock.now(), before=chain.ordinal + 1)
     monitor = BudgetMonitor(budget, clock, {}, account)
-    items = ledger.items(name, ItemStatus.AVAILABLE, LOOKED_AT)
     fitting = [(item, moment) for item in items if (moment := monitor.ready_at(item.expectation)) is not None]
     if not fitting:
         return None

@@ -17,17 +17,26 @@ from perpetual_blocks.session.chain import (
     Wanted,
 )
 from perpetual_blocks.session.continuation import Ending
-from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
+from perpetual_blocks.work import EVERYTHING, Item, ItemStatus, Outcome, Selector, WorkItem
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """What a session shows with each commit: the database refuses it when the chain has a newer epoch."""
+    """What a session shows with each commit: the database refuses it when the chain has a newer epoch.
+
+    Attributes:
+        queue: The chain whose items the session works on; its own if none is given.
+    """
 
     chain: str
     ordinal: int
     epoch: int
     holder: str
+    queue: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.queue:
+            object.__setattr__(self, "queue", self.chain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +45,8 @@ class Opened:
 
     Attributes:
         chain: The chain as it is now.
+        queue: The chain whose items it works on: the same one, usually. Its name and uid are in the outcomes' keys, so
+            that what one chain of a queue has persisted is found by another.
         previous: The session before, as it ended.
         took_over: Whether that session was found dead.
         code_changed: What is to be said of code that changed since that session.
@@ -43,6 +54,7 @@ class Opened:
 
     fence: Fence
     chain: Chain
+    queue: Chain
     previous: SessionRecord | None
     took_over: bool
     code_changed: str | None = None
@@ -183,21 +195,45 @@ class Claim:
     """The answer to a claim.
 
     Attributes:
-        item: The item; None if there is none that fits.
+        items: The items, in the queue's order; none if none fits.
+        token: Names the claim, and the batch that becomes of it.
         passed_over: Why others were not taken, by id; the first of them.
         others: How many more were not taken.
         contended: Whether one was not taken only because others have reserved what they may give back.
         retry_at: When the first of those that are left alone after a failed attempt may be claimed; None if there are
             none, or an item was claimed.
         discarded: What was given up because it fits into no session, while others do: why, by id.
+        elsewhere: Whether, where no item was claimed, other chains of the queue have what may come back, or lead to
+            more.
     """
 
-    item: Item | None
+    items: tuple[Item, ...]
+    token: str = field(compare=False)
     passed_over: dict[str, str] = field(default_factory=dict)
     others: int = 0
     contended: bool = False
     retry_at: float | None = None
     discarded: dict[str, str] = field(default_factory=dict)
+    elsewhere: bool = False
+
+    @property
+    def item(self) -> Item | None:
+        """The first item."""
+        return self.items[0] if self.items else None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A unit that came to an outcome.
+
+    Attributes:
+        item: As it was claimed.
+        result_key: Where the outcome lies: a document's key; of a batch's document with `#` and the place in it.
+    """
+
+    item: Item
+    outcome: Outcome
+    result_key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +251,10 @@ class Reserve:
 
 def _reserves_nothing(_item: Item) -> list[Reserve]:
     return []
+
+
+def _no_more(_last: Item, _item: Item) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +302,33 @@ class Ledger(Protocol):
     def now(self) -> float:
         """The time by which leases run out, in seconds since the Unix epoch; not always this machine's."""
 
+    def add_chain(
+        self,
+        name: str,
+        *,
+        queue: str | None = None,
+        selector: Selector = EVERYTHING,
+        template: dict[str, Any] | None = None,
+    ) -> Chain:
+        """Makes a chain ahead of its first session; one that is there gets the selector, from its next session on.
+
+        Args:
+            queue: The chain whose items it is to work on; its own if none is given.
+            template: What its first run is made of, as a session's row has it: that run is recorded as follow-ons are.
+                None where whoever calls starts it.
+
+        Raises:
+            UnknownChain: there is no such queue.
+            InvalidInput: the name is none, the queue belongs to another chain, or the chain works on another queue.
+        """
+
+    def wake(self, chain: str) -> bool:
+        """Lets a chain go on that rests, that was over and has work again, or that waits for no certain time; whether
+        it goes on. Its next run is recorded, where its latest session had a template."""
+
+    def finish(self, chain: str) -> bool:
+        """Ends a chain that waits, or rests, where its queue has no more for it; whether it did."""
+
     def add_items(self, chain: str, items: Iterable[WorkItem], *, planned_by: Fence | None = None) -> int:
         """Adds the items that are new, all or none; returns how many.
 
@@ -269,8 +336,8 @@ class Ledger(Protocol):
             planned_by: The session whose `plan()` these are; the chain counts as planned from then on.
 
         Raises:
-            InvalidInput: an unknown kind, an id that is there with another kind or payload, a missing dependency, a
-                cycle, an estimate larger than a whole budget.
+            InvalidInput: the chain works on another one's queue, an unknown kind, an id that is there with another kind
+                or payload, a missing dependency, a cycle, an estimate larger than a whole budget.
             UnknownChain: there is no such chain.
         """
 
@@ -279,8 +346,11 @@ class Ledger(Protocol):
         fence: Fence,
         misfit: Callable[[Item], Misfit | None],
         reserves: Callable[[Item], list[Reserve]] = _reserves_nothing,
+        more: Callable[[Item, Item], bool] = _no_more,
     ) -> Claim:
-        """Claims the first available item that fits, of the first thousand: by priority, fewest failures, then age.
+        """Claims the first available item that fits, of the first thousand that the chain takes: by priority, fewest
+        failures, then age. With it those that follow, as many as are wanted for one batch, up to the first that does
+        not fit. What another chain of the queue is just claiming is not waited for.
 
         One that has failed is left alone for a while. An item that would fit later is passed over in three sessions;
         then nothing behind it is taken any more, so that what it needs can become free. One that fits into no session
@@ -289,7 +359,11 @@ class Ledger(Protocol):
         Args:
             misfit: Says of an item why it does not fit, or None.
             reserves: Says what its unit reserves of pools; an item whose reservation is refused is not taken.
+            more: Given the last item that was taken and the one behind it, whether this one is wanted too.
         """
+
+    def claim_begun(self, fence: Fence) -> Claim:
+        """Claims all items whose next unit was begun and then given back, whether or not it is their turn."""
 
     def extend(self, fence: Fence, item: Item, reserves: Sequence[Reserve]) -> str | None:
         """Brings what a running unit has reserved to these amounts, all or none; why not, or None."""
@@ -297,13 +371,21 @@ class Ledger(Protocol):
     def pool_spends(self, limit: Limit, since: float) -> list[Spend]:
         """What everybody has spent of a limit's pool after a moment, in order."""
 
-    def commit_unit(
-        self, fence: Fence, item: Item, outcome: Outcome, result_key: str, spent: Mapping[str, float]
+    def commit_units(
+        self,
+        fence: Fence,
+        finished: Sequence[Finished],
+        spent: Mapping[str, float],
+        *,
+        context: Mapping[str, Any] | None = None,
+        unbegun: Sequence[Item] = (),
     ) -> None:
-        """Finishes a unit: the item's status, its result's key, usage, context, dependents and added items.
+        """Finishes the units of a batch: items' statuses, results' keys, usage, context, dependents and added items.
 
         Args:
-            spent: The session's usage up to and with this unit.
+            spent: The session's usage up to and with these units.
+            context: The agent's new context; None where it is as it was.
+            unbegun: Items of the batch whose units have not begun: they become what they were before.
         """
 
     def fail_unit(
@@ -324,8 +406,12 @@ class Ledger(Protocol):
             fresh: Whether the unit had a whole session's room. The second time in a row, the item is discarded.
         """
 
-    def release(self, fence: Fence, item: Item) -> None:
-        """Gives back an item whose unit was interrupted; no attempt is counted."""
+    def release(self, fence: Fence, items: Sequence[Item], *, begun: bool) -> None:
+        """Gives back claimed items; no attempt is counted.
+
+        Args:
+            begun: Whether their units may have begun: an outcome may then still be found where they were to leave it.
+        """
 
     def resumed(self, fence: Fence, resume_seconds: float, verified: tuple[int, int] | None) -> None:
         """Records what it took to resume."""
@@ -441,8 +527,8 @@ class Ledger(Protocol):
     def chain(self, name: str) -> Chain:
         """A chain's row. Raises `UnknownChain`."""
 
-    def chains(self) -> list[Chain]:
-        """All chains, the latest first."""
+    def chains(self, queue: str | None = None) -> list[Chain]:
+        """All chains, or those that work on a queue, the latest first."""
 
     def sessions(self, chain: str) -> list[SessionRecord]:
         """A chain's sessions in order."""
@@ -450,17 +536,22 @@ class Ledger(Protocol):
     def documents(self, chain: str, kind: DocumentKind) -> list[Document]:
         """A chain's documents of one kind, the latest first."""
 
-    def counts(self, chain: str) -> dict[ItemStatus, int]:
-        """How many items have each status."""
+    def counts(self, chain: str, *, taken: bool = False) -> dict[ItemStatus, int]:
+        """How many items of the chain's queue have each status; with `taken`, of those that the chain takes."""
 
     def has_more_than(self, chain: str, count: int) -> bool:
-        """Whether more than so many items are available, claimed or blocked."""
+        """Whether more than so many items that the chain takes are available, claimed or blocked."""
 
     def start_ups(self, chain: str) -> list[float]:
         """How long the latest follow-ons took from their creation to the fence, in seconds."""
 
-    def items(self, chain: str, status: ItemStatus | None = None, limit: int = 100) -> list[Item]:
-        """Items in the order in which they would be claimed."""
+    def is_elsewhere(self, chain: str) -> bool:
+        """Whether other chains of the queue have what may come back, or lead to more for this one."""
+
+    def items(
+        self, chain: str, status: ItemStatus | None = None, limit: int = 100, *, taken: bool = False
+    ) -> list[Item]:
+        """Items of the chain's queue, or those that it takes, in the order in which they would be claimed."""
 
     def story(self, chain: str, item: str) -> Story:
         """An item with its attempts that came to nothing. Raises `UnknownChain` for an item that is not there too."""

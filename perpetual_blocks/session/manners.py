@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, StopReason
-from perpetual_blocks.session.continuation import Ending
+from perpetual_blocks.session.continuation import WAITING, Ending
 
 MOST_IDLE = 2
 """Sessions in a row that may end without having finished, or even tried, a unit."""
@@ -196,8 +196,8 @@ def _kind(session: SessionRecord) -> Kind:
         return "crashed"
     if session.stop_reason == "signal":
         return "evicted"
-    # A person, an error that is counted elsewhere, or an item that is left alone for a while, was the cause.
+    # A person, an error that is counted elsewhere, an item that is left alone, or what others do, was the cause.
     others = (SessionState.PAUSED, SessionState.CANCELLED, SessionState.FAILED, SessionState.FINISHED)
-    if session.state in others or session.stop_reason == "backing-off":
+    if session.state in others or session.stop_reason in ("backing-off", WAITING):
         return "held"
     return "idle"

@@ -17,11 +17,11 @@ from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import ChainStatus, CodePolicy, SessionRecord, SessionRequest, StopReason
 from perpetual_blocks.session.continuation import Ending
-from perpetual_blocks.session.ledger import Fence
-from perpetual_blocks.session.ports import UnitRaised
+from perpetual_blocks.session.ledger import Fence, Finished
+from perpetual_blocks.session.ports import Units
 from perpetual_blocks.session.shutdown import Shutdown
 from perpetual_blocks.session.world import World
-from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit, WorkItem
+from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
 
 TASK = "task"
 
@@ -98,7 +98,7 @@ class ManualSession:
         spent = {**record.usage, **said.usage}
         for name, before in record.usage.items():
             if spent[name] < before:
-                self._ledger.release(self.fence, item)
+                self._ledger.release(self.fence, [item], begun=False)
                 raise InvalidInput.of(
                     f"--{name}", spent[name], f"the session's total, at least the {before:g} said before"
                 )
@@ -108,9 +108,8 @@ class ManualSession:
             progress=said.progress or item.progress,
             next_action=said.next_action or item.next_action,
             usage={name: amount - record.usage.get(name, 0.0) for name, amount in spent.items()},
-            context=said.context,
         )
-        self._ledger.commit_unit(self.fence, item, outcome, "", spent)
+        self._ledger.commit_units(self.fence, [Finished(item, outcome, "")], spent, context=said.context)
         return self._monitor().verdict()
 
     def wrap(self, task: str, commit: Iterable[Path] = ()) -> Ending:
@@ -170,6 +169,9 @@ class _Hooks:
     context_version: int = 1
     on_code_change: CodePolicy = "warn"
 
+    def merge_context(self, key: str, current: Any, before: Any, after: Any) -> Any:
+        return after
+
     def on_context_upgrade(self, context: dict[str, Any], from_version: int) -> dict[str, Any]:
         return context
 
@@ -198,8 +200,11 @@ class _Hooks:
 class NoUnits:
     """The unit runner of a session by hand: there are no units to run."""
 
-    def run(self, key: str, unit: Unit) -> Outcome:
-        raise UnitRaised(f"{unit.id}: a session by hand runs no units")
+    def run(self, units: Units) -> None:
+        raise InvalidInput(f"{units.label}: a session by hand runs no units")
+
+    def find(self, units: Units) -> None:
+        raise InvalidInput(f"{units.label}: a session by hand runs no units")
 
     def interrupt(self) -> bool:
         return False

@@ -36,16 +36,16 @@ def plan_chain(
     left = [
         item
         for status in (ItemStatus.CLAIMED, ItemStatus.AVAILABLE, ItemStatus.BLOCKED)
-        for item in ledger.items(chain.name, status, MOST_ITEMS)
+        for item in ledger.items(chain.name, status, MOST_ITEMS, taken=True)
     ]
     spends = {limit.name: record.spent_of(limit) for limit in budget}
-    work = _work(left, _units_each(ledger, chain, sessions))
+    work = _work(left, _units_each(ledger, chain))
     return simulate(work, budget, record.forecasts, now, spends=spends, pace=_pace(sessions), draws=draws)
 
 
 def outlook(ledger: Ledger, chain: Chain, budget: Budget, now: float, forecasts: Mapping[str, Forecast]) -> str | None:
     """What is to come in a sentence, for a handoff; None where that would take long to say."""
-    counts = ledger.counts(chain.name)
+    counts = ledger.counts(chain.name, taken=True)
     left = sum(counts.get(status, 0) for status in (ItemStatus.CLAIMED, ItemStatus.AVAILABLE, ItemStatus.BLOCKED))
     if not 0 < left <= OUTLOOK_ITEMS:
         return None
@@ -89,10 +89,11 @@ def _units_left(item: Item, units_each: float) -> int:
     return max(1, round(units_each) - item.units)
 
 
-def _units_each(ledger: Ledger, chain: Chain, sessions: Sequence[SessionRecord]) -> float:
-    """How many units an item takes, of those that are done."""
+def _units_each(ledger: Ledger, chain: Chain) -> float:
+    """How many units an item of the queue takes, of those that are done."""
     done = ledger.counts(chain.name).get(ItemStatus.COMPLETED, 0)
-    return max(1.0, sum(session.units for session in sessions) / done) if done else 1.0
+    units = sum(session.units for one in ledger.chains(chain.queue) for session in ledger.sessions(one.name))
+    return max(1.0, units / done) if done else 1.0
 
 
 def _pace(sessions: Sequence[SessionRecord]) -> Pace:

@@ -3,13 +3,13 @@
 `ledger` has the ledger's, and `adapters` the implementations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from perpetual_blocks.session.ledger import FollowOn
-from perpetual_blocks.work import Outcome, Unit
+from perpetual_blocks.session.ledger import Finished, FollowOn
+from perpetual_blocks.work import Item, Outcome, Unit
 
 
 class Documents(Protocol):
@@ -25,31 +25,73 @@ class Documents(Protocol):
         """Deletes a document, where the storage can. Raises `StorageError`."""
 
 
-class UnitRunner(Protocol):
-    """Runs one unit of the agent and persists its outcome under a key."""
+class Units(Protocol):
+    """Units that run one after the other, as their runner sees them; see `session.batch.Batch`."""
 
-    def run(self, key: str, unit: Unit) -> Outcome:
-        """The unit's outcome; one that is persisted already is returned, and the agent is not asked again.
+    @property
+    def key(self) -> str:
+        """Where their outcomes are to lie: of a single unit its outcome, else the document of a batch."""
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one unit, whose outcome is a document by itself."""
+
+    @property
+    def label(self) -> str:
+        """What people see of it."""
+
+    @property
+    def finished(self) -> Sequence[Finished]:
+        """What they came to so far."""
+
+    @property
+    def made(self) -> Sequence[Finished]:
+        """Those of them that were not found: this is to be persisted."""
+
+    def units(self) -> Iterator[Unit]:
+        """The next unit, each time that one is asked for; the runner says what it came to before it asks again."""
+
+    @property
+    def item(self) -> Item:
+        """The current unit's item, as it was claimed."""
+
+    def earlier(self) -> Sequence[str]:
+        """The keys under which an outcome of the current unit may lie already."""
+
+    def finish(self, outcome: Outcome, kept_under: str | None = None) -> None:
+        """The current unit came to this outcome, now, or before as what is kept under that result's key says."""
+
+    def fail(self, error: BaseException) -> None:
+        """The current unit raised, or its code returned what is no outcome."""
+
+
+class UnitRunner(Protocol):
+    """Runs the agent's units and persists their outcomes under a key. It may be asked in several threads at once."""
+
+    def run(self, units: Units) -> None:
+        """Runs them. An outcome that is persisted already is found, and the agent is not asked again.
 
         Raises:
-            UnitRaised: the agent's code raised, or returned what is no outcome.
             RunPaused: no unit may begin any more.
-            StorageError: the outcome could not be persisted.
+            StorageError: an outcome could not be persisted, or what is there already cannot be asked for.
+        """
+
+    def find(self, units: Units) -> None:
+        """Tells them which of their outcomes are persisted already, and runs none.
+
+        Raises:
+            StorageError: what is there cannot be asked for.
         """
 
     def interrupt(self) -> bool:
-        """Ends the unit that runs, from another thread; False where it is one that cannot be ended.
+        """Ends the units that run, from another thread; False where they are such that cannot be ended.
 
-        What `run` raises then does not count as a failed attempt.
+        What they raise then does not count as a failed attempt.
         """
 
 
 class RunPaused(Exception):
     """The flow run was paused before the unit began; what is running is not asked to stop."""
-
-
-class UnitRaised(Exception):
-    """The agent's code raised; the cause is what it raised."""
 
 
 class RunState(StrEnum):

@@ -25,13 +25,33 @@ def check_program(chain: Chain, request: SessionRequest) -> None:
     Raises:
         InvalidInput: it is one.
     """
-    if chain.agent != request.agent:
+    if chain.ordinal and chain.agent != request.agent:
         raise InvalidInput.of("chain", chain.name, f"a chain of {request.agent}; this is {chain.agent}'s")
     if chain.context_version > request.context_version:
         raise InvalidInput.of(
             f"{request.agent}.context_version",
             request.context_version,
             f"at least {chain.context_version}: a newer version of the agent wrote the context of {chain.name}",
+        )
+
+
+def check_kinds(chain: Chain, queue: Chain, request: SessionRequest) -> None:
+    """Refuses a session that would take items of a shared queue whose kinds its agent does not know.
+
+    Args:
+        queue: The chain whose items the session works on.
+
+    Raises:
+        InvalidInput: it is one.
+    """
+    known = request.settings.get("kinds", [])
+    strange = set(chain.selector.kinds or queue.settings.get("kinds", [])) - set(known)
+    if not chain.owns_queue and strange:
+        raise InvalidInput.of(
+            f"{request.agent}.kinds",
+            known,
+            f"all kinds that {chain.name} takes of the queue of {queue.name}, {', '.join(sorted(strange))} too; or a "
+            "selector of kinds for it",
         )
 
 

@@ -23,7 +23,13 @@ class Restored:
 
 
 def restore(
-    index: Sequence[Document], documents: Documents, now: Checkpoint, *, graceful: bool, signer: Signer | None = None
+    index: Sequence[Document],
+    documents: Documents,
+    now: Checkpoint,
+    *,
+    graceful: bool,
+    shared: bool = False,
+    signer: Signer | None = None,
 ) -> Restored:
     """Finds the latest checkpoint that is whole, and compares it with the ledger.
 
@@ -31,6 +37,7 @@ def restore(
         index: The chain's checkpoints, the latest first.
         now: What a checkpoint would say now.
         graceful: Whether the session before ended by itself, so that nothing can have changed since.
+        shared: Whether other chains work on its queue: what is done of it may have become more since.
         signer: Checks that the checkpoint is signed, where checkpoints are.
     """
     notes: list[str] = []
@@ -41,7 +48,8 @@ def restore(
             then = "; the one before is used" if position + 1 < len(index) else "; there is no other"
             notes.append(f"the checkpoint of session {entry.ordinal} is not usable ({error}){then}")
             continue
-        agreed = compare(checkpoint, now, exact=graceful and position == 0 and entry.ordinal >= now.ordinal - 1)
+        exact = graceful and position == 0 and entry.ordinal >= now.ordinal - 1
+        agreed = compare(checkpoint, now, exact=exact, shared=shared)
         wrong = [name for name, same in agreed.items() if not same]
         if wrong:
             notes.append(

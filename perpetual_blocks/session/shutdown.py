@@ -126,10 +126,11 @@ class Shutdown:
 
     def _ending(self, reason: StopReason) -> Ending:
         ledger, now = self.world.ledger, self.world.clock.now()
-        end = ending(reason, ledger.counts(self.fence.chain))
-        *before, this = ledger.sessions(self.fence.chain)
+        chain = self.fence.chain
+        end = ending(reason, ledger.counts(chain, taken=True), elsewhere=ledger.is_elsewhere(chain))
+        *before, this = ledger.sessions(chain)
         this = replace(this, state=end.session, stop_reason=end.reason.code, ended_at=now)
-        return restrain(end, ledger.chain(self.fence.chain), [*before, this], now)
+        return restrain(end, ledger.chain(chain), [*before, this], now)
 
     def _key(self, kind: Literal["checkpoint", "handoff"]) -> str:
         return document_key(self.fence.chain, self.uid, kind, self.fence.ordinal, self.mark)

@@ -12,7 +12,8 @@ from perpetual_blocks.session.metrics import resume_cost, success_metrics
 
 
 def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
-    """The chain, its items by status, its sessions, its usage, the five success metrics and what they advise.
+    """The chain, its queue's items by status and other chains, its sessions, its usage, the five success metrics and
+    what they advise.
 
     Raises:
         UnknownChain: there is no such chain.
@@ -23,6 +24,9 @@ def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
         "status": chain.status.value,
         "reason": chain.reason,
         "agent": chain.agent,
+        "queue": chain.queue,
+        "takes": str(chain.selector),
+        "others": sorted(one.name for one in ledger.chains(chain.queue) if one.name != name),
         "items": {"total": sum(counts.values()), **{status.value: count for status, count in counts.items()}},
         "resume_at": isoformat(chain.resume_at),
         "sessions": [_session(session, Budget.from_json(chain.settings.get("budget") or [])) for session in sessions],

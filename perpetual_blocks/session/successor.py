@@ -17,7 +17,7 @@ from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from perpetual_blocks.budget import BudgetMonitor, Reading
+from perpetual_blocks.budget import BudgetMonitor
 from perpetual_blocks.budget.horizon import MEASURED_UNITS, Sight, horizon
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, StopReason
@@ -135,11 +135,18 @@ class Successor:
             with suppress(Exception):  # whoever comes by next does the same
                 within(MOST_SECONDS, lambda: self._settle(announced, runs))
 
-    def consider(self, readings: Sequence[Reading]) -> None:
-        """Looks between two units how far the end is, and creates the follow-on if it is near; cheap if it is not."""
+    def consider(self) -> None:
+        """Looks between two batches how far the end is, and creates the follow-on if it is near; cheap if it is not."""
         now = self._world.clock.monotonic()
         if self._done or (self._sights and now - self._sights[-1].at < LOOK_SECONDS):
             return
+        with self._monitor.lock:
+            self._end = self._foresee(now)
+        self._look()
+
+    def _foresee(self, now: float) -> _End | None:
+        """When the session will end. What runs now is still to come, as it is not counted yet."""
+        readings = self._monitor.readings(held=False)
         sight = Sight(now, self._monitor.units, {reading.limit.name: reading.used for reading in readings})
         self._sights.append(sight)
         while len(self._sights) > 2 and _is_enough(self._sights[1], sight):
@@ -147,8 +154,7 @@ class Successor:
         seconds = self._monitor.forecasts["seconds"]
         most_units = self._monitor.units_to_best_length(readings)
         found = horizon(readings, seconds, self._sights[0], sight, most_units=most_units)
-        self._end = None if found is None else _End(now + found.seconds + seconds.shutdown_cost(0.5), found.units)
-        self._look()
+        return None if found is None else _End(now + found.seconds + seconds.shutdown_cost(0.5), found.units)
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_SECONDS):

@@ -116,10 +116,10 @@ class Supervisor:
         self._clock = clock
         self._alive = alive
 
-    def look(self) -> list[Deed]:
-        """Looks at every chain once; what is wrong with one keeps nobody from the others."""
+    def look(self, queue: str | None = None) -> list[Deed]:
+        """Looks at every chain once, or at those of a queue; what is wrong with one keeps nobody from the others."""
         deeds: list[Deed] = []
-        for chain in self._ledger.chains():
+        for chain in self._ledger.chains(queue):
             if chain.status in (ChainStatus.RUNNING, ChainStatus.WAITING):
                 deeds += self._guarded(chain.name, lambda chain=chain: self._look_at(chain))  # type: ignore[misc]
             if self._clock.now() - chain.updated_at < LOOKED_BACK_SECONDS:

@@ -32,8 +32,9 @@ class VerifiableLedger(Protocol):
     def results(self, chain: str, after: str, limit: int) -> list[ResultFacts]:
         """Where the outcomes of a chain's items lie, in the order of their ids, after that one."""
 
-    def finished_in(self, chain: str, item: str, unit: int) -> tuple[int, str | None] | None:
-        """The session that finished a unit of an item, and its flow run; None if the account does not say."""
+    def finished_in(self, chain: str, item: str, unit: int) -> tuple[str, int, str | None] | None:
+        """The session that finished a unit of an item of the chain's queue: its chain, its ordinal and its flow run;
+        None if the account does not say."""
 
     def repair_items(self, chain: str, ids: Sequence[str]) -> None:
         """Counts blockers again, and gives back what no running session has claimed. Raises `Superseded`."""
@@ -174,7 +175,8 @@ class Verification:
 
     def _lost(self, result: ResultFacts, why: str) -> Problem:
         made = self.ledger.finished_in(self.chain, result.item, result.unit)
-        by = "" if made is None else f"; session {made[0]} made it" + (f" in flow run {made[1]}" if made[1] else "")
+        by = f"; session {made[1]} of {made[0]} made it" if made is not None else ""
+        by += f" in flow run {made[2]}" if made is not None and made[2] else ""
         advice = "the result is lost: bring it back from a copy of the results storage, or add the work as a new item"
         where = f"item {result.item}, unit {result.unit}"
         return Problem(what="result", where=where, found=f"{why}{by}", advice=advice)

@@ -16,8 +16,9 @@ from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.errors import StorageError
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.ledger import FollowOn
-from perpetual_blocks.session.ports import RunFacts, RunState, UnitRaised
+from perpetual_blocks.session.ports import RunFacts, RunState, Units
 from perpetual_blocks.work import Outcome, Unit
+from perpetual_blocks.work.outcome import BatchedOutcome, batch_from_document, batch_to_document
 
 UNIT_SECONDS = 1.0
 """What a unit takes of a `ManualClock`."""
@@ -97,14 +98,31 @@ class LocalUnits:
         self._clock = clock
         self._coroutines = Coroutines()
 
-    def run(self, key: str, unit: Unit) -> Outcome:
+    def run(self, units: Units) -> None:
         """See `UnitRunner.run`."""
-        if not self._documents.exists(key):
-            outcome = self._work(unit)
-            reached("unit.returned")
-            self._documents.write(key, json.dumps(outcome.to_document()))
-        reached("unit.persisted")
-        return Outcome.from_document(json.loads(self._documents.read(key)))
+        for unit in units.units():
+            if (kept := self._kept(units)) is not None:
+                units.finish(*kept)
+                continue
+            try:
+                outcome = self._work(unit)
+            except Exception as error:  # noqa: BLE001 - the agent's code may raise anything
+                units.fail(error)
+            else:
+                reached("unit.returned")
+                units.finish(outcome)
+        if made := units.made:
+            whole = [BatchedOutcome(one.item.id, one.item.units + 1, one.item.failures, one.outcome) for one in made]
+            document = made[0].outcome.to_document() if units.single else batch_to_document(whole)
+            self._documents.write(units.key, json.dumps(document))
+        if units.finished:
+            reached("unit.persisted")
+
+    def find(self, units: Units) -> None:
+        """See `UnitRunner.find`."""
+        for _unit in units.units():
+            if (kept := self._kept(units)) is not None:
+                units.finish(*kept)
 
     def interrupt(self) -> bool:
         """See `UnitRunner.interrupt`."""
@@ -117,13 +135,23 @@ class LocalUnits:
     def _work(self, unit: Unit) -> Outcome:
         agent = self._agent.model_copy(deep=True) if self._agent.isolated else self._agent
         self._clock.advance(UNIT_SECONDS)
-        try:
-            returned: Any = agent.work_unit(unit)
-            if inspect.iscoroutine(returned):
-                returned = self._coroutines.run(returned, unit)
-            return unit.outcome(returned, UNIT_SECONDS)
-        except Exception as error:
-            raise UnitRaised from error
+        returned: Any = agent.work_unit(unit)
+        if inspect.iscoroutine(returned):
+            returned = self._coroutines.run(returned, unit)
+        return unit.outcome(returned, UNIT_SECONDS)
+
+    def _kept(self, units: Units) -> tuple[Outcome, str] | None:
+        item = units.item
+        for key in units.earlier():
+            if not self._documents.exists(key):
+                continue
+            document = json.loads(self._documents.read(key))
+            if "batch" not in document:
+                return Outcome.from_document(document), key
+            for place, one in enumerate(batch_from_document(document)):
+                if (one.item, one.unit, one.failures) == (item.id, item.units + 1, item.failures):
+                    return one.outcome, f"{key}#{place}"
+        return None
 
 
 class LocalRuns:

@@ -12,6 +12,9 @@ from perpetual_blocks.usage import RESOURCES, validated_usage
 
 Complexity = Literal["simple", "normal", "complex"]
 
+UNIT = "unit"
+"""How an item's claims say that it was claimed by itself, and not for a batch."""
+
 MAX_ID_LENGTH = 512
 MAX_INTEGER = 2**31 - 1
 
@@ -128,6 +131,9 @@ class Item:
         interruptions: How often a running unit of it was given back.
         cut_offs: How often in a row its next unit used up all that a fresh session could give it.
         passed_over: In how many sessions something behind it was taken because it did not fit.
+        crashes: How many processes died, one after the other, while they worked on it.
+        claims: See `earlier_claims`; words, or None where the ledger says nothing.
+        claimant: The chain whose session has it, or had it last and was interrupted.
         retry_at: Until when it is left alone after a failed attempt, in seconds since the Unix epoch.
         progress: Done and total, as the agent counts them.
         result_key: Where its latest outcome lies in the results storage.
@@ -148,6 +154,8 @@ class Item:
     interruptions: int = 0
     cut_offs: int = 0
     passed_over: int = 0
+    crashes: int = 0
+    claims: str | None = None
     units: int = 0
     progress: tuple[float, float] | None = None
     cursor: Any = None
@@ -155,11 +163,27 @@ class Item:
     result_key: str | None = None
     error: str | None = None
     retry_at: float | None = None
+    claimant: str | None = field(default=None, compare=False)
 
     @property
     def expectation(self) -> Expectation:
         """What its next unit will need, as far as that was declared."""
         return Expectation(self.kind, self.estimate, self.bound, self.complexity)
+
+    def is_like(self, other: "Item") -> bool:
+        """Whether the same is said of both beforehand."""
+        return (
+            self.kind == other.kind
+            and self.estimate == other.estimate
+            and self.bound == other.bound
+            and self.complexity == other.complexity
+        )
+
+    @property
+    def earlier_claims(self) -> list[str]:
+        """For what it was claimed before, the oldest first: `UNIT`, or the names of batches."""
+        # Rows that are older than the column say only that a unit was interrupted.
+        return self.claims.split() if self.claims else [UNIT] if self.interruptions else []
 
 
 def check_dependencies(items: Iterable[WorkItem], known: Iterable[str]) -> None:

@@ -1,17 +1,21 @@
 """What a unit comes back with: the document that Prefect persists and the ledger then applies."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perpetual_blocks.budget import Quota
-from perpetual_blocks.checkpoint.codec import digest, to_json
+from perpetual_blocks.checkpoint.codec import canonical, digest, to_json
 from perpetual_blocks.errors import DamagedDocument, InvalidInput
+from perpetual_blocks.work.context import ContextChange
 from perpetual_blocks.work.item import WorkItem
 
-SCHEMA = 2
-"""Outcomes of schema 1 have no digest; they are still read."""
+SCHEMA = 3
+"""Outcomes of schema 1 have no digest, those of schema 2 the whole new context; they are still read."""
+
+BATCH_SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +26,7 @@ class Outcome:
         done: Whether the item is completed by it; if not, the unit advanced the item.
         result: What the agent returned, JSON; None for a unit that advanced.
         usage: What the unit spent, with the `seconds` that it took.
-        context: The agent's new context; None where the unit left it as it was.
+        context: What the unit changed of the agent's context; None where it left it as it was.
         added: Items that the unit added to the queue.
         quotas: What the provider said of its quota windows, by the limit's name: remaining (or None), the reset, and
             when it said so, in seconds since the Unix epoch.
@@ -34,13 +38,18 @@ class Outcome:
     progress: tuple[float, float] | None = None
     next_action: str | None = None
     usage: dict[str, float] = field(default_factory=dict)
-    context: dict[str, Any] | None = None
+    context: ContextChange | None = None
     added: tuple[WorkItem, ...] = ()
     quotas: dict[str, Quota] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
         """The outcome as a JSON object, with a digest of its own: no row holds one until the outcome is applied."""
-        document = {
+        document = self.to_json()
+        return {**document, "digest": _digest(document)}
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as a JSON object, without a digest."""
+        return {
             "schema": SCHEMA,
             "done": self.done,
             "result": self.result,
@@ -48,7 +57,7 @@ class Outcome:
             "progress": list(self.progress) if self.progress else None,
             "next_action": self.next_action,
             "usage": self.usage,
-            "context": self.context,
+            "context": self.context.to_json() if self.context else None,
             "quotas": {name: list(quota) for name, quota in self.quotas.items()},
             "added": [
                 {
@@ -65,7 +74,6 @@ class Outcome:
                 for item in self.added
             ],
         }
-        return {**document, "digest": _digest(document)}
 
     @classmethod
     def from_document(cls, document: Any) -> "Outcome":
@@ -80,15 +88,20 @@ class Outcome:
         if schema > 1:
             document = dict(document)
             _check_digest(document.pop("digest", None), document)
+        return cls._from_json(document)
+
+    @classmethod
+    def _from_json(cls, document: dict[str, Any]) -> "Outcome":
         try:
             checked = _Document.model_validate(document)
+            context = _context(checked.schema_, checked.context)
             added = tuple(WorkItem(**{**item, "depends_on": tuple(item["depends_on"])}) for item in checked.added)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(("outcome", *map(str, first["loc"])))
             raise DamagedDocument(f"{where}: {first['msg']}; expected schema {SCHEMA}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise DamagedDocument(f"outcome.added: {error}; expected schema {SCHEMA}") from error
+            raise DamagedDocument(f"outcome: {type(error).__name__}: {error}; expected schema {SCHEMA}") from error
         return cls(
             done=checked.done,
             result=checked.result,
@@ -96,10 +109,64 @@ class Outcome:
             progress=(checked.progress[0], checked.progress[1]) if checked.progress else None,
             next_action=checked.next_action,
             usage=checked.usage,
-            context=checked.context,
+            context=context,
             added=added,
             quotas={name: Quota(*quota) for name, quota in checked.quotas.items()},
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedOutcome:
+    """A finished unit of a batch.
+
+    Attributes:
+        item: The item's id.
+        unit: The unit's number.
+        failures: How many attempts of the item had failed before.
+    """
+
+    item: str
+    unit: int
+    failures: int
+    outcome: Outcome
+
+
+def batch_to_document(batch: Sequence[BatchedOutcome]) -> dict[str, Any]:
+    """The outcomes of a batch as one JSON object, with one digest."""
+    units = [
+        {"item": one.item, "unit": one.unit, "failures": one.failures, "outcome": one.outcome.to_json()}
+        for one in batch
+    ]
+    document = {"batch": BATCH_SCHEMA, "units": units}
+    return {**document, "digest": digest(canonical(document))}
+
+
+def batch_from_document(document: Any) -> list[BatchedOutcome]:
+    """Reads what `batch_to_document` wrote.
+
+    Raises:
+        DamagedDocument: it is not a batch of a schema that this version knows, or its digest is another.
+    """
+    schema = document.get("batch") if isinstance(document, dict) else type(document).__name__
+    if schema != BATCH_SCHEMA:
+        raise DamagedDocument(f"batch.batch: got {schema!r}; expected {BATCH_SCHEMA}")
+    document = dict(document)
+    _check_digest(document.pop("digest", None), document)
+    try:
+        return [
+            BatchedOutcome(str(one["item"]), int(one["unit"]), int(one["failures"]), Outcome._from_json(one["outcome"]))
+            for one in document["units"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedDocument(f"batch.units: {error}; expected schema {BATCH_SCHEMA}") from error
+
+
+def _context(schema: int, context: dict[str, Any] | None) -> ContextChange | None:
+    if context is None:
+        return None
+    if schema < 3:
+        return ContextChange(after=context, whole=True)
+    return ContextChange(dict(context["before"]), dict(context["after"]))
 
 
 def _digest(document: dict[str, Any]) -> str:

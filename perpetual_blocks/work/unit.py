@@ -8,9 +8,10 @@ from typing import Any
 
 from perpetual_blocks.budget import Quota
 from perpetual_blocks.budget.room import Room
-from perpetual_blocks.checkpoint.codec import copy_json, is_plain_text, to_json
+from perpetual_blocks.checkpoint.codec import canonical, copy_json, is_plain_text, to_json
 from perpetual_blocks.errors import InvalidInput, PerpetualError
 from perpetual_blocks.usage import RESOURCES, add, show, validated_usage
+from perpetual_blocks.work.context import ContextChange
 from perpetual_blocks.work.item import Item, WorkItem
 from perpetual_blocks.work.llm_usage import LlmUsage, is_llm_usage, read_llm_usage
 from perpetual_blocks.work.outcome import Outcome
@@ -67,7 +68,7 @@ class Unit:
         self.attempt = item.attempts + 1
         self.begun_before = item.interruptions > 0
         self.context: dict[str, Any] = copy_json(dict(context))
-        self._context_before = to_json(self.context, "context")
+        self._context_before = context
         self._room = room or Room()
         self.rung = self._room.rung
         self._quotas: dict[str, Quota] = {}
@@ -258,7 +259,9 @@ class Unit:
             raise InvalidInput.of("work_unit", returned, "nothing, or unit.advance(…) itself, after unit.advance(…)")
         if advanced is None:
             to_json(returned, "work_unit's result")
-        context = checked_context(self.context, "unit.context")
+        changed = bool(self.context or self._context_before)
+        if changed:  # as JSON: in Python, True equals 1
+            changed = checked_context(self.context, "unit.context") != canonical(self._context_before)
         return Outcome(
             done=advanced is None,
             result=returned if advanced is None else None,
@@ -266,7 +269,7 @@ class Unit:
             progress=advanced.progress if advanced else None,
             next_action=advanced.next_action if advanced else None,
             usage={**self._usage, "seconds": seconds},
-            context=copy_json(self.context) if context != self._context_before else None,
+            context=ContextChange.between(self._context_before, copy_json(self.context)) if changed else None,
             added=tuple(self._added),
             quotas=dict(self._quotas),
         )

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect_server import PrefectServer
 from pydantic import PrivateAttr
-from support import one_line, some_item
+from support import Raised, one_line, run_unit, some_item
 
 from perpetual_blocks import PerpetualAgent, Unit
-from perpetual_blocks.adapters.outcome_records import read_outcome
+from perpetual_blocks.adapters.outcome_records import read_record
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.result_storage import load_storage
 from perpetual_blocks.errors import DamagedDocument, StorageError
-from perpetual_blocks.session.ports import UnitRaised
-from perpetual_blocks.work import Outcome
+from perpetual_blocks.work import ContextChange, Outcome
 
 KEY = "perpetual/mine-0123/units/a/1"
 
@@ -40,18 +40,23 @@ def run(agent: Answering) -> Outcome:
     """The outcome of the one unit, as a new session asks for it."""
     units = PrefectUnits(agent, load_storage(None), None)
     try:
-        return units.run(KEY, Unit(some_item(), {}))
+        return run_unit(units, some_item())
     finally:
         units.close()
 
 
+def read_outcome(record: str) -> Outcome:
+    """The outcome in a record."""
+    return Outcome.from_document(read_record(record))
+
+
 @pytest.fixture(scope="module")
-def good_record(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def good_record(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """What Prefect writes of a unit."""
     from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
     folder = tmp_path_factory.mktemp("results")
-    with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOCAL_STORAGE_PATH: str(folder)}):
+    with temporary_settings({PREFECT_API_URL: prefect_server.api, PREFECT_LOCAL_STORAGE_PATH: str(folder)}):
         run(Answering(answer={"a": [1, "ü"]}))
     return (folder / KEY).read_bytes()
 
@@ -63,7 +68,7 @@ def test_a_persisted_outcome_is_applied_and_not_made_again(results: Path) -> Non
     first, second = run(agent), run(agent)
 
     assert first == second
-    assert (first.result, first.usage["tokens"], first.context) == (1, 7, {"asked": 1})
+    assert (first.result, first.usage["tokens"], first.context) == (1, 7, ContextChange({}, {"asked": 1}))
     assert agent._asked == 1
 
 
@@ -72,7 +77,7 @@ def test_a_unit_that_raises_leaves_no_outcome(results: Path) -> None:
     agent = Answering(answer=LookupError("no such page"))
 
     for _ in range(2):
-        with pytest.raises(UnitRaised) as raised:
+        with pytest.raises(Raised) as raised:
             run(agent)
         assert raised.value.__cause__ is agent.answer
 

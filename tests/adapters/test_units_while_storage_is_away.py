@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from prefect.filesystems import LocalFileSystem
-from support import some_item
+from support import run_unit, some_item
 
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.agent import PerpetualAgent
@@ -28,6 +28,6 @@ def test_a_unit_whose_outcome_cannot_be_looked_for_does_not_run(tmp_path: Path) 
     units = PrefectUnits(Once(), LocalFileSystem(basepath=str(folder)), None)
 
     with pytest.raises(StorageError) as away:
-        units.run("perpetual/mine-0/units/a/1", Unit(replace(some_item(), interruptions=1), {}))
+        run_unit(units, replace(some_item(), interruptions=1))
 
     assert "results storage" in str(away.value)

@@ -5,7 +5,7 @@ alternating rounds, each round counts with its median, and the spread of the rou
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of the report."""
+    """One line of the report; without a value where it could not be measured, and `detail` says why."""
 
     name: str
-    value: float
+    value: float | None
     unit: str
     against: str
     detail: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +41,10 @@ class Comparison:
     def ratio(self) -> float:
         return round(median(self.ours) / median(self.other), 3)
 
+    def inverse(self) -> "Comparison":
+        """The same the other way round: its ratio says how many times as fast ours is."""
+        return Comparison(self.other, self.ours)
+
     def spread(self) -> dict[str, Any]:
         """How far the rounds agree: the smallest and the largest of their ratios."""
         ratios = [ours / other for ours, other in zip(self.ours, self.other, strict=True)]
@@ -52,14 +56,23 @@ Round = Callable[[], list[float]]
 
 
 def side_by_side(ours: Round, other: Round, rounds: int) -> Comparison:
-    """Runs the two in turns, each first in every second round. One more round, before, warms up and does not count."""
-    measured: dict[Round, list[float]] = {ours: [], other: []}
+    """Compares the two, which run in turns."""
+    return Comparison(*in_turns([ours, other], rounds))
+
+
+def in_turns(sides: Sequence[Round], rounds: int) -> list[list[float]]:
+    """Runs all sides in turns, another one first in each round; for each side the median seconds of every round.
+
+    One more round, before, warms up and does not count.
+    """
+    measured: list[list[float]] = [[] for _ in sides]
     for number in range(rounds + 1):
-        for run in (ours, other) if number % 2 else (other, ours):
-            seconds = median(run())
+        for offset in range(len(sides)):
+            side = (number + offset) % len(sides)
+            seconds = median(sides[side]())
             if number:
-                measured[run].append(seconds)
-    return Comparison(measured[ours], measured[other])
+                measured[side].append(seconds)
+    return measured
 
 
 def timed(work: Callable[[], object], repetitions: int = 1) -> list[float]:

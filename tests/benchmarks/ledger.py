@@ -1,4 +1,4 @@
-"""What the ledger costs without Prefect: a claim and a commit on an SQLite file, and with a long queue."""
+"""What the ledger costs without Prefect: a claim and a commit on an SQLite file."""
 
 import shutil
 import sqlite3
@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.session.chain import SessionRequest
-from perpetual_blocks.session.ledger import Fence
+from perpetual_blocks.session.ledger import Fence, Finished
 from perpetual_blocks.work import Outcome, WorkItem
 
 CHAIN = "bench"
@@ -49,34 +49,13 @@ def measure_commit(quick: bool) -> list[Result]:
     ]
 
 
-def measure_claim(quick: bool) -> list[Result]:
-    """A claim and a commit with a long queue, against a short one."""
-    rounds, units, many, few = (3, 50, 20_000, 1_000) if quick else (7, 60, 100_000, 1_000)
-    with TemporaryDirectory(prefix="perpetual-bench-") as folder:
-        long, short = Path(folder) / "long.db", Path(folder) / "short.db"
-        long_fence, short_fence = _prepare(long, many), _prepare(short, few)
-        with closing(SqlLedger(str(long))) as long_ledger, closing(SqlLedger(str(short))) as short_ledger:
-            compared = side_by_side(
-                lambda: timed(lambda: finish_next(long_ledger, long_fence), units),
-                lambda: timed(lambda: finish_next(short_ledger, short_fence), units),
-                rounds,
-            )
-    detail = {
-        "items": many,
-        "items_compared": few,
-        "ours_ms": compared.ours_ms,
-        "compared_ms": compared.other_ms,
-        **compared.spread(),
-    }
-    return [Result("claim_ratio_100k_1k", compared.ratio, "ratio", f"a queue of {few:,} items", detail)]
-
-
 def finish_next(ledger: SqlLedger, fence: Fence) -> None:
     """Claims the next item and commits its only unit."""
     item = ledger.claim(fence, lambda _estimate: None).item
     assert item is not None, "the queue is too short for the rounds"
     usage = {"tokens": 100.0, "seconds": 0.001}
-    ledger.commit_unit(fence, item, Outcome(done=True, usage=usage), f"perpetual/{CHAIN}/units/{item.id}/1", usage)
+    key = f"perpetual/{CHAIN}/units/{item.id}/1"
+    ledger.commit_units(fence, [Finished(item, Outcome(done=True, usage=usage), key)], usage)
 
 
 def _prepare(path: Path, items: int) -> Fence:

@@ -1,4 +1,4 @@
-"""Runs the benchmarks: `python tests/benchmarks/run.py [--json] [--quick] [--only NAME]`.
+"""Runs the benchmarks: `python tests/benchmarks/run.py [--json] [--quick] [NAME...]`.
 
 A benchmark is a function that takes `quick` and returns results; to add one, write it in a file next to this one and
 enter it in `BENCHMARKS` with the names of its results.
@@ -15,23 +15,31 @@ from rich.console import Console
 from rich.table import Table
 
 # The checkout's own package, whatever else is installed, and what benchmarks share with tests.
+sys.path.insert(1, str(Path(__file__).parents[1] / "integration"))
 sys.path.insert(1, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parents[2]))
 
-import handoff
+import agents
+import batched
+import handoff_gap
 import imports
 import ledger
+import long_ledger
 import pool
+import session_memory
 import stopping
 import unit_overhead
 from harness import Result
 
 BENCHMARKS: dict[tuple[str, ...], Callable[[bool], list[Result]]] = {
-    ("handoff_gap_median_s", "handoff_gap_max_s"): handoff.measure,
+    ("agents_scaling_pg_8_1",): agents.measure,
+    ("batched_units_per_s", "batched_vs_dbos", "batched_vs_langgraph", "batched_vs_raw"): batched.measure,
+    ("handoff_gap_median_s", "handoff_gap_max_s"): handoff_gap.measure,
     ("import_ms", "import_vs_bare", "import_vs_prefect"): imports.measure,
     ("ledger_commit_ms", "ledger_vs_raw"): ledger.measure_commit,
-    ("claim_ratio_100k_1k",): ledger.measure_claim,
+    ("claim_ratio_1m_1k", "resume_ratio_1m_1k", "status_ratio_1m_1k"): long_ledger.measure,
     ("pool_overshoot", "pool_use"): pool.measure,
+    ("session_rss_growth_mb_per_100k_units",): session_memory.measure,
     ("stopping_decision_us",): stopping.measure,
     ("unit_overhead_ratio", "unit_overhead_ratio_quiet"): unit_overhead.measure,
 }
@@ -43,9 +51,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmarks of perpetual-blocks.")
     parser.add_argument("--json", action="store_true", help="print the results as a JSON list, and nothing else")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller queues: a smoke test")
-    parser.add_argument("--only", metavar="NAME", action="append", choices=names, help="may be given several times")
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"all if none is given, of: {', '.join(names)}")
     options = parser.parse_args()
-    wanted = set(options.only or names)
+    wanted = set(options.names or names)
+    if unknown := wanted.difference(names):
+        parser.error(f"no benchmark: {', '.join(sorted(unknown))}")
     results: list[Result] = []
     for family, measure in BENCHMARKS.items():
         if wanted.intersection(family):
@@ -61,7 +71,8 @@ def _table(results: Iterable[Result]) -> Table:
     table.columns[1].justify = "right"
     for result in results:
         detail = ", ".join(f"{name} {value}" for name, value in result.detail.items())
-        table.add_row(result.name, f"{result.value:g}", result.unit, result.against, detail)
+        value = "none" if result.value is None else f"{result.value:g}"
+        table.add_row(result.name, value, result.unit, result.against, detail)
     return table
 
 

@@ -14,13 +14,40 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("name", ["stopping_decision_us", "ledger_vs_raw"])
 def test_a_benchmark_prints_json(name: str) -> None:
     """Name, value, unit, what it is to be held against, and detail."""
-    command = [sys.executable, str(HERE / "run.py"), "--json", "--quick", "--only", name]
+    command = [sys.executable, str(HERE / "run.py"), "--json", "--quick", name]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE)
 
     [result] = json.loads(done.stdout)
     assert set(result) == {"name", "value", "unit", "against", "detail"}
     assert result["name"] == name
     assert result["value"] > 0
+
+
+def test_an_unknown_benchmark_is_refused() -> None:
+    """With the names of those that there are."""
+    command = [sys.executable, str(HERE / "run.py"), "batched_units_per_day"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE)
+
+    assert done.returncode == 2
+    assert "no benchmark: batched_units_per_day" in done.stderr
+
+
+def test_a_long_ledger_is_made_of_a_short_one(tmp_path: Path) -> None:
+    """Half of its items are completed, sessions go on with it, and its units can be committed once more without us."""
+    sys.path.insert(0, str(HERE))
+    from long_ledger import CHAIN, Site
+
+    site = Site(tmp_path / "site", 1_000)
+    site.resume()
+    counts = {status: count for status, count in site.ledger.counts(CHAIN).items() if count}
+    units = len(site.ledger.spends(CHAIN, "calls", 0.0))
+    site.ledger.close()
+    command = [sys.executable, str(HERE / "raw_commits.py"), str(tmp_path / "site")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert counts == {"completed": 501, "available": 499}
+    assert units == 501
+    assert json.loads(done.stdout)["units"] == 501
 
 
 @pytest.mark.parametrize("cancellable", [False, True])

@@ -3,22 +3,18 @@
 import subprocess
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from prefect_server import OURS, PrefectServer
 from pydantic import ValidationError
 
 from perpetual_blocks import Budget, Limit
 from perpetual_blocks.blocks import LimitSettings, ResourceBudget, StatePersistence
 from perpetual_blocks.blocks.state_persistence import default_ledger
-
-if TYPE_CHECKING:
-    from conftest import BlockServer
-
-SLUGS = {"resource-budget", "state-persistence"}
 
 
 @pytest.mark.parametrize("block", [ResourceBudget, StatePersistence], ids=lambda block: str(block._block_type_slug))
@@ -38,7 +34,7 @@ class TestStandard(BlockStandardTestSuite):
 # Where Prefect finds them -------------------------------------------------------------------------------------------
 
 
-def test_prefect_finds_the_blocks_by_itself(block_server: "BlockServer") -> None:
+def test_prefect_finds_the_blocks_by_itself(prefect_server: PrefectServer) -> None:
     """A process that never imports this package knows the blocks, through the `prefect.collections` entry point."""
     script = """if True:
         import sys
@@ -50,23 +46,25 @@ def test_prefect_finds_the_blocks_by_itself(block_server: "BlockServer") -> None
         print(*(lookup_type(Block, slug).__name__ for slug in ("resource-budget", "state-persistence")))
     """
     said = subprocess.run(
-        [sys.executable, "-c", script], env=block_server.environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], env=prefect_server.environment, capture_output=True, text=True, check=False
     )
 
     assert said.stdout.split() == ["ResourceBudget", "StatePersistence"], said.stderr
 
 
-def test_a_server_beside_the_package_registers_the_blocks_by_itself(block_server: "BlockServer") -> None:
+def test_a_server_beside_the_package_registers_the_blocks_by_itself(prefect_server: PrefectServer) -> None:
     """Whoever installs the package where the server runs has nothing to do."""
-    assert block_server.registered_by_itself == SLUGS
+    assert prefect_server.knew == OURS
 
 
-def test_the_blocks_are_registered_by_prefects_command(block_server: "BlockServer") -> None:
+def test_the_blocks_are_registered_by_prefects_command(
+    prefect_server: PrefectServer, registration: "subprocess.CompletedProcess[str]"
+) -> None:
     """`prefect block register -m perpetual_blocks` registers both, for a server that is elsewhere."""
-    assert block_server.registration.returncode == 0, block_server.registration.stderr
-    assert "2 blocks" in block_server.registration.stdout
-    for slug in SLUGS:
-        assert block_server.get(f"/block_types/slug/{slug}")["description"].startswith(("What", "Where"))
+    assert registration.returncode == 0, registration.stderr
+    assert "2 blocks" in registration.stdout
+    for slug in OURS:
+        assert prefect_server.get(f"/block_types/slug/{slug}")["description"].startswith(("What", "Where"))
 
 
 @pytest.mark.parametrize("block", [ResourceBudget, StatePersistence])
@@ -83,7 +81,7 @@ def test_the_forms_have_a_required_field_and_say_what_each_field_is_for(block: t
 # Saving and loading -------------------------------------------------------------------------------------------------
 
 
-def test_a_budget_comes_back_as_it_was_saved(on_server: "BlockServer") -> None:
+def test_a_budget_comes_back_as_it_was_saved(on_server: PrefectServer) -> None:
     """The limits that are loaded by name make the same budget, memory in bytes."""
     rows = [
         LimitSettings(resource="tokens", amount=800_000, rule="fixed", threshold=0.98),
@@ -100,7 +98,7 @@ def test_a_budget_comes_back_as_it_was_saved(on_server: "BlockServer") -> None:
     )
 
 
-def test_a_store_comes_back_as_it_was_saved(on_server: "BlockServer", address: str) -> None:
+def test_a_store_comes_back_as_it_was_saved(on_server: PrefectServer, address: str) -> None:
     """The address survives, though it is masked; the block that is loaded opens the ledger it names."""
     StatePersistence(ledger=address, durability="full", keep_checkpoints=7).save("a-store", _sync=True)
 
@@ -143,7 +141,7 @@ def test_the_ledgers_address_is_shown_nowhere(address: str) -> None:
         assert "**" in shown, "masked, and not left out"
 
 
-def test_the_server_tells_the_address_only_to_those_who_ask_for_secrets(on_server: "BlockServer", address: str) -> None:
+def test_the_server_tells_the_address_only_to_those_who_ask_for_secrets(on_server: PrefectServer, address: str) -> None:
     """What the UI and a plain request get is masked."""
     StatePersistence(ledger=address).save("a-secret", _sync=True)
 

@@ -203,11 +203,11 @@ def test_the_peak_of_a_unit_is_what_it_cost(clock: FakeClock, monkeypatch: pytes
     meter = PeakMeter(10, peak=90)
     monitor = BudgetMonitor(Budget(memory=1000), clock, {"memory": meter})
 
-    with monitor.watch():
+    with monitor.watch() as peaks:
         meter.now = 90
         assert meter.peak_was_read.wait(10)
         meter.now = 20
-    monitor.record({}, UNIT)
+    monitor.record({}, UNIT, peaks=peaks)
 
     assert monitor.state()["memory"]["by_kind"] == {"k": [80.0]}
     assert used(monitor) == {"memory": 20}
@@ -218,13 +218,13 @@ def test_a_level_at_the_end_of_a_short_unit_counts(clock: FakeClock) -> None:
     meter = ScriptedMeter(10)
     monitor = BudgetMonitor(Budget(memory=1000), clock, {"memory": meter})
 
-    with suppress(RuntimeError), monitor.watch():
+    with suppress(RuntimeError), monitor.watch() as peaks:
         meter.now = 60
         raise RuntimeError
-    monitor.record({}, UNIT)
-    with monitor.watch():
+    monitor.record({}, UNIT, peaks=peaks)
+    with monitor.watch() as peaks:
         meter.now = 30
-    monitor.record({}, UNIT)
+    monitor.record({}, UNIT, peaks=peaks)
 
     assert monitor.state()["memory"]["by_kind"] == {"k": [50.0, 0.0]}
 

@@ -1,12 +1,12 @@
 """Plans: how many sessions, how long, how much, from estimates and from what was learned."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import one_line
 
 from perpetual_blocks.budget import Budget, Expectation, Forecast, Limit, Spend
-from perpetual_blocks.budget.plan import Pace, Plan, Work, simulate, with_changes
+from perpetual_blocks.budget.plan import DRAWS, Pace, Plan, Work, simulate, with_changes
 from perpetual_blocks.errors import InvalidInput
 
 NOW = 1_700_000_000.0
@@ -86,10 +86,13 @@ def test_nothing_is_left() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 2_000_000), st.floats(0.1, 100), st.floats(200, 5000))
-def test_many_units_are_planned_as_quickly(units: int, cost: float, amount: float) -> None:
+@given(st.integers(1, 2_000_000), st.floats(0.1, 100), st.floats(200, 5000), st.just(4_000))
+@example(2_000_000, 1.5, 1000.0, DRAWS)
+def test_many_units_are_planned_as_quickly(units: int, cost: float, amount: float, draws: int) -> None:
     """However many units there are: what they cost together is what each costs times their number."""
-    made = plan(units, Budget(tokens=amount * 50), tokens=cost, seconds=0.1)
+    work = [Work(Expectation(estimate={"tokens": cost, "seconds": 0.1}), units)]
+
+    made = simulate(work, Budget(tokens=amount * 50), {}, NOW, pace=PACE, draws=draws)
 
     assert made.quantile(0.5, "tokens") == pytest.approx(units * cost)
     assert made.quantile(0.5, "sessions") >= units * cost // (amount * 50)

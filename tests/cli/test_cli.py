@@ -19,11 +19,11 @@ import pytest
 from prefect.blocks.system import Secret
 from prefect.filesystems import LocalFileSystem
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect_server import PrefectServer
 from support import item_in, open_session
 
 from perpetual_blocks import Budget, WorkItem
 from perpetual_blocks.adapters.database import SqlLedger
-from perpetual_blocks.adapters.local_server import local_server
 from perpetual_blocks.adapters.result_storage import StoredDocuments
 from perpetual_blocks.blocks import LimitSettings, ResourceBudget, StatePersistence
 from perpetual_blocks.checkpoint import digest
@@ -43,6 +43,7 @@ PERPETUAL = Path(sys.executable).with_name("perpetual")
 COMMANDS = (
     "demo",
     "run",
+    "orchestrate",
     "plan",
     "status",
     "handoff",
@@ -166,8 +167,8 @@ class Shell:
             return dict(zip(commands, said, strict=True))
 
 
-def make_shell(folder: Path) -> Shell:
-    """A shell whose ledger, Prefect home and results are in the folder, and that knows no server."""
+def make_shell(folder: Path, **environment: str) -> Shell:
+    """A shell whose ledger, Prefect home and results are in the folder, and that knows no server unless told of it."""
     folder.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PERPETUAL_"))}
     ours = {
@@ -176,7 +177,7 @@ def make_shell(folder: Path) -> Shell:
         "COLUMNS": "200",
         "NO_COLOR": "1",
     }
-    return Shell(folder, {**kept, **ours})
+    return Shell(folder, {**kept, **ours, **environment})
 
 
 @pytest.fixture
@@ -796,16 +797,14 @@ def test_a_ledger_that_cannot_be_used_has_an_exit_code_of_its_own(shell: Shell) 
 
 
 @pytest.fixture(scope="module")
-def with_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """A shell that knows a server of its own, on which a good budget is saved."""
-    shell = make_shell(tmp_path_factory.mktemp("server"))
+def with_server(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """A shell that knows a server, on which a good budget is saved and no other block of ours."""
+    shell = make_shell(tmp_path_factory.mktemp("server"), PREFECT_API_URL=prefect_server.api)
     (shell.folder / "agents.py").write_text(AGENTS)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PREFECT_HOME", shell.environment["PREFECT_HOME"])
-        with local_server() as api:
-            with temporary_settings({PREFECT_API_URL: api}):
-                ResourceBudget(limits=[LimitSettings(resource="calls", amount=5)]).save("good", _sync=True)
-            yield Shell(shell.folder, {**shell.environment, "PREFECT_API_URL": api})
+    prefect_server.forget_blocks()
+    with prefect_server.here():
+        ResourceBudget(limits=[LimitSettings(resource="calls", amount=5)]).save("good", _sync=True)
+    return shell
 
 
 def test_check_looks_at_the_server_and_its_blocks(with_server: Shell) -> None:

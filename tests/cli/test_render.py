@@ -32,6 +32,9 @@ def view(**changes: Any) -> list[str]:
         "chain": "docs",
         "status": "waiting",
         "reason": "480 calls of 500 calls a day (96%)",
+        "queue": "docs",
+        "takes": "everything",
+        "others": [],
         "items": items,
         "resume_at": None,
         "sessions": [session(1)],
@@ -47,6 +50,15 @@ def view(**changes: Any) -> list[str]:
     lines = [line.rstrip() for line in capture.get().splitlines()]
     assert not any("…" in line for line in lines), "80 columns are enough"
     return lines
+
+
+def test_a_shared_queue_is_told() -> None:
+    """Whose it is, who else works on it, and what this chain takes of it."""
+    assert "on the queue of docs, with docs-2, docs-3" in view(others=["docs-2", "docs-3"])
+    assert "on the queue of docs, with docs; takes kinds review" in view(
+        chain="docs-2", others=["docs"], takes="kinds review"
+    )
+    assert not any("on the queue" in line for line in view())
 
 
 def test_a_waiting_chain_says_when_it_goes_on() -> None:

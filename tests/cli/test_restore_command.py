@@ -1,15 +1,13 @@
 """`perpetual verify` and `perpetual restore`, with a flow's own results, documents and backup in real storages."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prefect.filesystems import LocalFileSystem
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_server import PrefectServer
 from test_cli import AGENTS, Shell, make_shell
 
 from perpetual_blocks.adapters.database import SqlLedger
-from perpetual_blocks.adapters.local_server import local_server
 from perpetual_blocks.blocks import StatePersistence
 from perpetual_blocks.cli.output import NOT_FINISHED, OK, UNUSABLE
 from perpetual_blocks.session.chain import ChainStatus
@@ -18,25 +16,21 @@ KEPT = ("--store", "kept")
 
 
 @pytest.fixture(scope="module")
-def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+def counted(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """A shell with a server, and a chain that has counted to four and is backed up."""
-    shell = make_shell(tmp_path_factory.mktemp("kept"))
+    shell = make_shell(tmp_path_factory.mktemp("kept"), PREFECT_API_URL=prefect_server.api)
     (shell.folder / "agents.py").write_text(AGENTS)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PREFECT_HOME", shell.environment["PREFECT_HOME"])
-        with local_server() as api:
-            with temporary_settings({PREFECT_API_URL: api}):
-                for name in ("results", "backup"):
-                    LocalFileSystem(basepath=str(shell.folder / name)).save(name, _sync=True)
-                StatePersistence(
-                    ledger=str(shell.folder / "ledger.db"),
-                    result_storage="local-file-system/results",
-                    backup_storage="local-file-system/backup",
-                ).save("kept", _sync=True)
-            with_server = Shell(shell.folder, {**shell.environment, "PREFECT_API_URL": api})
-            said = with_server("run", "agents.py:count", "--param", "upto=4", "--param", "chain=mine", *KEPT)
-            assert said.code == OK, said
-            yield with_server
+    with prefect_server.here():
+        for name in ("results", "backup"):
+            LocalFileSystem(basepath=str(shell.folder / name)).save(name, overwrite=True, _sync=True)
+        StatePersistence(
+            ledger=str(shell.folder / "ledger.db"),
+            result_storage="local-file-system/results",
+            backup_storage="local-file-system/backup",
+        ).save("kept", overwrite=True, _sync=True)
+    said = shell("run", "agents.py:count", "--param", "upto=4", "--param", "chain=mine", *KEPT)
+    assert said.code == OK, said
+    return shell
 
 
 def stored(shell: Shell, storage: str, part: str) -> Path:
@@ -60,7 +54,7 @@ def test_verify_reads_what_prefect_has_persisted(counted: Shell) -> None:
 
 def test_verify_names_what_is_lost_and_repairs_what_it_can(counted: Shell) -> None:
     """Exit code 1 while something is wrong that was not repaired: a checkpoint comes back, a result does not."""
-    checkpoint, result = stored(counted, "results", "/checkpoints/"), stored(counted, "results", "/units/2/")
+    checkpoint, result = stored(counted, "results", "/checkpoints/"), stored(counted, "results", "/units/0/")
     whole = {path: path.read_bytes() for path in (checkpoint, result)}
     checkpoint.write_text("{}")
     result.write_text("[gone]")
@@ -76,7 +70,7 @@ def test_verify_names_what_is_lost_and_repairs_what_it_can(counted: Shell) -> No
     assert (found.code, repaired.code, again.code) == (NOT_FINISHED,) * 3
     assert "checkpoint of session 1" in found.out
     assert "--repair: it is copied from the backup storage" in found.out
-    assert "item 2, unit 1" in found.out
+    assert "item 0, unit 1" in found.out
     assert "mine: 2 wrong" in found.out
     assert [(one["what"], one["repaired"]) for one in repaired.json()["problems"]] == [
         ("checkpoint", True),

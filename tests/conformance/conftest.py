@@ -1,33 +1,18 @@
 """Fixtures of the conformance tests: both databases, and a check that the table and the tests agree."""
 
-from contextlib import closing
-from pathlib import Path
-
 import pytest
-from postgres_server import TEMPLATE, PostgresServer
+from postgres_server import address_of
 from rig import MakeRig, Rig
 from rules import RULES
-from sqlalchemy import delete
 from support import FakeClock, LedgerFactory
 
-from perpetual_blocks.adapters.database import SqlLedger, schema
-
-
-@pytest.fixture(scope="session")
-def database(postgres: PostgresServer) -> str:
-    """The address of a PostgreSQL database for all of these tests: one for each would take longer than the tests."""
-    return postgres.make_database(TEMPLATE)
+from perpetual_blocks.adapters.database import SqlLedger
 
 
 @pytest.fixture(params=("sqlite-file", "postgres"))
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def address(request: pytest.FixtureRequest) -> str:
     """The address of an empty ledger that several processes can open."""
-    if request.param == "sqlite-file":
-        return str(tmp_path / "ledger.db")
-    address: str = request.getfixturevalue("database")
-    with closing(SqlLedger(address)) as ledger, ledger._writing() as connection:
-        connection.execute(delete(schema.chains))  # and with them all that belongs to them
-    return address
+    return address_of(request.param, request)
 
 
 @pytest.fixture

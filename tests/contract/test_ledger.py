@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from postgres_server import address_of
+from processes import MANY
 from sqlalchemy import event, select
 from support import (
     KINDS,
@@ -22,6 +23,7 @@ from support import (
     LedgerFactory,
     claim,
     close,
+    commit_unit,
     finish_next,
     item_in,
     one_line,
@@ -37,7 +39,7 @@ from perpetual_blocks.budget import Budget, Expectation, Limit, Quota, Spend
 from perpetual_blocks.errors import Fenced, InvalidInput, LedgerError, Superseded, UnknownChain
 from perpetual_blocks.session.attempts import Attempt, Story, back_off
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason, invitation
-from perpetual_blocks.session.ledger import Claim, Document, Fence, FollowOn, Misfit, Reserve, UnitCost
+from perpetual_blocks.session.ledger import Claim, Document, Fence, Finished, FollowOn, Misfit, Reserve, UnitCost
 from perpetual_blocks.work import Item, ItemStatus, Outcome, WorkItem
 
 DATABASES = ("sqlite-file", "sqlite-memory", "postgres")
@@ -168,15 +170,20 @@ def test_takes_over_after_the_lease_ran_out(ledger: SqlLedger, clock: FakeClock)
     assert opened.chain.planned, "what was planned stays planned"
 
 
+def no_claim(passed_over: dict[str, str] | None = None, retry_at: float | None = None) -> Claim:
+    """What is said when nothing was claimed."""
+    return Claim((), "", passed_over or {}, retry_at=retry_at)
+
+
 FENCED: dict[str, Callable[[SqlLedger, Fence, Item], object]] = {
     "heartbeat": lambda ledger, fence, item: ledger.heartbeat(fence),
     "resumed": lambda ledger, fence, item: ledger.resumed(fence, 0.5, (4, 4)),
     "claim": lambda ledger, fence, item: ledger.claim(fence, lambda estimate: None),
-    "commit_unit": lambda ledger, fence, item: ledger.commit_unit(
-        fence, item, Outcome(done=True, context={"mind": "changed"}, usage={"tokens": 1.0}), "key", {"tokens": 1.0}
+    "commit_units": lambda ledger, fence, item: commit_unit(
+        ledger, fence, item, Outcome(done=True, usage={"tokens": 1.0}), "key", {"tokens": 1.0}, {"mind": "changed"}
     ),
     "fail_unit": lambda ledger, fence, item: ledger.fail_unit(fence, item, "no", {"tokens": 1.0}, {"tokens": 1.0}),
-    "release": lambda ledger, fence, item: ledger.release(fence, item),
+    "release": lambda ledger, fence, item: ledger.release(fence, [item], begun=True),
     "record_document": lambda ledger, fence, item: ledger.record_document(fence, checkpoint_of(fence)),
     "forget_checkpoints": lambda ledger, fence, item: ledger.forget_checkpoints(fence, 0),
     "close_session": lambda ledger, fence, item: close(ledger, fence, follow_on=follow_on_of(fence, "uid")),
@@ -581,11 +588,11 @@ def test_what_is_passed_over_too_often_is_waited_for(ledger: SqlLedger) -> None:
         for _ in range(2):  # counts once a session
             claimed = ledger.claim(fence, later)
             assert claimed.item is not None
-            ledger.release(fence, claimed.item)
+            ledger.release(fence, [claimed.item], begun=True)
         close(ledger, fence)
         fence = open_session(ledger, flow_run_id=f"run-{session}").fence
 
-    assert ledger.claim(fence, later) == Claim(None, {"big": "too big today"})
+    assert ledger.claim(fence, later) == no_claim({"big": "too big today"})
     assert ledger.claim(fence, never).item is not None
     taken = ledger.claim(fence, lambda item: None).item
     assert (taken.id, ledger.items("mine", ItemStatus.CLAIMED)[0].passed_over) == ("big", 0)
@@ -618,7 +625,7 @@ def test_forecasts_are_kept_with_the_end_of_their_session(ledger: SqlLedger, clo
     ledger.add_items("mine", items("a", estimate={"tokens": 7}, bound={"tokens": 9}, complexity="complex"))
     item = ledger.claim(fence, lambda item: None).item
     clock.advance(5)
-    ledger.commit_unit(fence, item, Outcome(done=True, usage={"tokens": 8.0}), "key", {"tokens": 8.0})
+    commit_unit(ledger, fence, item, Outcome(done=True, usage={"tokens": 8.0}), "key", {"tokens": 8.0})
 
     assert ledger.forecasts("mine") == ({"tokens": {"caution": 0.9}}, 1)
     said = Expectation("default", {"tokens": 7.0}, {"tokens": 9.0}, "complex")
@@ -662,7 +669,7 @@ def test_what_a_provider_says_of_its_quota(ledger: SqlLedger) -> None:
     ledger.add_items("mine", items("a", "b"))
     for name in ("calls/day", "calls/1h"):
         item = ledger.claim(fence, lambda item: None).item
-        ledger.commit_unit(fence, item, Outcome(done=True, quotas={name: Quota(None, 20.0, 10.0)}), "key-" + name, {})
+        commit_unit(ledger, fence, item, Outcome(done=True, quotas={name: Quota(None, 20.0, 10.0)}), "key-" + name, {})
 
     assert ledger.chain("mine").quotas == {"calls/day": [None, 20.0, 10.0], "calls/1h": [None, 20.0, 10.0]}
 
@@ -694,7 +701,7 @@ def test_completed_unit(ledger: SqlLedger) -> None:
     ledger.add_items("mine", items("a"))
     outcome = Outcome(done=True, result={"ignored": "here"}, usage={"tokens": 7.0, "seconds": 0.5})
 
-    ledger.commit_unit(fence, claim(ledger, fence), outcome, "key/a/1", {"tokens": 7.0, "seconds": 0.5})
+    commit_unit(ledger, fence, claim(ledger, fence), outcome, "key/a/1", {"tokens": 7.0, "seconds": 0.5})
 
     done = item_in(ledger, "a")
     assert (done.status, done.units, done.result_key) == (ItemStatus.COMPLETED, 1, "key/a/1")
@@ -725,7 +732,7 @@ def test_advanced_unit(ledger: SqlLedger, clock: FakeClock) -> None:
         done=False, cursor={"page": [3, None]}, progress=(3, 10.5), next_action="read page 4", usage={"tokens": 2.0}
     )
 
-    ledger.commit_unit(fence, claim(ledger, fence), outcome, "key/a/1", {"tokens": 2.0})
+    commit_unit(ledger, fence, claim(ledger, fence), outcome, "key/a/1", {"tokens": 2.0})
 
     again = claim(ledger, fence)
     assert (again.cursor, again.progress, again.next_action) == ({"page": [3, None]}, (3, 10.5), "read page 4")
@@ -741,7 +748,7 @@ def test_a_unit_is_counted_once(ledger: SqlLedger) -> None:
     before = everything(ledger)
 
     with pytest.raises(LedgerError):
-        ledger.commit_unit(fence, item, Outcome(done=True, usage={"tokens": 10.0}), "key", {"tokens": 20.0})
+        commit_unit(ledger, fence, item, Outcome(done=True, usage={"tokens": 10.0}), "key", {"tokens": 20.0})
     with pytest.raises(LedgerError):
         ledger.fail_unit(fence, item, "no", {"tokens": 10.0}, {"tokens": 20.0})
 
@@ -769,7 +776,7 @@ def test_dependent_is_unblocked_by_its_last_dependency(ledger: SqlLedger) -> Non
     finish_next(ledger, fence)
     assert status_of(ledger)["c"] is ItemStatus.BLOCKED
     b = claim(ledger, fence)
-    ledger.commit_unit(fence, b, Outcome(done=False), "key/b/1", {})
+    commit_unit(ledger, fence, b, Outcome(done=False), "key/b/1", {})
     assert {status_of(ledger)[item] for item in "cd"} == {ItemStatus.BLOCKED}, "b has only advanced"
     finish_next(ledger, fence)
 
@@ -800,12 +807,11 @@ def test_a_refused_added_item_rolls_the_whole_unit_back(ledger: SqlLedger) -> No
     outcome = Outcome(
         done=True,
         usage={"tokens": 5.0},
-        context={"seen": ["a"]},
         added=(*items("good"), *items("wrong", kind="strange")),
     )
 
     with pytest.raises(InvalidInput) as refused:
-        ledger.commit_unit(fence, item, outcome, "key", {"tokens": 5.0})
+        commit_unit(ledger, fence, item, outcome, "key", {"tokens": 5.0}, {"seen": ["a"]})
 
     one_line(refused.value, "WorkItem('wrong').kind", "'strange'")
     assert everything(ledger) == before
@@ -902,13 +908,13 @@ def test_what_has_failed_is_left_alone_for_a_while(ledger: SqlLedger, clock: Fak
     ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
 
     assert finish_next(ledger, fence).id == "good"
-    assert ledger.claim(fence, fits) == Claim(None, retry_at=began + back_off(1))
+    assert ledger.claim(fence, fits) == no_claim(retry_at=began + back_off(1))
     ledger.discard_items("mine", ["worse"], "enough")
     for _ in range(4):
         item = item_in(ledger, "bad")
         waits.append(item.retry_at - clock.now())
         clock.advance(waits[-1] - 0.001)
-        assert ledger.claim(fence, fits) == Claim(None, retry_at=item.retry_at)
+        assert ledger.claim(fence, fits) == no_claim(retry_at=item.retry_at)
         clock.advance(0.001)
         ledger.fail_unit(fence, claim(ledger, fence), "no", {}, {})
 
@@ -926,7 +932,7 @@ def test_an_interruption_is_no_reason_to_wait(ledger: SqlLedger, ending: str) ->
     if ending == "cut_off":
         ledger.cut_off(fence, item, "no room", {}, {}, fresh=False)
     else:
-        ledger.release(fence, item)
+        ledger.release(fence, [item], begun=True)
 
     assert claim(ledger, fence).retry_at is None
 
@@ -962,7 +968,7 @@ def test_the_story_of_an_item(ledger: SqlLedger, clock: FakeClock) -> None:
     clock.advance(60)
     fence = open_session(ledger, flow_run_id="run-2").fence
     advanced = Outcome(done=False, usage={"tokens": 100.0})
-    ledger.commit_unit(fence, claim(ledger, fence), advanced, "key", {"tokens": 100.0})
+    commit_unit(ledger, fence, claim(ledger, fence), advanced, "key", {"tokens": 100.0})
     ledger.cut_off(fence, claim(ledger, fence), "no room", {"tokens": 2.0}, {"tokens": 102.0}, fresh=False)
 
     story = ledger.story("mine", "a")
@@ -970,8 +976,19 @@ def test_the_story_of_an_item(ledger: SqlLedger, clock: FakeClock) -> None:
     assert story == Story(
         item_in(ledger, "a"),
         [
-            Attempt(number=1, unit=1, session=1, error="ValueError: no", cut_off=False, usage=usage, at=began),
-            Attempt(number=2, unit=2, session=2, error="no room", cut_off=True, usage={"tokens": 2.0}, at=began + 60),
+            Attempt(
+                number=1, unit=1, chain="mine", session=1, error="ValueError: no", cut_off=False, usage=usage, at=began
+            ),
+            Attempt(
+                number=2,
+                unit=2,
+                chain="mine",
+                session=2,
+                error="no room",
+                cut_off=True,
+                usage={"tokens": 2.0},
+                at=began + 60,
+            ),
         ],
     )
     assert (story.failed, story.cut_off, story.sessions) == (1, 1, [1, 2])
@@ -1002,7 +1019,7 @@ def test_a_unit_that_is_too_dear_is_quarantined(ledger: SqlLedger, clock: FakeCl
 
     assert fail(60) is ItemStatus.AVAILABLE
     clock.advance(back_off(9))
-    ledger.commit_unit(fence, claim(ledger, fence), Outcome(done=False, usage={"tokens": 90.0}), "key", {})
+    commit_unit(ledger, fence, claim(ledger, fence), Outcome(done=False, usage={"tokens": 90.0}), "key", {})
     assert fail(60) is ItemStatus.AVAILABLE, "the next unit's count starts again"
     waste(90)
     assert fail(40) is ItemStatus.AVAILABLE, "100 are not more than 100"
@@ -1056,13 +1073,13 @@ def test_what_fits_into_no_session_is_given_up_for_what_does(ledger: SqlLedger) 
     for session in range(3):
         claimed = ledger.claim(fence, misfit)
         assert (claimed.passed_over, claimed.discarded) == ({"huge": "needs 9; 5 left"}, {})
-        ledger.release(fence, claimed.item)
+        ledger.release(fence, [claimed.item], begun=True)
         close(ledger, fence)
         fence = open_session(ledger, flow_run_id=f"run-{session}").fence
     everywhere = ledger.claim(fence, nothing)
     claimed = ledger.claim(fence, misfit)
 
-    assert everywhere == Claim(None, dict.fromkeys(["huge", "a", "b"], "needs 9; 5 left"))
+    assert everywhere == no_claim(dict.fromkeys(["huge", "a", "b"], "needs 9; 5 left"))
     assert (claimed.item.id, claimed.passed_over) == ("a", {})
     assert claimed.discarded == {"huge": "it needs 9, and there are 8"}
     huge = item_in(ledger, "huge")
@@ -1077,7 +1094,7 @@ def test_release_counts_no_attempt(ledger: SqlLedger) -> None:
     given_back = claim(ledger, fence)
     claim(ledger, fence)
 
-    ledger.release(fence, given_back)
+    ledger.release(fence, [given_back], begun=True)
 
     a, b = item_in(ledger, "a"), item_in(ledger, "b")
     assert (a.status, a.attempts, a.failures, a.interruptions) == (ItemStatus.AVAILABLE, 0, 0, 1)
@@ -1302,10 +1319,9 @@ def test_sixteen_processes_that_start_a_chain_at_once(shared_address: str, make_
         open_session(ledger, chain, "dead")
         assert ledger.declare_dead(chain, 1)
     chains, holders = [*new, *orphaned], [f"holder-{n}" for n in range(16)]
-    barrier, answers = SPAWN.Barrier(len(holders)), SPAWN.SimpleQueue()
+    barrier, answers = MANY.Barrier(len(holders)), MANY.SimpleQueue()
     starters = [
-        SPAWN.Process(target=start_chains, args=(shared_address, holder, chains, barrier, answers))
-        for holder in holders
+        MANY.Process(target=start_chains, args=(shared_address, holder, chains, barrier, answers)) for holder in holders
     ]
     for starter in starters:
         starter.start()
@@ -1419,7 +1435,7 @@ def test_a_claim_reserves_and_a_commit_settles(ledger: SqlLedger, clock: FakeClo
     )
     assert ledger.counts("other")[ItemStatus.AVAILABLE] == 2
 
-    ledger.commit_unit(one, item, Outcome(done=True, usage={"cost": 5.0}), "key", {"cost": 5.0})
+    commit_unit(ledger, one, item, Outcome(done=True, usage={"cost": 5.0}), "key", {"cost": 5.0})
     assert ledger.pool_spends(SHARED_LIMIT, 0.0) == [Spend(clock.now(), 5.0)]
     assert ledger.claim(other, fits, reserving(6)).contended is False
     assert ledger.claim(other, fits, reserving(5)).item is not None
@@ -1434,7 +1450,7 @@ def test_a_unit_extends_what_it_has_reserved(ledger: SqlLedger) -> None:
 
     assert ledger.extend(fence, item, [Reserve(SHARED_LIMIT, 9)]) is None
     assert "needs $11.00" in (ledger.extend(fence, item, [Reserve(SHARED_LIMIT, 11)]) or "")
-    ledger.release(fence, item)
+    ledger.release(fence, [item], begun=True)
     assert ledger.claim(fence, fits, reserving(10)).item is not None
 
 
@@ -1485,3 +1501,70 @@ def test_a_share_is_kept(ledger: SqlLedger) -> None:
     with pytest.raises(InvalidInput) as refused:
         open_session(ledger, **pooled("greedy", greedy))
     one_line(refused.value, "share", "0.7", "0.6")
+
+
+# Batches --------------------------------------------------------------------------------------------------------------
+
+
+def claim_many(ledger: SqlLedger, fence: Fence, many: int) -> Claim:
+    """A claim of so many items."""
+    left = iter(range(many - 1))
+    return ledger.claim(fence, lambda item: None, more=lambda last, item: next(left, None) is not None)
+
+
+def test_a_batch_is_claimed_and_committed_as_one(ledger: SqlLedger) -> None:
+    """The items in their order; those that are done, that go on and that have not begun each become what they are."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [*items("a", "b", "c", "d", "e"), *items("last", depends_on=("a", "b"))])
+
+    claimed = claim_many(ledger, fence, 4)
+    a, b, c, d = claimed.items
+    finished = [
+        Finished(a, Outcome(done=True, usage={"tokens": 1.0}), "doc#0"),
+        Finished(b, Outcome(done=True, usage={"tokens": 2.0}, added=tuple(items("new"))), "doc#1"),
+        Finished(c, Outcome(done=False, usage={"tokens": 3.0}, cursor=7), "doc#2"),
+    ]
+    for _ in range(2):  # the second time it finds that it has been done
+        ledger.commit_units(fence, finished, {"tokens": 6.0}, context={"seen": 3}, unbegun=[d])
+
+    assert [item.id for item in claimed.items] == ["a", "b", "c", "d"]
+    assert status_of(ledger) == {
+        "a": ItemStatus.COMPLETED,
+        "b": ItemStatus.COMPLETED,
+        **dict.fromkeys(("c", "d", "e", "last", "new"), ItemStatus.AVAILABLE),
+    }
+    assert (item_in(ledger, "c").cursor, item_in(ledger, "c").units, item_in(ledger, "a").result_key) == (7, 1, "doc#0")
+    assert item_in(ledger, "d") == d
+    (session,) = ledger.sessions("mine")
+    assert (session.units, session.usage, ledger.chain("mine").context) == (3, {"tokens": 6.0}, {"seen": 3})
+    assert [spend.amount for spend in ledger.spends("mine", "tokens", 0.0)] == [1.0, 2.0, 3.0]
+
+
+def test_a_batch_is_committed_as_a_whole_or_not_at_all(ledger: SqlLedger) -> None:
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b"))
+    a, b = claim_many(ledger, fence, 2).items
+    before = everything(ledger)
+    wrong = Outcome(done=True, added=tuple(items("wrong", kind="strange")))
+
+    with pytest.raises(InvalidInput):
+        ledger.commit_units(fence, [Finished(a, Outcome(done=True), "doc#0"), Finished(b, wrong, "doc#1")], {})
+
+    assert everything(ledger) == before
+
+
+def test_what_was_begun_is_found(ledger: SqlLedger) -> None:
+    """Items of a dead session are claimed to look for their outcomes, though they are to be left alone; those that are
+    put back are what they were."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", items("a", "b", "c"))
+    token = claim_many(ledger, fence, 2).token
+    ledger.declare_dead("mine", 1)
+    second = open_session(ledger, holder="second").fence
+
+    begun = ledger.claim_begun(second)
+
+    assert [(item.id, item.claims) for item in begun.items] == [("a", token), ("b", token)]
+    ledger.release(second, begun.items, begun=False)
+    assert [item_in(ledger, "a"), item_in(ledger, "b")] == list(begun.items)
+    assert item_in(ledger, "c").claims is None

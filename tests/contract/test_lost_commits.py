@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lost_commits import CuttingProxy, Losing, proxied
 from postgres_server import address_of
-from support import FakeClock, LedgerFactory, claim, close, finish_next, item_in, open_session, status_of
+from support import FakeClock, LedgerFactory, claim, close, commit_unit, finish_next, item_in, open_session, status_of
 from test_ledger import checkpoint_of, everything, follow_on_of, items
 
 from perpetual_blocks.adapters.database import SqlLedger
@@ -54,14 +54,15 @@ class Started:
 
 
 USAGE = {"tokens": 5.0}
-DONE = Outcome(done=True, usage=USAGE, context={"mind": "changed"}, added=tuple(items("added")))
+DONE = Outcome(done=True, usage=USAGE, added=tuple(items("added")))
+MIND = {"mind": "changed"}
 ADVANCED = Outcome(done=False, usage=USAGE, cursor=3)
 
 METHODS: dict[str, Callable[[Started], Any]] = {
     "open_session": lambda at: open_session(at.ledger, "new").fence,
     "open_session after another": lambda at: (
         close(at.ledger, at.fence),
-        replace(open_session(at.ledger, "mine", "third"), chain=None),  # type: ignore[arg-type]
+        replace(open_session(at.ledger, "mine", "third"), chain=None, queue=None),  # type: ignore[arg-type]
     ),
     "heartbeat": lambda at: at.beat(),
     "announce": lambda at: at.ledger.announce(at.fence, 7.0, follow_on_of(at.fence, "uid")),
@@ -71,13 +72,14 @@ METHODS: dict[str, Callable[[Started], Any]] = {
     )[1],
     "resumed": lambda at: at.ledger.resumed(at.fence, 0.5, (4, 4)),
     "claim": lambda at: at.claim(),
+    "claim_begun": lambda at: at.ledger.claim_begun(at.fence),
     "extend": lambda at: at.ledger.extend(at.fence, at.item, [Reserve(POOL, 30.0)]),
-    "commit_unit": lambda at: at.ledger.commit_unit(at.fence, at.item, DONE, "key/a/1", USAGE),
-    "commit_unit that goes on": lambda at: at.ledger.commit_unit(at.fence, at.item, ADVANCED, "key/a/1", USAGE),
+    "commit_units": lambda at: commit_unit(at.ledger, at.fence, at.item, DONE, "key/a/1", USAGE, MIND),
+    "commit_units that goes on": lambda at: commit_unit(at.ledger, at.fence, at.item, ADVANCED, "key/a/1", USAGE),
     "fail_unit": lambda at: at.ledger.fail_unit(at.fence, at.item, "no", USAGE, USAGE),
     "fail_unit for good": lambda at: at.ledger.fail_unit(at.fence, replace(at.item, attempts=2), "no", USAGE, USAGE),
     "cut_off": lambda at: at.ledger.cut_off(at.fence, at.item, "no room", USAGE, USAGE, fresh=True),
-    "release": lambda at: at.ledger.release(at.fence, at.item),
+    "release": lambda at: at.ledger.release(at.fence, [at.item], begun=True),
     "record_document": lambda at: at.ledger.record_document(at.fence, checkpoint_of(at.fence)),
     "forget_checkpoints": lambda at: at.ledger.forget_checkpoints(at.fence, 0),
     "close_session": lambda at: close(at.ledger, at.fence, follow_on=follow_on_of(at.fence, "uid")),
@@ -85,6 +87,8 @@ METHODS: dict[str, Callable[[Started], Any]] = {
     "follow_on_moved": lambda at: at.ledger.follow_on_moved(follow_on_of(at.fence, "uid", ordinal=2), 7.0),
     "declare_dead": lambda at: at.ledger.declare_dead("mine", 2),
     "upgrade_context": lambda at: at.ledger.upgrade_context(at.fence, {"mind": "new"}, 2),
+    "add_chain": lambda at: replace(at.ledger.add_chain("second", queue="mine"), uid=""),
+    "wake": lambda at: (at.ledger.add_chain("second", queue="mine").name, at.ledger.wake("second")),
     "pin_checkpoint": lambda at: at.ledger.pin_checkpoint("mine", 1, pinned=True),
 }
 # These say what they have changed; tried again, what was not changed before.
@@ -92,6 +96,7 @@ COUNTING: dict[str, Callable[[Started], Any]] = {
     "add_items": lambda at: at.ledger.add_items("mine", items("new", "newer"), planned_by=at.fence),
     "retry_items": lambda at: at.ledger.retry_items("mine", ["given up"]),
     "discard_items": lambda at: at.ledger.discard_items("mine", ["open"], "not wanted"),
+    "finish": lambda at: at.ledger.finish(at.ledger.add_chain("another").name),
     "add_document": lambda at: at.ledger.add_document("mine", checkpoint_of(at.fence)),
 }
 # These are a person's, at a prompt, whose ledger has no patience: the error is told, and a look shows what was done.
@@ -156,7 +161,8 @@ def test_every_method_that_writes_is_tested_so() -> None:
         for name, method in vars(part).items()
         if isfunction(method) and not name.startswith("_") and name != "lease_seconds"
     }
-    writing |= {"declare_dead", "follow_on_created", "follow_on_moved"}  # of ChainControl, what a session's run calls
+    # Of ChainControl, what a session's run calls, and the orchestrator's.
+    writing |= {"declare_dead", "follow_on_created", "follow_on_moved", "add_chain", "wake", "finish"}
 
     assert writing - TOLD_AT_ONCE == {name.split()[0] for name in METHODS | COUNTING}
 
@@ -188,13 +194,13 @@ def test_a_repeated_claim_is_told_from_another(lossy: Lossy) -> None:
 def test_a_repetition_does_not_touch_what_came_after(lossy: Lossy) -> None:
     """A unit that was committed, and whose item has been claimed again since, is not committed over the new one."""
     at = Started.of(lossy.ledger)
-    at.ledger.commit_unit(at.fence, at.item, ADVANCED, "key/a/1", USAGE)
+    commit_unit(at.ledger, at.fence, at.item, ADVANCED, "key/a/1", USAGE)
     again = claim(at.ledger, at.fence)
     assert (again.id, again.units) == ("a", 1)
     before = told(at.ledger)
 
-    at.ledger.commit_unit(at.fence, at.item, ADVANCED, "key/a/1", USAGE)
-    at.ledger.release(at.fence, replace(at.item, interruptions=-1))
+    commit_unit(at.ledger, at.fence, at.item, ADVANCED, "key/a/1", USAGE)
+    at.ledger.release(at.fence, [replace(at.item, interruptions=-1)], begun=True)
 
     after = told(at.ledger)
     assert after[2:] == before[2:]
@@ -208,9 +214,9 @@ def test_what_is_not_the_same_is_refused(lossy: Lossy) -> None:
     at.ledger.record_document(at.fence, checkpoint_of(at.fence))
     with pytest.raises(LedgerError):
         at.ledger.record_document(at.fence, checkpoint_of(at.fence, digest="1" * 64))
-    at.ledger.commit_unit(at.fence, at.item, DONE, "key/a/1", USAGE)
+    commit_unit(at.ledger, at.fence, at.item, DONE, "key/a/1", USAGE, MIND)
     with pytest.raises(LedgerError):
-        at.ledger.commit_unit(at.fence, at.item, DONE, "another key", USAGE)
+        commit_unit(at.ledger, at.fence, at.item, DONE, "another key", USAGE)
     close(at.ledger, at.fence)
 
     with pytest.raises(Fenced):

@@ -1,6 +1,5 @@
 """The ledger's database: its tables, its versions, and what is said when it cannot be used."""
 
-import multiprocessing
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from processes import MANY
 from sqlalchemy import Engine, event
 from support import LedgerFactory, close, finish_next, one_line, open_ledgers, open_session, status_of
 
@@ -23,7 +23,6 @@ from perpetual_blocks.errors import InvalidInput, LedgerError
 from perpetual_blocks.work import ItemStatus, WorkItem
 
 MIGRATIONS = Path(engine.__file__).parent / "migrations"
-SPAWN = multiprocessing.get_context("spawn")
 CHILD_SECONDS = 60
 
 
@@ -238,9 +237,9 @@ def test_two_processes_open_a_fresh_database_at_once(kind: str, tmp_path: Path, 
     else:
         server = request.getfixturevalue("postgres")
         addresses = [server.make_database() for _ in range(10)]
-    barrier, answers = SPAWN.Barrier(2), SPAWN.SimpleQueue()
+    barrier, answers = MANY.Barrier(2), MANY.SimpleQueue()
     openers = [
-        SPAWN.Process(target=open_ledgers, args=(addresses, name, barrier, answers)) for name in ("left", "right")
+        MANY.Process(target=open_ledgers, args=(addresses, name, barrier, answers)) for name in ("left", "right")
     ]
     for opener in openers:
         opener.start()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres_server import TEMPLATE, PostgresServer
+from postgres_server import address_of
 from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 from support import one_line
@@ -32,8 +32,8 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def database(postgres: PostgresServer) -> str:
-    return postgres.make_database(TEMPLATE)
+def database(request: pytest.FixtureRequest) -> str:
+    return address_of("postgres", request)
 
 
 @pytest.fixture

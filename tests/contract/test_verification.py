@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 from postgres_server import address_of
 from sqlalchemy import text
-from support import FakeClock, LedgerFactory, MemoryDocuments, claim, close, item_in, one_line, open_session
+from support import (
+    FakeClock,
+    LedgerFactory,
+    MemoryDocuments,
+    claim,
+    close,
+    commit_unit,
+    item_in,
+    one_line,
+    open_session,
+)
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.checkpoint import digest
@@ -61,7 +71,7 @@ class House:
         key = unit_key("mine", self.ledger.chain("mine").uid, item)
         outcome = Outcome(done=done, usage={"tokens": 0.1, "seconds": 1.0, "memory": 5.0})
         self.outcomes.content[key] = outcome
-        self.ledger.commit_unit(fence, item, outcome, key, {"tokens": 0.1, "seconds": 1.0})
+        commit_unit(self.ledger, fence, item, outcome, key, {"tokens": 0.1, "seconds": 1.0})
 
     def end(self, fence: Fence) -> None:
         checkpoint = checkpoint_now(self.ledger, fence.chain, fence.ordinal, "Test.", self.clock.now()).text()
@@ -262,7 +272,14 @@ def test_blockers_hold_for_every_status(status: ItemStatus) -> None:
 
     def wrong(waits_for: int) -> bool:
         item = ItemFacts(
-            id="a", status=status, blockers=waits_for, waits_for=waits_for, claimed_by=by, units=0, result_key=None
+            id="a",
+            status=status,
+            blockers=waits_for,
+            waits_for=waits_for,
+            claimant="mine" if by else None,
+            claimed_by=by,
+            units=0,
+            result_key=None,
         )
         return bool(list(find_wrong_rows(whole(items=[item], **at_work))))
 
@@ -348,7 +365,7 @@ def test_a_lost_result_is_told_with_who_made_it(house: House) -> None:
     [problem] = house.problems()
 
     assert (problem.what, problem.where, problem.repair) == ("result", "item done, unit 1", None)
-    assert "session 1 made it in flow run run-of-first" in problem.found
+    assert "session 1 of mine made it in flow run run-of-first" in problem.found
     assert "the result is lost" in problem.advice
     assert house.verification().repair([problem]) == []
     assert item_in(house.ledger, "done").status is ItemStatus.COMPLETED

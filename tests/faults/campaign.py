@@ -38,10 +38,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
 import psutil
 from postgres_server import running_server
+from prefect_server import PrefectServer, running_prefect
 from workbench import Site
 
 from perpetual_blocks.adapters.database import SqlLedger
-from perpetual_blocks.adapters.local_server import local_server
 from perpetual_blocks.errors import UnknownChain
 from perpetual_blocks.session.chain import SessionState
 from perpetual_blocks.work import ItemStatus
@@ -59,10 +59,17 @@ AT_POINTS = 4
 
 FROM_OUTSIDE = "from outside"
 
+WAITED_SECONDS = 90.0
+"""How long a person waits for a run that has not begun."""
+
 CALM_SECONDS = 600.0
 """How long a chain may take to its end once nobody is killed any more."""
 
 ITEMS = 40
+"""Of each chain."""
+
+LOOK_SECONDS = 8.0
+"""Between two looks of a supervisor."""
 
 
 @dataclass
@@ -74,9 +81,12 @@ class Lane:
     site: Site
     ledger: SqlLedger
     faults: dict[str, str]
+    items: int = ITEMS
+    every: float = LOOK_SECONDS
     chains: list[str] = field(default_factory=list)
     serving: "subprocess.Popen[bytes] | None" = None
     supervising: "subprocess.Popen[bytes] | None" = None
+    triggered: float = 0.0
 
     @property
     def name(self) -> str:
@@ -104,7 +114,9 @@ class Lane:
         """Starts again what was killed, and the next chain where one has come to its end."""
         if self.supervising is None or self.supervising.poll() is not None:
             main = "from perpetual_blocks.cli import main; main()"
-            self.supervising = self.site.start(sys.executable, "-c", main, "supervise", "--every", "8", **self.faults)
+            self.supervising = self.site.start(
+                sys.executable, "-c", main, "supervise", "--every", f"{self.every:g}", **self.faults
+            )
         over = not self.chains or self.status() not in ("running", "waiting", "new")
         if over and not self.calm:
             self.chains.append(f"{self.name}-{len(self.chains)}")
@@ -132,7 +144,7 @@ class Lane:
         return Path(self.faults["PERPETUAL_FAULT"].split(":", 3)[3] + ".over").exists()
 
     def parameters(self) -> dict[str, Any]:
-        return {"notes": str(self.notes), "n": ITEMS, "chain": self.chains[-1]}
+        return {"notes": str(self.notes), "n": self.items, "chain": self.chains[-1]}
 
     def trigger(self) -> None:
         """Starts the chain, as a person does: until it has begun."""
@@ -140,6 +152,7 @@ class Lane:
         while time.monotonic() < deadline:
             with suppress(AssertionError):  # not served yet
                 self.site.trigger(f"adder/{self.name}", self.parameters())
+                self.triggered = time.monotonic()
                 return
             time.sleep(0.5)
         raise RuntimeError(f"{self.name} is not served; see {self.site.folder}")
@@ -164,8 +177,13 @@ class Lane:
         return chance.choice([session, session, session, tree[:1], tree, supervising])
 
     def restart_if_never_begun(self) -> None:
-        """A run that dies before it has made its chain leaves nothing to be rescued: a person starts it again."""
-        if self.chains and self.way != "run" and self.status() == "new" and not self.site.open_runs(self.chains[-1]):
+        """A run that dies before it has made its chain leaves nothing to be rescued: a person starts it again.
+
+        Where its worker dies with it, Prefect shows it as pending for ever; a person waits for a while then.
+        """
+        if not self.chains or self.way == "run" or self.status() != "new":
+            return
+        if not self.site.open_runs(self.chains[-1]) or time.monotonic() > self.triggered + WAITED_SECONDS:
             self.trigger()
 
 
@@ -214,15 +232,15 @@ class Count:
         if row.status.value != "finished":
             self.stuck.append(f"{chain}: {row.status.value} ({row.reason})")
         wrong = [f"{chain}: {item.id} is {item.status}" for item in items if item.status is not ItemStatus.COMPLETED]
-        self.lost += wrong if len(items) == ITEMS else [*wrong, f"{chain}: {len(items)} of {ITEMS} items"]
-        expected = sum(range(ITEMS))
+        self.lost += wrong if len(items) == lane.items else [*wrong, f"{chain}: {len(items)} of {lane.items} items"]
+        expected = sum(range(lane.items))
         total = row.context.get("sum", 0)
         (self.lost if total < expected else self.doubled).extend(
             [f"{chain}: the sum is {total}, not {expected}"] if total != expected else []
         )
         units = sum(session.units for session in sessions)
         tokens = sum(spend.amount for spend in ledger.spends(chain, "tokens", 0))
-        for what, amount, right in (("units", units, 2 * ITEMS), ("tokens", tokens, 20 * ITEMS)):
+        for what, amount, right in (("units", units, 2 * lane.items), ("tokens", tokens, 20 * lane.items)):
             if amount != right:
                 (self.lost if amount < right else self.doubled).append(f"{chain}: {amount:g} {what}, not {right}")
         for item in items:
@@ -257,12 +275,13 @@ def superfluous_runs(lane: Lane, chain: str, ledger: SqlLedger) -> list[str]:
 
 
 @contextmanager
-def stage(lanes: Lanes, seed: int, probability: float, folder: Path) -> Iterator[tuple[list[Lane], Path]]:
-    """A Prefect server, a PostgreSQL server where one is needed, and the lanes."""
+def stage(
+    lanes: Lanes, seed: int, probability: float, folder: Path, server: PrefectServer | None, **of_lane: Any
+) -> Iterator[tuple[list[Lane], Path]]:
+    """A Prefect server if none is given, a PostgreSQL server where one is needed, and the lanes."""
     log = folder / "kills"
     with ExitStack() as stack:
-        os.environ["PREFECT_HOME"] = str(folder / "prefect")
-        api = stack.enter_context(local_server())
+        server = server or stack.enter_context(running_prefect(folder / "prefect"))
         postgres = stack.enter_context(running_server()) if any(kind == "postgres" for _, kind in lanes) else None
         made = []
         for number, (way, database) in enumerate(lanes):
@@ -273,8 +292,7 @@ def stage(lanes: Lanes, seed: int, probability: float, folder: Path) -> Iterator
                 assert postgres is not None
                 address = postgres.make_database()
             environment = {
-                **os.environ,
-                "PREFECT_API_URL": api,
+                **server.environment,
                 "PREFECT_LOCAL_STORAGE_PATH": str(own / "results"),
                 "PERPETUAL_LEDGER": address,
                 "PREFECT_RUNNER_POLL_FREQUENCY": "1",
@@ -284,7 +302,7 @@ def stage(lanes: Lanes, seed: int, probability: float, folder: Path) -> Iterator
             }
             faults = {"PERPETUAL_FAULT": f"*:{probability}:{seed}-{number}:{log}"}
             environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of many processes compiles everything anew
-            made.append(Lane(way, database, Site(api, own, environment), SqlLedger(address), faults))
+            made.append(Lane(way, database, Site(server.api, own, environment), SqlLedger(address), faults, **of_lane))
         try:
             for lane in made:
                 lane.prepare()
@@ -305,13 +323,24 @@ def end_tree(child: "subprocess.Popen[bytes]") -> None:
     child.wait()
 
 
-def run(kills: int, seed: int, lanes: Lanes, probability: float = PROBABILITY) -> dict[str, Any]:
-    """One campaign; what came of it."""
+def run(
+    kills: int,
+    seed: int,
+    lanes: Lanes,
+    probability: float = PROBABILITY,
+    server: PrefectServer | None = None,
+    **of_lane: Any,
+) -> dict[str, Any]:
+    """One campaign; what came of it.
+
+    Args:
+        of_lane: `items` and `every` of each lane.
+    """
     chance, began = random.Random(seed), time.monotonic()
     keep = os.environ.get("CAMPAIGN_FOLDER")
     with ExitStack() as stack:
         folder = Path(keep or stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        made, log = stack.enter_context(stage(lanes, seed, probability, folder))
+        made, log = stack.enter_context(stage(lanes, seed, probability, folder, server, **of_lane))
         from_outside = 0
         while killed(log) < kills:
             for lane in made:

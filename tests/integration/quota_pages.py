@@ -1,4 +1,4 @@
-"""The agent of the quota test: reads pages of an HTTP API that allows so many calls in 30 seconds."""
+"""The agent of the quota test: reads pages of an HTTP API that allows so many calls in 15 seconds."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ class Pages(PerpetualAgent):
         return answer.json()
 
 
-read_pages = Pages.as_flow(name="read-pages", budget=Budget(Limit("calls", 8, scope="window", window="30s")))
+read_pages = Pages.as_flow(name="read-pages", budget=Budget(Limit("calls", 8, scope="window", window="15s")))
 
 if __name__ == "__main__":
     read_pages.serve(name="served")

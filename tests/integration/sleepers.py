@@ -16,7 +16,7 @@ class Sleepers(PerpetualAgent):
     notes: Path
 
     def plan(self):
-        for number, seconds in enumerate((0, 60, 0)):
+        for number, seconds in enumerate((0, 600, 0)):
             yield WorkItem(id=f"n/{number}", payload={"seconds": seconds})
 
     def work_unit(self, unit):

@@ -5,7 +5,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from workbench import REPOSITORY, SQUARES, Site, wait_until
+import pytest
+from workbench import REPOSITORY, SQUARES, Site, hurry, wait_until
 
 CORPUS = {
     "alpha": 'def one(): "Says one."\n',
@@ -17,10 +18,17 @@ CORPUS = {
 }
 
 
-def test_a_served_deployment_chains_to_the_end(site: Site) -> None:
+@pytest.fixture(scope="module")
+def serving(shared_site: Site) -> Site:
+    """A site where squares are served."""
+    shared_site.serve(SQUARES)
+    return shared_site
+
+
+def test_a_served_deployment_chains_to_the_end(serving: Site) -> None:
     """Follow-ons are runs of the same deployment with the same parameters, named, tagged and linked to the chain."""
-    notes = site.folder / "notes"
-    site.serve(SQUARES)
+    site = serving
+    notes = site.folder / "notes-served"
     first = site.trigger("squares/served", {"notes": str(notes), "n": 9, "chain": "served"})
     status = site.chain_over("served")
     assert (status["status"], len(status["sessions"])) == ("finished", 3)
@@ -38,12 +46,14 @@ def test_a_served_deployment_chains_to_the_end(site: Site) -> None:
     assert status["metrics"]["resource_efficiency"] == 0.8889
 
 
-def test_two_runs_of_one_chain_at_once_one_works(site: Site) -> None:
+def test_two_runs_of_one_chain_at_once_one_works(serving: Site) -> None:
     """Of two runs started together one does all the work; the other ends Superseded and has done nothing."""
-    notes = site.folder / "notes"
-    site.serve(SQUARES)
-    parameters = {"notes": str(notes), "n": 4, "nap": 2.0, "chain": "twice"}
+    site = serving
+    notes = site.folder / "notes-twice"
+    parameters = {"notes": str(notes), "n": 4, "nap": 60.0, "chain": "twice"}
     both = [site.trigger("squares/served", parameters) for _ in range(2)]
+    wait_until(lambda: any(site.run(run)["state_type"] == "COMPLETED" for run in both), "one has nothing to do")
+    hurry(notes)
     runs = [site.final_run(run) for run in both]
     assert sorted(run["state_name"] for run in runs) == ["Finished", "Superseded"]
     assert all(run["state_type"] == "COMPLETED" for run in runs)
@@ -54,11 +64,11 @@ def test_two_runs_of_one_chain_at_once_one_works(site: Site) -> None:
     assert status["sessions"][0]["flow_run_id"] == worked
 
 
-def test_a_cancelled_run_ends_its_chain(site: Site) -> None:
+def test_a_cancelled_run_ends_its_chain(serving: Site) -> None:
     """Cancelling in the UI ends the session after its unit, and no follow-on is created."""
-    notes = site.folder / "notes"
-    site.serve(SQUARES)
-    run = site.trigger("squares/served", {"notes": str(notes), "nap": 0.5, "chain": "cancelled"})
+    site = serving
+    notes = site.folder / "notes-cancelled"
+    run = site.trigger("squares/served", {"notes": str(notes), "nap": 60.0, "chain": "cancelled"})
     wait_until(notes.exists, "the first unit")
     state = {"type": "CANCELLING", "name": "Cancelling"}
     site.call("POST", f"/flow_runs/{run}/set_state", {"state": state, "force": False})
@@ -71,12 +81,12 @@ def test_a_cancelled_run_ends_its_chain(site: Site) -> None:
 def test_the_deployments_of_prefect_yaml_chain_through_a_process_worker(site: Site) -> None:
     """`prefect deploy --all` needs no answers; a run through the API mines a corpus, with a block as its budget."""
     prefect = [sys.executable, "-m", "prefect"]
-    for command in (
-        ["work-pool", "create", "perpetual", "--type", "process", "--overwrite"],
-        ["block", "register", "-m", "perpetual_blocks"],
-        ["--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"],
-    ):
-        assert site.start(*prefect, *command, cwd=REPOSITORY).wait(120) == 0, command
+    pool = ["work-pool", "create", "perpetual", "--type", "process", "--overwrite"]
+    blocks = ["block", "register", "-m", "perpetual_blocks"]
+    deploy = ["--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
+    for commands in ([pool, blocks], [deploy]):
+        started = [site.start(*prefect, *command, cwd=REPOSITORY) for command in commands]
+        assert [child.wait(120) for child in started] == [0] * len(commands), commands
     nightly = site.call("GET", "/deployments/name/mine-docs/doc-miner-nightly")
     assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
 

@@ -12,13 +12,13 @@ from threading import Lock, Thread
 import pytest
 from workbench import HERE, Site
 
-WINDOW_SECONDS = 30.0
+WINDOW_SECONDS = 15.0
 ALLOWED = 8
 
 
 @dataclass
 class Api:
-    """An API that allows so many calls in any 30 seconds, and remembers when each came and what it was answered."""
+    """An API that allows so many calls in any 15 seconds, and remembers when each came and what it was answered."""
 
     allowed: int = ALLOWED
     calls: list[tuple[float, int]] = field(default_factory=list)
@@ -79,7 +79,7 @@ def test_a_chain_waits_for_its_rolling_quota(site: Site, api: Api) -> None:
     first, *others = status["sessions"]
     assert others, "it waited for its quota"
     assert first["stop_reason"] == "budget:calls"
-    assert "calls in 30s" in first["stop_message"]
+    assert "calls in 15s" in first["stop_message"]
     assert first["units"] == ALLOWED, "it used all that it was allowed"
     waited = api.calls[first["units"]][0] - api.calls[0][0]
     assert WINDOW_SECONDS <= waited < WINDOW_SECONDS + 15

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from workbench import REPOSITORY, SQUARES, Site, wait_until
+from workbench import REPOSITORY, SQUARES, Site, hurry, wait_until
 
 
 def ran(notes: Path) -> Counter[str]:
@@ -20,6 +20,7 @@ def killed_in_its_second_unit(site: Site, chain: str, notes: Path) -> dict[str, 
     wait_until(lambda: len(ran(notes)) >= 1, "the first unit")
     session = site.status(chain)["sessions"][-1]
     os.kill(session["pid"], signal.SIGKILL)
+    hurry(notes)
     return session
 
 
@@ -27,7 +28,7 @@ def test_a_served_run_that_is_killed_is_followed_at_once(site: Site) -> None:
     """Prefect's hook in the serving process creates one follow-on, long before any lease ends; nothing is lost."""
     notes = site.folder / "notes"
     site.serve(SQUARES)
-    site.trigger("squares/served", {"notes": str(notes), "n": 6, "nap": 1.0, "chain": "hooked"})
+    site.trigger("squares/served", {"notes": str(notes), "n": 6, "nap": 60.0, "chain": "hooked"})
     dead = killed_in_its_second_unit(site, "hooked", notes)
 
     status = site.chain_over("hooked")
@@ -47,13 +48,14 @@ def test_what_no_hook_saw_the_supervisor_rescues(site: Site) -> None:
     supervisors at once create one follow-on."""
     notes = site.folder / "notes"
     serving = site.serve(SQUARES)
-    site.trigger("squares/served", {"notes": str(notes), "n": 4, "nap": 1.5, "chain": "orphan"})
+    site.trigger("squares/served", {"notes": str(notes), "n": 4, "nap": 60.0, "chain": "orphan"})
     wait_until(lambda: len(ran(notes)) >= 1, "the first unit")
     os.kill(serving.pid, signal.SIGKILL)
     session = site.status("orphan")["sessions"][-1]
     os.kill(session["pid"], signal.SIGKILL)
     serving.wait()
     assert site.run(session["flow_run_id"])["state_name"] == "Running"
+    hurry(notes)
 
     looks = [
         site.start(sys.executable, "-c", "from perpetual_blocks.cli import main; main()", "supervise", "--once")

@@ -2,9 +2,11 @@
 
 import base64
 import json
+import re
 import sqlite3
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -181,11 +183,24 @@ def errors_of(address: str) -> dict[str, str]:
 
 # What lies in the storage -------------------------------------------------------------------------------------------
 
+PLANTED = ("pickle", "compressed/pickle", "json-class")
 
-@pytest.mark.parametrize("serializer", ["pickle", "compressed/pickle", "json-class"])
-def test_what_lies_under_a_units_key_is_never_executed(site: Site, serializer: str) -> None:
-    """A planted record that would run code when Prefect reads it is replaced by the outcome of the unit."""
-    marker = site.folder / "marker"
+
+@dataclass(frozen=True)
+class Planted:
+    """What became of a chain whose units' records were planted before each unit was run."""
+
+    state: str
+    marker: Path
+    ran: list[str]
+    outcomes: list[str]
+
+
+@pytest.fixture(scope="module")
+def planted(shared_site: Site) -> dict[str, Planted]:
+    """The chains, one after the other in one process."""
+    folder = shared_site.folder
+    names = {serializer: serializer.replace("/", "-") for serializer in PLANTED}
     code = f"""
 import base64, json, lzma, sys
 sys.path.insert(0, {str(HERE)!r})
@@ -193,31 +208,55 @@ import squares
 from pathlib import Path
 from perpetual_blocks.adapters import prefect_units
 persisted = prefect_units.PrefectUnits.run
-def plant(self, key, unit):
+def plant(self, units):
+    marker = f"{folder}/marker-{{name}}"
     # Protocol 0: os.system("touch marker")
-    program = b"cos\\nsystem\\n(S'touch {marker}'\\ntR."
+    program = f"cos\\nsystem\\n(S'touch {{marker}}'\\ntR.".encode()
     result = base64.encodebytes(program)
-    if {serializer!r} == "compressed/pickle":
+    if serializer == "compressed/pickle":
         result = base64.encodebytes(lzma.compress(result))
-    serializer = {{"type": {serializer!r}}}
-    if {serializer!r} == "json-class":
-        serializer = {{"type": "json"}}
-        named = {{"__class__": "subprocess.getoutput", "data": {{"cmd": "touch {marker}"}}}}
+    said = {{"type": serializer}}
+    if serializer == "json-class":
+        said = {{"type": "json"}}
+        named = {{"__class__": "subprocess.getoutput", "data": {{"cmd": f"touch {{marker}}"}}}}
         result = json.dumps({{"schema": 1, "x": named}}).encode()
-    record = {{"metadata": {{"serializer": serializer, "storage_key": key}}, "result": result.decode()}}
-    self._records.write(key, json.dumps(record))
-    return persisted(self, key, unit)
+    record = {{"metadata": {{"serializer": said, "storage_key": units.key}}, "result": result.decode()}}
+    self._records.write(units.key, json.dumps(record))
+    return persisted(self, units)
 prefect_units.PrefectUnits.run = plant
-state = squares.squares(notes=Path({str(site.folder / "notes")!r}), n=2, chain="planted", return_state=True)
-print(state.name)
+for serializer, name in {names!r}.items():
+    notes = Path({str(folder)!r}) / f"notes-{{name}}"
+    print(squares.squares(notes=notes, n=2, chain=f"planted-{{name}}", return_state=True).name)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], env=site.environment, cwd=site.folder, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env=shared_site.environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["Finished"], done.stderr
-    assert not marker.exists()
-    assert len((site.folder / "notes").read_text().splitlines()) == 2
-    outcomes = [text for name, text in file_texts(site.folder / "results").items() if "/units/" in name]
-    assert len(outcomes) == 2
-    assert all(json.loads(text)["metadata"]["serializer"]["type"] == "json" for text in outcomes)
+    states = dict(zip(PLANTED, done.stdout.split(), strict=True))
+    found = file_texts(folder / "results")
+    return {
+        serializer: Planted(
+            state=states[serializer],
+            marker=folder / f"marker-{name}",
+            ran=(folder / f"notes-{name}").read_text().splitlines(),
+            outcomes=[text for path, text in found.items() if re.search(f"/planted-{name}-.*/(units|batches)/", path)],
+        )
+        for serializer, name in names.items()
+    }
+
+
+@pytest.mark.parametrize("serializer", PLANTED)
+def test_what_lies_under_a_units_key_is_never_executed(planted: dict[str, Planted], serializer: str) -> None:
+    """A planted record that would run code when Prefect reads it is replaced by the outcome of the unit."""
+    found = planted[serializer]
+
+    assert found.state == "Finished"
+    assert not found.marker.exists()
+    assert len(found.ran) == 2
+    assert len(found.outcomes) == 2
+    assert all(json.loads(text)["metadata"]["serializer"]["type"] == "json" for text in found.outcomes)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from workbench import HERE, Site, wait_until
+from prefect_server import PrefectServer
+from workbench import HERE, Site, site_on, wait_until
 
 from perpetual_blocks.adapters.local_server import stop
 
@@ -67,11 +68,11 @@ class MortalServer:
 
 
 @pytest.fixture(scope="module")
-def mortal(server: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
+def mortal(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
     """A server of these tests' own, on a copy of the other one's database: to make one takes most of a minute."""
     home = tmp_path_factory.mktemp("mortal")
     with (
-        closing(sqlite3.connect(server[1] / "prefect.db")) as made,
+        closing(sqlite3.connect(prefect_server.home / "prefect.db")) as made,
         closing(sqlite3.connect(home / "prefect.db")) as to,
     ):
         made.backup(to)
@@ -81,23 +82,12 @@ def mortal(server: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     mortal.close()
 
 
-@pytest.fixture
-def place(mortal: MortalServer, tmp_path: Path) -> Iterator[Site]:
-    """That server with a ledger and results storage of the test's own, and a served agent."""
-    environment = {
-        **os.environ,
-        "PREFECT_API_URL": mortal.api,
-        "PREFECT_HOME": str(mortal.home),
-        "PREFECT_LOCAL_STORAGE_PATH": str(tmp_path / "results"),
-        "PERPETUAL_LEDGER": str(tmp_path / "ledger.db"),
-        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-    }
-    environment.pop("PERPETUAL_FAULT", None)
-    made = Site(mortal.api, tmp_path, environment)
-    made.serve(STORMY)
-    yield made
-    for child in reversed(made.children):
-        stop(child, seconds=40)
+@pytest.fixture(scope="module")
+def place(mortal: MortalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """That server with a served agent, whose chains have different names."""
+    with site_on(mortal.api, mortal.home, tmp_path_factory.mktemp("place")) as made:
+        made.serve(STORMY)
+        yield made
 
 
 def ran(notes: Path) -> Counter[str]:
@@ -107,19 +97,21 @@ def ran(notes: Path) -> Counter[str]:
 @pytest.mark.parametrize("breaks", ["n/1", "save"])
 def test_the_storage_is_away_for_a_moment(place: Site, breaks: str) -> None:
     """A unit's outcome waits in memory, and so does a checkpoint: sessions end in order, and no unit runs twice."""
-    notes = place.folder / "notes"
-    place.trigger("stormy/served", {"notes": str(notes), "n": 3, "breaks": breaks, "chain": "stormy"})
+    chain = f"stormy-{breaks.replace('/', '')}"
+    notes = place.folder / f"notes-{chain}"
+    place.trigger("stormy/served", {"notes": str(notes), "n": 3, "breaks": breaks, "chain": chain})
 
-    status = place.chain_over("stormy")
+    status = place.chain_over(chain)
 
     assert [session["state"] for session in status["sessions"]] == ["Finished"]
     assert ran(notes) == {f"n/{number}": 1 for number in range(3)}
-    assert len(list((place.folder / "results").rglob("units/*/*"))) == 3
+    verified = place.perpetual("verify", chain)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 def test_prefects_server_is_killed_and_started_again(place: Site, mortal: MortalServer) -> None:
     """The session works on, its follow-on is created when the server is back, and every run ends as it should."""
-    notes = place.folder / "notes"
+    notes = place.folder / "notes-orphan"
     parameters = {"notes": str(notes), "n": 5, "nap": 0.5, "chain": "orphan"}
     first = place.trigger("stormy/served", parameters)
     wait_until(lambda: notes.exists() and len(ran(notes)) >= 2, "second unit")

@@ -1,9 +1,11 @@
 """What the integration tests work with: a server, a ledger, a folder, and children that are ended by their id."""
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -12,6 +14,7 @@ from typing import Any
 import httpx
 
 from perpetual_blocks.adapters.database import SqlLedger
+from perpetual_blocks.adapters.local_server import stop
 from perpetual_blocks.errors import UnknownChain
 from perpetual_blocks.session.status import chain_status
 
@@ -28,6 +31,11 @@ def wait_until(look: Callable[[], Any], what: str, seconds: float = 120) -> Any:
             return found
         time.sleep(0.1)
     raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def hurry(notes: Path) -> None:
+    """Ends the naps of the squares that are noted there."""
+    notes.with_suffix(".hurry").touch()
 
 
 @dataclass
@@ -135,3 +143,24 @@ class Site:
         states = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}
         runs = self.call("POST", "/flow_runs/filter", {"flow_runs": states})
         return [run for run in runs if run["parameters"].get("chain") == chain]
+
+
+@contextmanager
+def site_on(api: str, home: Path, folder: Path) -> Iterator[Site]:
+    """A site on this server, with a ledger and results storage in the folder; ends what was started there."""
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": api,
+        "PREFECT_HOME": str(home),
+        "PREFECT_LOCAL_STORAGE_PATH": str(folder / "results"),
+        "PERPETUAL_LEDGER": str(folder / "ledger.db"),
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
+    environment.pop("PERPETUAL_FAULT", None)
+    site = Site(api, folder, environment)
+    try:
+        yield site
+    finally:
+        for child in reversed(site.children):
+            stop(child, seconds=40)

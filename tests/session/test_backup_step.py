@@ -1,7 +1,7 @@
 """Backups at the end of real sessions, and what the sessions of a restored chain find."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,8 @@ def test_a_backup_that_failed_is_made_up_by_the_next(desk: Desk, make_ledger: Le
     assert [segment.mark.ordinal for segment in index.segments] == [1, 3]
     before = {item.id: item for item in desk.ledger.items("mine")}
     desk.restore(make_ledger(str(tmp_path / "other.db")))
-    assert {item.id: item for item in desk.ledger.items("mine")} == before
+    # Of what is open it is not known whether it was begun after the backup: its outcome is looked for.
+    assert {item.id: replace(item, claims=before[item.id].claims) for item in desk.ledger.items("mine")} == before
 
 
 def test_the_ledger_points_at_the_latest_index_only(desk: Desk) -> None:

@@ -5,7 +5,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -14,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from session_rig import Rig, tokens
 from sqlalchemy import update
 from support import (
     KINDS,
@@ -23,8 +23,8 @@ from support import (
     LedgerFactory,
     MemoryDocuments,
     MemoryRuns,
-    MemorySavedWork,
     ScriptedMeter,
+    commit_unit,
     item_in,
     one_line,
     open_session,
@@ -50,19 +50,18 @@ from perpetual_blocks.errors import (
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.session import steps
 from perpetual_blocks.session.account import learned
-from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason, invitation
+from perpetual_blocks.session.batch import Batch
+from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason
 from perpetual_blocks.session.documents import chain_usage
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.heartbeat import Heartbeat
 from perpetual_blocks.session.ledger import Fence, FollowOn, Reserve
-from perpetual_blocks.session.loop import Session, SessionEnd
+from perpetual_blocks.session.ports import Units
 from perpetual_blocks.session.status import chain_status
 from perpetual_blocks.session.stop import StopRequest
-from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import (
     BudgetWarned,
     ItemsAdded,
-    Moment,
     SessionEnded,
     SessionStarted,
     StepFailed,
@@ -72,8 +71,6 @@ from perpetual_blocks.telemetry import (
 )
 from perpetual_blocks.usage import define_resource
 from perpetual_blocks.work import ItemStatus, Outcome, Unit, WorkItem
-
-NO_BUDGET = Budget()
 
 
 class Reader(PerpetualAgent):
@@ -98,97 +95,6 @@ class Reader(PerpetualAgent):
         return {"document": unit.id, "pages": unit.number}
 
 
-@dataclass
-class Rig:
-    """A chain and everything that its sessions work with."""
-
-    ledger: SqlLedger
-    clock: FakeClock
-    agent: PerpetualAgent
-    chain: str = "mine"
-    documents: MemoryDocuments = field(default_factory=MemoryDocuments)
-    backup: MemoryDocuments = field(default_factory=MemoryDocuments)
-    saved_work: MemorySavedWork = field(default_factory=MemorySavedWork)
-    runs: MemoryRuns = field(default_factory=MemoryRuns)
-    moments: list[Moment] = field(default_factory=list)
-    started: int = 0
-
-    unit_seconds: float = 1.0
-
-    def __post_init__(self) -> None:
-        self.runner = DirectRunner(self.agent, self.clock, self.unit_seconds)
-
-    def run(
-        self,
-        budget: Budget = NO_BUDGET,
-        *,
-        stop: StopRequest | None = None,
-        invited: str | None = None,
-        code: str | None = None,
-        **outside: Any,
-    ) -> SessionEnd:
-        """Runs the chain's next session, as a flow run of its own; `outside` is more of the world."""
-        self.started += 1
-        world = World(
-            ledger=self.ledger,
-            documents=self.documents,
-            runner=self.runner,
-            saved_work=self.saved_work,
-            clock=self.clock,
-            runs=self.runs,
-            observers=[self.moments.append],
-            backup=self.backup,
-            **outside,
-        )
-        request = SessionRequest(
-            chain=self.chain,
-            agent=type(self.agent).__name__,
-            holder=f"holder-{self.started}",
-            host="here",
-            pid=1,
-            process_started=1.0,
-            flow_run_id=f"run-{self.started}",
-            deployment_id="deployment",
-            invitation=invited,
-            settings={"kinds": list(KINDS), "budget": budget.to_json()},
-            code=code,
-        )
-        session = Session(
-            self.agent, request, budget, world, task=self.agent.task(), follow_on=self.follow_on, stop=stop
-        )
-        return session.run()
-
-    def run_chain(self, budget: Budget = NO_BUDGET, most: int = 20) -> list[SessionEnd]:
-        """Runs session after session, each invited by the one before, until the chain does not go on."""
-        ends = [self.run(budget)]
-        while ends[-1].state is SessionState.WRAPPED:
-            assert len(ends) < most, "the chain does not come to an end"
-            ends.append(self.run(budget, invited=list(self.runs.created)[-1]))
-        return ends
-
-    def follow_on(self, uid: str, fence: Fence, not_before: float | None = None) -> FollowOn:
-        ordinal = fence.ordinal + 1
-        return FollowOn(
-            chain=fence.chain,
-            ordinal=ordinal,
-            idempotency_key=invitation(uid, ordinal),
-            deployment_id="deployment",
-            parameters={"chain": fence.chain},
-            run_name=f"{fence.chain} · {ordinal}",
-            tags=("perpetual",),
-            not_before=not_before,
-        )
-
-    def told(self, kind: type[Any]) -> list[Any]:
-        """The moments of one kind."""
-        return [moment for moment in self.moments if isinstance(moment, kind)]
-
-    def document(self, kind: str, ordinal: int) -> str:
-        """The text of a session's checkpoint or handoff, as the ledger points at it."""
-        found = next(one for one in self.ledger.documents(self.chain, kind) if one.ordinal == ordinal)  # type: ignore[arg-type]
-        return self.documents.read(found.key)
-
-
 MakeRig = Callable[..., Rig]
 
 
@@ -200,10 +106,6 @@ def make_rig(make_ledger: LedgerFactory, clock: FakeClock) -> MakeRig:
         return Rig(parts.pop("ledger", None) or make_ledger(), clock, agent, **parts)
 
     return make
-
-
-def tokens(amount: float, threshold: float = 0.85) -> Budget:
-    return Budget(Limit("tokens", amount, threshold=threshold))
 
 
 # Whole chains ---------------------------------------------------------------------------------------------------------
@@ -534,7 +436,7 @@ def test_a_session_waits_for_what_others_have_reserved(
     def settle_at_the_third(event: Event, seconds: float) -> bool:
         waits.append(seconds)
         if len(waits) == 3:
-            rig.ledger.commit_unit(other, item, done, "key", {"tokens": 40.0})
+            commit_unit(rig.ledger, other, item, done, "key", {"tokens": 40.0})
         return event.is_set()
 
     monkeypatch.setattr(clock, "wait", settle_at_the_third)
@@ -600,10 +502,10 @@ def test_a_follow_on_has_learned(make_rig: MakeRig, clock: FakeClock) -> None:
     class Dies(DirectRunner):
         """Dies at the second unit."""
 
-        def run(self, key: str, unit: Unit) -> Any:
+        def run(self, units: Units) -> None:
             if len(self.ran) == 1:
                 raise KeyboardInterrupt
-            return super().run(key, unit)
+            super().run(units)
 
     rig.runner = Dies(rig.agent, rig.clock)
     with pytest.raises(KeyboardInterrupt):
@@ -1207,10 +1109,10 @@ def test_a_unit_whose_outcome_cannot_be_kept_is_given_back(make_rig: MakeRig) ->
     rig = make_rig(Reader(documents=2))
     broken = rig.runner.run
 
-    def run(key: str, unit: Unit) -> Any:
-        if unit.id == "doc-1":
+    def run(units: Batch) -> None:
+        if units.items[0].id == "doc-1":
             raise StorageError("results storage: the disk is full")
-        return broken(key, unit)
+        broken(units)
 
     rig.runner.run = run  # type: ignore[method-assign]
 

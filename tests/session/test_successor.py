@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from session_rig import Rig, tokens
 from support import DirectRunner, FakeClock, MemoryRuns, wait_for
 from test_admission import chain, latest
-from test_loop import MakeRig, Reader, Rig, make_rig, tokens
+from test_loop import MakeRig, Reader, make_rig
 
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.errors import RunsUnavailable

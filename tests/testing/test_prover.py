@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import pytest
 from support import one_line
 
-from perpetual_blocks.adapters.database import ledger as ledger_module
+from perpetual_blocks.adapters.database import units as units_of_ledger
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import InvalidInput, PerpetualError
 from perpetual_blocks.faults import reached
+from perpetual_blocks.session.ledger import FollowOn
 from perpetual_blocks.testing import LocalRuns, Report, assert_resumable, file_contents
 from perpetual_blocks.testing.prover import chosen, first_difference
 from perpetual_blocks.work import Unit, WorkItem
@@ -267,7 +268,7 @@ def test_a_follow_on_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
         LocalRuns,
         "create",
         lambda runs, follow_on: create(
-            runs, ledger_module.FollowOn(**{**_fields(follow_on), "idempotency_key": os.urandom(8).hex()})
+            runs, FollowOn(**{**_fields(follow_on), "idempotency_key": os.urandom(8).hex()})
         ),
     )
 
@@ -283,13 +284,13 @@ def _fields(follow_on: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", ["exception", "SIGTERM", "SIGKILL", "lost lease"])
 def test_points_within_a_transaction(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """A point may lie in the middle of the ledger's transaction: what is written there is written wholly or not."""
-    count_usage = ledger_module._count_usage
+    count_usage = units_of_ledger._count_usage
 
     def half_way(*arguments: Any) -> None:
         count_usage(*arguments)
         reached("unit.counted")
 
-    monkeypatch.setattr(ledger_module, "_count_usage", half_way)
+    monkeypatch.setattr(units_of_ledger, "_count_usage", half_way)
 
     report = assert_resumable(lambda folder: Writer(out=folder), only=f"unit.counted:2:{mode}")
 

@@ -287,7 +287,9 @@ def test_what_a_response_says_is_not_in_the_error() -> None:
     assert "private" not in str(refused.value)
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, float("inf"), float("nan"), True, "5", object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [-1, 1.5, float("inf"), float("nan"), True, "5", pytest.param(object(), id="object")], ids=repr
+)
 @pytest.mark.parametrize("name", ["input_tokens", "output_tokens", "cache_read_input_tokens", "requests"])
 def test_amounts_that_are_none_are_refused(name: str, value: object) -> None:
     """Tokens and calls are whole numbers of at least 0; the error names the field."""

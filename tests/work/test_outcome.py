@@ -10,7 +10,7 @@ from support import one_line
 
 from perpetual_blocks.checkpoint import digest, to_json
 from perpetual_blocks.errors import DamagedDocument
-from perpetual_blocks.work import Outcome, WorkItem
+from perpetual_blocks.work import ContextChange, Outcome, WorkItem
 
 TEXT = st.text(max_size=20)
 NO_NUL = st.characters(codec="utf-8", exclude_characters="\0")
@@ -44,7 +44,7 @@ OUTCOMES = st.builds(
     progress=st.none() | st.tuples(AMOUNT, AMOUNT),
     next_action=st.none() | PLAIN,
     usage=st.dictionaries(st.sampled_from(["tokens", "cost", "calls", "seconds"]), AMOUNT),
-    context=st.none() | OBJECT,
+    context=st.none() | st.builds(ContextChange, OBJECT, OBJECT),
     added=st.lists(ITEMS, max_size=3).map(tuple),
 )
 
@@ -77,7 +77,7 @@ def test_the_document_that_the_others_are_made_of_is_good() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [None, "text", [1], {}, {"schema": 3}, {"schema": True}, {"done": True}, document(schema="1")],
+    [None, "text", [1], {}, {"schema": 4}, {"schema": True}, {"done": True}, document(schema="1")],
     ids=repr,
 )
 def test_what_is_of_another_schema_is_refused(other: object) -> None:
@@ -85,7 +85,7 @@ def test_what_is_of_another_schema_is_refused(other: object) -> None:
     with pytest.raises(DamagedDocument) as refused:
         Outcome.from_document(other)
 
-    one_line(refused.value, "outcome.schema", "expected 1 to 2")
+    one_line(refused.value, "outcome.schema", "expected 1 to 3")
 
 
 @pytest.mark.parametrize("field", [name for name in document() if name not in ("schema", "quotas", "digest")])
@@ -112,6 +112,7 @@ def test_a_missing_field_is_refused(field: str) -> None:
         {"usage": ["tokens"]},
         {"usage": {"tokens": "many"}},
         {"context": ["seen"]},
+        {"context": {"after": {}}},
     ],
     ids=repr,
 )

@@ -9,7 +9,7 @@ from support import one_line, some_item
 
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.session.documents import unit_key
-from perpetual_blocks.work import Unit, WorkItem
+from perpetual_blocks.work import ContextChange, Unit, WorkItem
 from perpetual_blocks.work.unit import MAX_CONTEXT_BYTES
 
 # What the agent sees --------------------------------------------------------------------------------------------------
@@ -165,7 +165,9 @@ class ManyLines:
         return "   a  b\n0  1  2"
 
 
-@pytest.mark.parametrize("result", [{1, 2}, (1, 2), {"a": float("inf")}, object(), ManyLines()], ids=repr)
+@pytest.mark.parametrize(
+    "result", [{1, 2}, (1, 2), {"a": float("inf")}, pytest.param(object(), id="object"), ManyLines()], ids=repr
+)
 def test_a_result_that_is_no_json_is_refused(result: object) -> None:
     """A result is JSON: what would not be read back as it was is refused, in one line that says where."""
     with pytest.raises(InvalidInput) as refused:
@@ -175,14 +177,15 @@ def test_a_result_that_is_no_json_is_refused(result: object) -> None:
 
 
 def test_context_is_in_the_outcome_only_when_it_changed() -> None:
-    """A context that is as it was is left out; one that changed, in whatever depth, is given whole."""
+    """A context that is as it was is left out; of one that changed, in whatever depth, the keys that did are given."""
     before = {"seen": {"a": [1]}}
     same, changed = Unit(some_item(), before), Unit(some_item(), before)
     same.context = {"seen": {"a": [1]}}
     changed.context["seen"]["a"].append(2)
 
     assert same.outcome(None, 0.0).context is None
-    assert changed.outcome(None, 0.0).context == {"seen": {"a": [1, 2]}}
+    change = ContextChange({"seen": {"a": [1]}}, {"seen": {"a": [1, 2]}})
+    assert changed.outcome(None, 0.0).context == change
 
 
 def test_context_can_be_emptied_and_replaced() -> None:
@@ -193,8 +196,8 @@ def test_context_can_be_emptied_and_replaced() -> None:
     replaced.advance(context=new)
     new["y"].append(2)
 
-    assert emptied.outcome(None, 0.0).context == {}
-    assert replaced.outcome(None, 0.0).context == {"y": [1]}
+    assert emptied.outcome(None, 0.0).context == ContextChange({"x": 1}, {})
+    assert replaced.outcome(None, 0.0).context == ContextChange({"x": 1}, {"y": [1]})
 
 
 def test_the_outcomes_context_is_a_copy() -> None:
@@ -205,7 +208,7 @@ def test_the_outcomes_context_is_a_copy() -> None:
 
     unit.context["seen"].append("b")
 
-    assert outcome.context == {"seen": ["a"]}
+    assert outcome.context == ContextChange({}, {"seen": ["a"]})
 
 
 def test_context_that_is_no_json_or_too_large_is_refused() -> None:

@@ -6,11 +6,15 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, delete, insert, select, update
 
 from perpetual_blocks.adapters.database import schema as t
+from perpetual_blocks.adapters.database.queues import held_by
 from perpetual_blocks.adapters.database.rows import FOLLOW_ON_COLUMNS, chain_of, session_of
 from perpetual_blocks.session.attempts import back_off
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, invitation
 from perpetual_blocks.session.ledger import Fence, FollowOn
 from perpetual_blocks.work import Item, ItemStatus
+
+OVER = (ChainStatus.FINISHED, ChainStatus.STALLED)
+"""How a chain stands that had nothing left to do; new work opens it again."""
 
 MOST_CRASHES = 5  # processes that may die in a row while they work on one item
 
@@ -21,9 +25,29 @@ UPDATE_SESSION = update(t.sessions).where(
 
 
 def lock_chain(connection: Connection, name: str) -> Chain | None:
-    """The chain, which nobody else changes until this transaction ends."""
-    row = connection.execute(select(t.chains).where(t.chains.c.name == name).with_for_update()).mappings().first()
+    """The chain, which nobody else changes until this transaction ends; rows that refer to it may be added."""
+    rows = select(t.chains).where(t.chains.c.name == name).with_for_update(key_share=True)
+    row = connection.execute(rows).mappings().first()
     return chain_of(row) if row else None
+
+
+def new_chain(now: float, settings: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a chain that has had no session yet."""
+    return {
+        "uid": secrets.token_hex(8),
+        "agent": "",
+        "status": ChainStatus.WAITING,
+        "reason": "new",
+        "ordinal": 0,
+        "epoch": 0,
+        "holder": None,
+        "lease_until": 0.0,
+        "context": {},
+        "settings": settings,
+        "quotas": {},
+        "created_at": now,
+        "updated_at": now,
+    }
 
 
 def session(connection: Connection, chain: str, ordinal: int) -> SessionRecord:
@@ -37,33 +61,32 @@ def latest_session(connection: Connection, chain: str) -> SessionRecord | None:
     return session_of(row) if row else None
 
 
-def bury(connection: Connection, chain: str, ordinal: int, now: float, why: str) -> None:
+def bury(connection: Connection, chain: Chain, ordinal: int, now: float, why: str) -> None:
     """Ends a session whose process died, and gives back what it had claimed.
 
     An item during whose units process after process has died is discarded: what kills them may well be the item.
     """
     connection.execute(
         update(t.sessions)
-        .where(t.sessions.c.chain == chain, t.sessions.c.ordinal == ordinal)
+        .where(t.sessions.c.chain == chain.name, t.sessions.c.ordinal == ordinal)
         .values(state=SessionState.CRASHED, ended_at=now, stop_reason="crashed", stop_message=why, graceful=False)
     )
-    claimed = and_(t.items.c.chain == chain, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claimed_by == ordinal)
+    claimed = held_by(chain.queue, chain.name, ordinal)
     for item, before in connection.execute(select(t.items.c.id, t.items.c.crashes).where(claimed)).all():
         crashes = before + 1
         values: dict[str, Any] = {"crashes": crashes, "updated_at": now}
         if crashes >= MOST_CRASHES:
-            values |= {"status": ItemStatus.DISCARDED, "claimed_by": None}
+            values |= {"status": ItemStatus.DISCARDED, "claimant": None, "claimed_by": None}
             values["error"] = f"quarantined: {crashes} processes in a row died while they worked on it; the last: {why}"
             values["interruptions"] = t.items.c.interruptions + 1
         elif crashes > 1:  # once is bad luck; then others go first
             values["retry_at"] = now + back_off(crashes - 1)
         connection.execute(update(t.items).where(claimed, t.items.c.id == item).values(**values))
-    give_back(connection, chain, ordinal, now)
+    give_back(connection, claimed, now)
 
 
-def give_back(connection: Connection, chain: str, ordinal: int, now: float, only: Item | None = None) -> None:
-    """Makes a session's claimed items available again: an interruption, not a failure, so no attempt is counted."""
-    rows = and_(t.items.c.chain == chain, t.items.c.status == ItemStatus.CLAIMED, t.items.c.claimed_by == ordinal)
+def give_back(connection: Connection, rows: ColumnElement[bool], now: float, only: Item | None = None) -> None:
+    """Makes items that a session held available again: an interruption, not a failure, so no attempt is counted."""
     if only is not None:
         # Of the claim that is given back, and no later one.
         rows = and_(rows, t.items.c.id == only.id, t.items.c.interruptions == only.interruptions)
@@ -72,7 +95,7 @@ def give_back(connection: Connection, chain: str, ordinal: int, now: float, only
         .where(rows)
         .values(
             status=ItemStatus.AVAILABLE,
-            claimed_by=None,
+            claimed_by=None,  # the claimant stays: what it had begun is its own to find
             interruptions=t.items.c.interruptions + 1,
             updated_at=now,
         )
@@ -137,9 +160,8 @@ def of_session(fence: Fence) -> dict[str, Any]:
 
 def reopen(connection: Connection, chain: str, now: float) -> None:
     """A chain that was over has work again."""
-    over = [ChainStatus.FINISHED, ChainStatus.STALLED]
     connection.execute(
         update(t.chains)
-        .where(t.chains.c.name == chain, t.chains.c.status.in_(over))
+        .where(t.chains.c.name == chain, t.chains.c.status.in_(OVER))
         .values(status=ChainStatus.WAITING, reason="it has new work; start a run to go on", updated_at=now)
     )

@@ -6,6 +6,7 @@ rescuers may come at the same moment: the first one acts, and the others find no
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Update, and_, delete, select, update
@@ -18,13 +19,15 @@ from perpetual_blocks.adapters.database.chains import (
     find_entry,
     latest_session,
     lock_chain,
+    new_chain,
     record_follow_on,
     renew_entry,
     settle_follow_on,
 )
 from perpetual_blocks.adapters.database.engine import insert_if_new, reading
 from perpetual_blocks.adapters.database.patient import patient
-from perpetual_blocks.adapters.database.rows import follow_on_of, session_of
+from perpetual_blocks.adapters.database.queues import counts_of, has_work, is_elsewhere, lock_queue
+from perpetual_blocks.adapters.database.rows import find_chain, follow_on_of, session_of
 from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.errors import InvalidInput, UnknownChain
 from perpetual_blocks.session.chain import (
@@ -32,12 +35,15 @@ from perpetual_blocks.session.chain import (
     ChainStatus,
     SessionRecord,
     SessionState,
+    StopReason,
     Wanted,
+    check_chain_name,
     wanted_status,
 )
-from perpetual_blocks.session.continuation import Ending
+from perpetual_blocks.session.continuation import Ending, ending
 from perpetual_blocks.session.follow_on import RunTemplate
 from perpetual_blocks.session.ledger import FollowOn
+from perpetual_blocks.work import EVERYTHING, Selector
 
 STOP_ALL = "stop-all"
 MOST_RENEWALS = 5  # runs that may come to nothing, one after the other, before they have started a session
@@ -68,7 +74,7 @@ class ChainControl(LedgerWriter):
                 return None
             if row.lease_until > now:
                 return None
-            bury(connection, chain, ordinal, now, why)
+            bury(connection, row, ordinal, now, why)
             rows = select(t.sessions).where(t.sessions.c.chain == chain).order_by(t.sessions.c.ordinal)
             sessions = [session_of(one) for one in connection.execute(rows).mappings()]
             end = decide(row, sessions)
@@ -148,6 +154,73 @@ class ChainControl(LedgerWriter):
             connection.execute(update(t.outbox).where(this).values(not_before=not_before))
             connection.execute(_chain_row(follow_on.chain).values(resume_at=not_before))
 
+    # Chains of one queue --------------------------------------------------------------------------------------------
+
+    def add_chain(
+        self,
+        name: str,
+        *,
+        queue: str | None = None,
+        selector: Selector = EVERYTHING,
+        template: dict[str, Any] | None = None,
+    ) -> Chain:
+        check_chain_name(name)
+        with self._writing(synced=True) as connection:
+            now, owner = self._now(connection), queue or name
+            settings = {} if owner == name else _check_owner(connection, owner).settings
+            added = insert_if_new(
+                connection,
+                t.chains,
+                name=name,
+                **new_chain(now, settings),
+                # The plan is the owner's.
+                planned=owner != name,
+                queue=None if owner == name else owner,
+                selector=selector.to_json(),
+            )
+            row = lock_chain(connection, name)
+            assert row is not None
+            if row.queue != owner:
+                raise InvalidInput.of("chain", name, f"one of the queue of {owner}; it works on that of {row.queue}")
+            if added and template is not None:
+                record_follow_on(connection, RunTemplate.from_json(template).follow_on(name, row.uid, 1, None), now)
+            connection.execute(_chain_row(name).values(selector=selector.to_json()))
+            return replace(row, selector=selector)
+
+    def wake(self, chain: str) -> bool:
+        with self._writing() as connection:
+            now, row = self._now(connection), lock_chain(connection, chain)
+            latest = latest_session(connection, chain)
+            if row is None or row.status is ChainStatus.RUNNING or row.wanted not in (None, Wanted.REST):
+                return False
+            over = row.status is ChainStatus.FINISHED or (
+                row.status is ChainStatus.STALLED and latest is not None and latest.stop_reason == "blocked"
+            )
+            waits = row.status is ChainStatus.WAITING and row.resume_at is None
+            has_more = has_work(connection, row.queue, row.selector)
+            if not (row.wanted is Wanted.REST or waits or (over and has_more)):
+                return False
+            awake = {"status": ChainStatus.WAITING, "reason": "there is work for it", "resume_at": None}
+            connection.execute(_chain_row(chain).values(**awake, wanted=None, wanted_why=None, updated_at=now))
+            self._record_next(connection, row, latest, now)
+            return True
+
+    def finish(self, chain: str) -> bool:
+        with self._writing() as connection:
+            now, row = self._now(connection), lock_chain(connection, chain)
+            if row is None or not (row.status is ChainStatus.WAITING or row.wanted is Wanted.REST):
+                return False
+            lock_queue(connection, row.queue)
+            if row.status is ChainStatus.RUNNING or has_work(connection, row.queue, row.selector):
+                return False
+            if is_elsewhere(connection, row):
+                return False
+            end = ending(StopReason("queue-empty", ""), counts_of(connection, row.queue, row.selector))
+            over = {"status": end.chain, "reason": end.reason.message, "resume_at": None}
+            connection.execute(_chain_row(chain).values(**over, wanted=None, wanted_why=None, updated_at=now))
+            connection.execute(delete(t.outbox).where(entry(chain, row.ordinal + 1)))
+            return True
+
     # What a person wants --------------------------------------------------------------------------------------------
 
     def wanted(self, chain: str) -> tuple[Wanted, str] | None:
@@ -166,6 +239,8 @@ class ChainControl(LedgerWriter):
                 can |= {ChainStatus.STALLED, ChainStatus.EXHAUSTED}
             if row.status not in can:
                 raise InvalidInput.of("chain", chain, f"one that can be stopped; this one is {row.status}")
+            if wanted is Wanted.REST and (row.wanted is not None or row.status is ChainStatus.PAUSED):
+                return None  # what a person wants goes before
             return self._want(connection, row, wanted, why)
 
     def _want(self, connection: Connection, row: Chain, wanted: Wanted, why: str) -> FollowOn | None:
@@ -205,15 +280,20 @@ class ChainControl(LedgerWriter):
         }
         if row.status is not ChainStatus.RUNNING:
             latest = latest_session(connection, row.name)
-            there = find_entry(connection, row.name, row.ordinal + 1)
-            template = latest.template if latest is not None else None
-            if there is None and template is not None:
-                renewal = secrets.token_hex(4)
-                made = RunTemplate.from_json(template).follow_on(row.name, row.uid, row.ordinal + 1, None, renewal)
-                record_follow_on(connection, made, now)
-            reason = "a person lets it go on" + ("" if template is not None else "; start a run of it")
+            goes_on = self._record_next(connection, row, latest, now)
+            reason = "a person lets it go on" + ("" if goes_on else "; start a run of it")
             values |= {"status": ChainStatus.WAITING, "reason": reason, "resume_at": None}
         connection.execute(_chain_row(row.name).values(**values))
+
+    def _record_next(self, connection: Connection, row: Chain, latest: SessionRecord | None, now: float) -> bool:
+        """Records the chain's next session, unless it is; whether it can be created."""
+        there = find_entry(connection, row.name, row.ordinal + 1)
+        template = latest.template if latest is not None else None
+        if there is None and template is not None:
+            renewal = secrets.token_hex(4)
+            made = RunTemplate.from_json(template).follow_on(row.name, row.uid, row.ordinal + 1, None, renewal)
+            record_follow_on(connection, made, now)
+        return there is not None or template is not None
 
     def stop_all(self, why: str) -> list[FollowOn]:
         with self._writing(synced=True) as connection:
@@ -246,6 +326,15 @@ class ChainControl(LedgerWriter):
 def all_stopped(connection: Connection) -> str | None:
     """Why all chains are stopped; None if they are not."""
     return connection.execute(select(t.switches.c.reason).where(t.switches.c.name == STOP_ALL)).scalar()
+
+
+def _check_owner(connection: Connection, name: str) -> Chain:
+    row = find_chain(connection, name)
+    if row is None:
+        raise UnknownChain(f"queue: got {name!r}; expected one of the ledger's chains")
+    if not row.owns_queue:
+        raise InvalidInput.of("queue", name, f"a chain with a queue of its own; it works on that of {row.queue}")
+    return row
 
 
 def _chain_row(name: str) -> Update:

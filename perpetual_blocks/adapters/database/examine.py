@@ -6,10 +6,11 @@ JSON is read as text here: a column that holds none must be found, and not be st
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Text, and_, cast, func, select, update
+from sqlalchemy import JSON, Connection, Text, and_, cast, func, literal, select, update
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.export import BATCH, TABLES
+from perpetual_blocks.adapters.database.queues import names_on
 from perpetual_blocks.errors import UnknownChain
 from perpetual_blocks.session.chain import SessionState
 from perpetual_blocks.session.consistency import ChainFacts, ItemFacts, ResultFacts, SessionFacts
@@ -44,7 +45,14 @@ def chain_facts(connection: Connection, chain: str, now: float) -> ChainFacts:
         outbox=list(connection.execute(outbox).scalars()),
         lost_dependencies=_lost_dependencies(connection, chain),
         not_json=list(_not_json(connection, chain)),
+        others_at_work=_at_work(connection, chain),
     )
+
+
+def _at_work(connection: Connection, queue: str) -> set[tuple[str, int]]:
+    running = select(t.sessions.c.chain, t.sessions.c.ordinal).where(t.sessions.c.state == SessionState.RUNNING)
+    rows = running.where(t.sessions.c.chain.in_(names_on(queue)), t.sessions.c.chain != queue)
+    return {(chain, ordinal) for chain, ordinal in connection.execute(rows)}
 
 
 def _sessions(connection: Connection, chain: str) -> list[SessionFacts]:
@@ -74,7 +82,7 @@ def _items(connection: Connection, chain: str) -> Iterator[ItemFacts]:
         yield ItemFacts(**row)
 
 
-_ITEM = [t.items.c[name] for name in ("id", "status", "blockers", "claimed_by", "units", "result_key")]
+_ITEM = [t.items.c[name] for name in ("id", "status", "blockers", "claimant", "claimed_by", "units", "result_key")]
 _OTHER = t.items.alias("other")
 _WAITS_FOR = (
     select(func.count())
@@ -129,9 +137,12 @@ def result_facts(connection: Connection, chain: str, after: str, limit: int) -> 
 
 def repair_items(connection: Connection, chain: str, ids: Sequence[str], now: float) -> None:
     """Counts the blockers of these items again, and takes them from sessions that are not running."""
-    running = select(t.sessions.c.ordinal).where(
-        t.sessions.c.chain == chain, t.sessions.c.state == SessionState.RUNNING
+    at_work = select(literal(1)).where(
+        t.sessions.c.chain == t.items.c.claimant,
+        t.sessions.c.ordinal == t.items.c.claimed_by,
+        t.sessions.c.state == SessionState.RUNNING,
     )
+    nobodys = {"claimant": None, "claimed_by": None}
     for start in range(0, len(ids), _VARIABLES):
         these = and_(t.items.c.chain == chain, t.items.c.id.in_(ids[start : start + _VARIABLES]))
 
@@ -140,9 +151,8 @@ def repair_items(connection: Connection, chain: str, ids: Sequence[str], now: fl
 
         change(blockers=_WAITS_FOR)
         claimed = t.items.c.status == ItemStatus.CLAIMED
-        over = func.coalesce(t.items.c.claimed_by, 0).not_in(running)
         given_back = {"status": ItemStatus.AVAILABLE, "interruptions": t.items.c.interruptions + 1}
-        change(claimed, over, claimed_by=None, **given_back)
-        change(t.items.c.status != ItemStatus.CLAIMED, t.items.c.claimed_by.is_not(None), claimed_by=None)
+        change(claimed, ~at_work.exists(), **nobodys, **given_back)
+        change(t.items.c.status != ItemStatus.CLAIMED, t.items.c.claimed_by.is_not(None), **nobodys)
         change(t.items.c.status == ItemStatus.AVAILABLE, t.items.c.blockers > 0, status=ItemStatus.BLOCKED)
         change(t.items.c.status == ItemStatus.BLOCKED, t.items.c.blockers == 0, status=ItemStatus.AVAILABLE)

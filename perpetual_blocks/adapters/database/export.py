@@ -1,5 +1,8 @@
 """A chain's rows on their way out to a backup, and back in.
 
+A chain that works on another one's queue has no items of its own: they are in the backup of the chain that they belong
+to. What it has done since that one's last backup is found again by the outcomes, as what the chain itself has done is.
+
 What changed after a mark is told by numbers that only go up where a table has one: sessions by their ordinal, usage and
 failures by the session, dependencies by their item's position. Items change in place, and are told by the time of their
 last change: since the mark, or since the first session after it began, whichever clock was behind; and a minute more,
@@ -17,6 +20,7 @@ from perpetual_blocks.errors import DamagedDocument
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionState
 from perpetual_blocks.session.ledger import Mark, Row
 from perpetual_blocks.work import ItemStatus
+from perpetual_blocks.work.item import UNIT
 
 OVERLAP_SECONDS = 60.0
 BATCH = 1000
@@ -71,7 +75,8 @@ def _queries(chain: Chain, after: Mark | None, since: float) -> dict[str, Select
     ) -> Select[tuple[object, ...]]:
         if after is None:
             return rows(table, everything)
-        same = and_(t.items.c.chain == table.c.chain, t.items.c.id == item)
+        queue = table.c.chain if table is t.dependencies else chain.queue
+        same = and_(t.items.c.chain == queue, t.items.c.id == item)
         return rows(table, and_(*conditions)).join(t.items, same)
 
     ordinal, position = (after.ordinal, after.position) if after else (0, 0)
@@ -153,6 +158,9 @@ def pause_restored(connection: Connection, chain: str, reason: str, now: float) 
             updated_at=now,
         )
     )
+    # Units that were finished after the backup have left their outcomes where they are looked for.
+    open_items = and_(t.items.c.chain == chain, t.items.c.status != ItemStatus.COMPLETED, t.items.c.claims.is_(None))
+    connection.execute(update(t.items).where(open_items).values(claims=UNIT))
     # The session that made the backup had come to its end: all that is missing is how it closed.
     ended = {
         "state": SessionState.WRAPPED,
@@ -164,8 +172,9 @@ def pause_restored(connection: Connection, chain: str, reason: str, now: float) 
     running = and_(t.sessions.c.chain == chain, t.sessions.c.state == SessionState.RUNNING)
     connection.execute(update(t.sessions).where(running).values(**ended))
     claimed = and_(t.items.c.chain == chain, t.items.c.status == ItemStatus.CLAIMED)
-    given_back = {"status": ItemStatus.AVAILABLE, "claimed_by": None, "interruptions": t.items.c.interruptions + 1}
-    connection.execute(update(t.items).where(claimed).values(**given_back, updated_at=now))
+    given_back = {"status": ItemStatus.AVAILABLE, "claimant": None, "claimed_by": None}
+    interrupted = {**given_back, "interruptions": t.items.c.interruptions + 1}
+    connection.execute(update(t.items).where(claimed).values(**interrupted, updated_at=now))
     # The follow-on that was recorded ahead may have run long ago; whoever resumes the chain makes a new one.
     ordinal = select(t.chains.c.ordinal).where(t.chains.c.name == chain).scalar_subquery()
     ahead = or_(t.outbox.c.created_at.is_(None), t.outbox.c.ordinal > ordinal)

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, false, func, insert, or_, select, update
 
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.adapters.database.chains import lock_chain, reopen
+from perpetual_blocks.adapters.database.chains import reopen
 from perpetual_blocks.adapters.database.patient import patient
+from perpetual_blocks.adapters.database.queues import lock_queue
+from perpetual_blocks.adapters.database.rows import find_chain
 from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import InvalidInput, LedgerError, UnknownChain
@@ -15,13 +17,15 @@ from perpetual_blocks.session.chain import Chain
 from perpetual_blocks.session.ledger import Fence
 from perpetual_blocks.work import ItemStatus, WorkItem, check_dependencies, sources
 
-_VARIABLES = 500  # SQLite allows 999 variables in a statement in its oldest builds
+VARIABLES = 500  # SQLite allows 999 variables in a statement in its oldest builds
 
 MOVE = {
     target: update(t.items).where(
-        t.items.c.chain == bindparam("of_chain"),
+        t.items.c.chain == bindparam("of_queue"),
         t.items.c.id == bindparam("of_item"),
-        t.items.c.status.in_(sources(target)),
+        or_(
+            false(), *(t.items.c.status == source for source in sources(target))
+        ),  # IN cannot be executed for many rows
     )
     for target in ItemStatus
 }
@@ -37,20 +41,18 @@ class ItemWriter(LedgerWriter):
         with self._writing() as connection:
             if planned_by is not None:
                 self._pass_fence(connection, planned_by, planned=True)
-            row = lock_chain(connection, chain)
-            if row is None:
-                raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
-            added = insert_items(connection, row, items, self._now(connection))
+            lock_queue(connection, chain)
+            added = insert_items(connection, _owner(connection, chain), items, self._now(connection))
             if added:
                 reopen(connection, chain, self._now(connection))
             return added
 
     def retry_items(self, chain: str, ids: Sequence[str]) -> int:
         with self._writing() as connection:
-            lock_chain(connection, chain)
+            lock_queue(connection, chain)
+            _owner(connection, chain)
             now = self._now(connection)
-            afresh = {"attempts": 0, "cut_offs": 0, "passed_over": 0, "passed_over_in": None, "retry_at": None}
-            afresh["crashes"] = 0
+            afresh = {"attempts": 0, "cut_offs": 0, "passed_over": 0, "retry_at": None, "crashes": 0}
             these = and_(t.items.c.chain == chain, t.items.c.id.in_(ids))
             rows = connection.execute(
                 select(t.items.c.id, t.items.c.blockers).where(these, t.items.c.status == ItemStatus.DISCARDED)
@@ -66,34 +68,50 @@ class ItemWriter(LedgerWriter):
 
     def discard_items(self, chain: str, ids: Sequence[str], reason: str) -> int:
         with self._writing() as connection:
-            lock_chain(connection, chain)
-            open_items = [ItemStatus.AVAILABLE, ItemStatus.BLOCKED]
-            found = connection.execute(
-                select(t.items.c.id).where(
-                    t.items.c.chain == chain, t.items.c.status.in_(open_items), t.items.c.id.in_(ids)
-                )
-            ).scalars()
-            wanted = list(found)
+            lock_queue(connection, chain)
+            _owner(connection, chain)
+            these = and_(t.items.c.chain == chain, t.items.c.id.in_(ids))
+            still_open = t.items.c.status.in_([ItemStatus.AVAILABLE, ItemStatus.BLOCKED])
+            # Locked, as a session may be about to claim one.
+            rows = select(t.items.c.id).where(these, still_open).order_by(t.items.c.id).with_for_update()
+            wanted = list(connection.execute(rows).scalars())
             for item in wanted:
                 move(connection, chain, item, ItemStatus.DISCARDED, self._now(connection), error=reason, retry_at=None)
             return len(wanted)
 
 
-def move(connection: Connection, chain: str, item: str, target: ItemStatus, now: float, **values: Any) -> None:
+def _owner(connection: Connection, chain: str) -> Chain:
+    """The chain, if the items of its queue are its own.
+
+    Raises:
+        UnknownChain: there is no such chain.
+        InvalidInput: it works on the queue of another one.
+    """
+    row = find_chain(connection, chain)
+    if row is None:
+        raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
+    if not row.owns_queue:
+        raise InvalidInput.of("chain", chain, f"one with a queue of its own; it works on that of {row.queue}")
+    return row
+
+
+def move(connection: Connection, queue: str, item: str, target: ItemStatus, now: float, **values: Any) -> None:
     """Moves an item along an edge of the transition table; anything else is a mistake of this program."""
-    changes = {"of_chain": chain, "of_item": item, "status": target, "updated_at": now, **values}
+    changes = {"of_queue": queue, "of_item": item, "status": target, "updated_at": now, **values}
     if connection.execute(MOVE[target], changes).rowcount != 1:
-        raise LedgerError(f"item {item} of {chain} cannot become {target}")
+        raise LedgerError(f"item {item} of {queue} cannot become {target}")
 
 
 def insert_items(connection: Connection, chain: Chain, items: Iterable[WorkItem], now: float) -> int:
-    """Adds the items that are new; raises before the first row is written if one of them is wrong.
+    """Adds the items that are new to a chain's queue; raises before the first row is written if one of them is wrong.
+
+    The caller has the queue's lock.
 
     Raises:
         InvalidInput: as `Ledger.add_items` says.
     """
-    batch = _distinct(items, chain)
-    present = _present(connection, chain.name, list(batch))
+    batch = _distinct(items, _kinds(connection, chain))
+    present = _present(connection, chain.queue, list(batch))
     for item in batch.values():
         if item.id in present:
             _check_same(item, *present[item.id][:2])
@@ -103,25 +121,31 @@ def insert_items(connection: Connection, chain: Chain, items: Iterable[WorkItem]
         budget.check_amounts(item.estimate, f"WorkItem({item.id!r}).estimate")
         budget.check_amounts(item.bound, f"WorkItem({item.id!r}).bound")
     named = {other for item in new for other in item.depends_on if other not in batch}
-    others = _present(connection, chain.name, list(named))
+    others = _present(connection, chain.queue, list(named))
     check_dependencies(new, (*others, *present))
     if not new:
         return 0
     completed = {item for item, (_, _, status) in {**others, **present}.items() if status == ItemStatus.COMPLETED}
-    last = select(func.coalesce(func.max(t.items.c.position), 0)).where(t.items.c.chain == chain.name)
+    last = select(func.coalesce(func.max(t.items.c.position), 0)).where(t.items.c.chain == chain.queue)
     position: int = connection.execute(last).scalar_one()
     connection.execute(
         insert(t.items),
-        [_row(chain.name, item, position + n, completed, now) for n, item in enumerate(new, start=1)],
+        [_row(chain.queue, item, position + n, completed, now) for n, item in enumerate(new, start=1)],
     )
-    edges = [{"chain": chain.name, "item": item.id, "depends_on": other} for item in new for other in item.depends_on]
+    edges = [{"chain": chain.queue, "item": item.id, "depends_on": other} for item in new for other in item.depends_on]
     if edges:
         connection.execute(insert(t.dependencies), edges)
     return len(new)
 
 
-def _distinct(items: Iterable[WorkItem], chain: Chain) -> dict[str, WorkItem]:
-    kinds = chain.settings.get("kinds", [])
+def _kinds(connection: Connection, chain: Chain) -> list[str]:
+    """The kinds that may be in a chain's queue: those of its own agent, and of the queue's."""
+    owner = chain if chain.owns_queue else find_chain(connection, chain.queue)
+    known = [kind for one in (chain, owner) if one is not None for kind in one.settings.get("kinds", [])]
+    return list(dict.fromkeys(known))
+
+
+def _distinct(items: Iterable[WorkItem], kinds: Sequence[str]) -> dict[str, WorkItem]:
     batch: dict[str, WorkItem] = {}
     for item in items:
         if not isinstance(item, WorkItem):
@@ -145,23 +169,23 @@ def _check_same(item: WorkItem, kind: str, payload: dict[str, Any]) -> None:
         )
 
 
-def _present(connection: Connection, chain: str, ids: Sequence[str]) -> dict[str, tuple[str, dict[str, Any], str]]:
-    """Kind, payload and status of those of the ids that the chain has."""
+def _present(connection: Connection, queue: str, ids: Sequence[str]) -> dict[str, tuple[str, dict[str, Any], str]]:
+    """Kind, payload and status of those of the ids that the queue has."""
     found: dict[str, tuple[str, dict[str, Any], str]] = {}
     columns = select(t.items.c.id, t.items.c.kind, t.items.c.payload, t.items.c.status)
-    for start in range(0, len(ids), _VARIABLES):
-        some = ids[start : start + _VARIABLES]
+    for start in range(0, len(ids), VARIABLES):
+        some = ids[start : start + VARIABLES]
         for item, kind, payload, status in connection.execute(
-            columns.where(t.items.c.chain == chain, t.items.c.id.in_(some))
+            columns.where(t.items.c.chain == queue, t.items.c.id.in_(some))
         ):
             found[item] = (kind, payload, status)
     return found
 
 
-def _row(chain: str, item: WorkItem, position: int, completed: set[str], now: float) -> dict[str, Any]:
+def _row(queue: str, item: WorkItem, position: int, completed: set[str], now: float) -> dict[str, Any]:
     blockers = sum(other not in completed for other in item.depends_on)
     return {
-        "chain": chain,
+        "chain": queue,
         "id": item.id,
         "position": position,
         "kind": item.kind,

@@ -1,16 +1,17 @@
 """PostgreSQL, as the ledger uses it.
 
 There is no write lock of the whole database: a transaction that decides on a chain's rows locks the chain's own row
-first. Every statement sees what others had committed before it (READ COMMITTED), so what is read after that lock cannot
-change before the commit. Commits are synced to disk, unless the server's administrator has set
-`synchronous_commit = off`; those that must be synced say so.
+first; what chains of one queue share has locks of its own (see `queues`). Every statement sees what others had
+committed before it (READ COMMITTED), so what is read after a lock cannot change before the commit. Commits are synced
+to disk, unless the server's administrator has set `synchronous_commit = off`; those that must be synced say so.
 """
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import BigInteger, Connection, Engine, bindparam, create_engine, func, select, text
 from sqlalchemy.engine import URL
 
 from perpetual_blocks.errors import InvalidInput
@@ -79,6 +80,14 @@ def make_engine(url: URL) -> Engine:
 def time_of(connection: Connection) -> float:
     """The server's clock, in seconds since the Unix epoch."""
     return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
+
+
+def lock_name(connection: Connection, name: str, *, shared: bool = False) -> None:
+    """Waits until no other transaction has the lock of this name, or until all that have it share it; lasts until this
+    one ends."""
+    number = int.from_bytes(sha256(name.encode()).digest()[:8], signed=True)
+    function = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+    connection.execute(select(function(bindparam("number", number, BigInteger))))
 
 
 def lock_migrations(connection: Connection) -> None:

@@ -12,6 +12,7 @@ from perpetual_blocks.adapters.database.engine import connect, reading, shown, t
 from perpetual_blocks.adapters.database.examine import chain_facts, result_facts
 from perpetual_blocks.adapters.database.export import changed_rows, mark_of
 from perpetual_blocks.adapters.database.patient import is_away, patient
+from perpetual_blocks.adapters.database.queues import counts_of, is_elsewhere, names_on, queue_of, taken_by, works_on
 from perpetual_blocks.adapters.database.rows import (
     CLAIM_ORDER,
     chain_of,
@@ -29,7 +30,7 @@ from perpetual_blocks.session.attempts import Attempt, Story
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, Wanted
 from perpetual_blocks.session.consistency import ChainFacts, ResultFacts
 from perpetual_blocks.session.ledger import Document, DocumentKind, Export, Fence, FollowOn, Mark, Turn, UnitCost
-from perpetual_blocks.work import Item, ItemStatus
+from perpetual_blocks.work import EVERYTHING, Item, ItemStatus, Selector
 
 LEARNED_ROWS = 2048
 LATEST_START_UPS = 5
@@ -85,10 +86,12 @@ class LedgerReader:
                 raise UnknownChain(f"chain: got {name!r}; expected one of {self.shown} (latest: {known})")
             return chain
 
-    def chains(self) -> list[Chain]:
+    def chains(self, queue: str | None = None) -> list[Chain]:
+        rows = select(t.chains).order_by(t.chains.c.updated_at.desc(), t.chains.c.name)
+        if queue is not None:
+            rows = rows.where(works_on(queue))
         with reading(self._engine) as connection:
-            rows = connection.execute(select(t.chains).order_by(t.chains.c.updated_at.desc())).mappings()
-            return [chain_of(row) for row in rows]
+            return [chain_of(row) for row in connection.execute(rows).mappings()]
 
     def sessions(self, chain: str) -> list[SessionRecord]:
         rows = select(t.sessions).where(t.sessions.c.chain == chain).order_by(t.sessions.c.ordinal)
@@ -107,30 +110,39 @@ class LedgerReader:
                 for row in connection.execute(rows).mappings()
             ]
 
-    def counts(self, chain: str) -> dict[ItemStatus, int]:
-        rows = select(t.items.c.status, func.count()).where(t.items.c.chain == chain).group_by(t.items.c.status)
+    def counts(self, chain: str, *, taken: bool = False) -> dict[ItemStatus, int]:
         with reading(self._engine) as connection:
-            found = {status: count for status, count in connection.execute(rows)}
-        return {status: found.get(status, 0) for status in ItemStatus}
+            return counts_of(connection, *_share(connection, chain, taken=taken))
 
     def has_more_than(self, chain: str, count: int) -> bool:
-        rows = select(literal(1)).where(t.items.c.chain == chain, t.items.c.status.in_(OPEN)).offset(count).limit(1)
         with reading(self._engine) as connection:
-            return connection.execute(rows).first() is not None
+            queue, selector = _share(connection, chain, taken=True)
+            rows = select(literal(1)).where(t.items.c.chain == queue, t.items.c.status.in_(OPEN), *taken_by(selector))
+            return connection.execute(rows.offset(count).limit(1)).first() is not None
 
-    def items(self, chain: str, status: ItemStatus | None = None, limit: int = 100) -> list[Item]:
-        rows = select(t.items).where(t.items.c.chain == chain).order_by(*CLAIM_ORDER).limit(limit)
+    def is_elsewhere(self, chain: str) -> bool:
+        with reading(self._engine) as connection:
+            found = find_chain(connection, chain)
+            return found is not None and is_elsewhere(connection, found)
+
+    def items(
+        self, chain: str, status: ItemStatus | None = None, limit: int = 100, *, taken: bool = False
+    ) -> list[Item]:
+        rows = select(t.items).order_by(*CLAIM_ORDER).limit(limit)
         if status is not None:
             rows = rows.where(t.items.c.status == status)
         with reading(self._engine) as connection:
-            return [item_of(row) for row in connection.execute(rows).mappings()]
+            queue, selector = _share(connection, chain, taken=taken)
+            these = rows.where(t.items.c.chain == queue, *taken_by(selector))
+            return [item_of(row) for row in connection.execute(these).mappings()]
 
     def story(self, chain: str, item: str) -> Story:
-        of_item = and_(t.failures.c.chain == chain, t.failures.c.item == item)
-        spent = and_(t.usage.c.chain == chain, t.usage.c.item == item, t.usage.c.failure > 0)
         with reading(self._engine) as connection:
+            queue = queue_of(connection, chain)
+            of_item = and_(t.failures.c.chain.in_(names_on(queue)), t.failures.c.item == item)
+            spent = and_(t.usage.c.chain.in_(names_on(queue)), t.usage.c.item == item, t.usage.c.failure > 0)
             row = (
-                connection.execute(select(t.items).where(t.items.c.chain == chain, t.items.c.id == item))
+                connection.execute(select(t.items).where(t.items.c.chain == queue, t.items.c.id == item))
                 .mappings()
                 .first()
             )
@@ -146,6 +158,7 @@ class LedgerReader:
                 Attempt(
                     number=one["failure"],
                     unit=one["unit"] + 1,
+                    chain=one["chain"],
                     session=one["session"],
                     error=one["error"],
                     cut_off=one["cut_off"],
@@ -182,16 +195,19 @@ class LedgerReader:
         with reading(self._engine) as connection:
             return result_facts(connection, chain, after, limit)
 
-    def finished_in(self, chain: str, item: str, unit: int) -> tuple[int, str | None] | None:
+    def finished_in(self, chain: str, item: str, unit: int) -> tuple[str, int, str | None] | None:
         of_session = and_(t.sessions.c.chain == t.usage.c.chain, t.sessions.c.ordinal == t.usage.c.session)
         # The account numbers units from 0.
         this = and_(
-            t.usage.c.chain == chain, t.usage.c.item == item, t.usage.c.unit == unit - 1, t.usage.c.failure == 0
+            t.usage.c.chain.in_(names_on(chain)),
+            t.usage.c.item == item,
+            t.usage.c.unit == unit - 1,
+            t.usage.c.failure == 0,
         )
-        rows = select(t.sessions.c.ordinal, t.sessions.c.flow_run_id).join(t.usage, of_session).where(this).limit(1)
+        columns = [t.sessions.c[name] for name in ("chain", "ordinal", "flow_run_id")]
         with reading(self._engine) as connection:
-            row = connection.execute(rows).first()
-            return (row[0], row[1]) if row else None
+            row = connection.execute(select(*columns).join(t.usage, of_session).where(this).limit(1)).first()
+            return (row[0], row[1], row[2]) if row else None
 
     # Follow-ons -----------------------------------------------------------------------------------------------------
 
@@ -280,16 +296,16 @@ class LedgerReader:
             return connection.execute(rows).scalar() or {}
 
     def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
-        of_item = and_(t.items.c.chain == t.usage.c.chain, t.items.c.id == t.usage.c.item)
-        rows = (
-            select(t.usage, t.items.c.kind, t.items.c.estimate, t.items.c.bound, t.items.c.complexity)
-            .join(t.items, of_item)
-            .where(t.usage.c.chain == chain, t.usage.c.session > after)
-            .order_by(t.usage.c.at.desc(), t.usage.c.item, t.usage.c.unit, t.usage.c.failure)
-            .limit(LEARNED_ROWS)
-        )
         units: dict[tuple[str, int, int], UnitCost] = {}
         with reading(self._engine) as connection:
+            of_item = and_(t.items.c.chain == queue_of(connection, chain), t.items.c.id == t.usage.c.item)
+            rows = (
+                select(t.usage, t.items.c.kind, t.items.c.estimate, t.items.c.bound, t.items.c.complexity)
+                .join(t.items, of_item)
+                .where(t.usage.c.chain == chain, t.usage.c.session > after)
+                .order_by(t.usage.c.at.desc(), t.usage.c.item, t.usage.c.unit, t.usage.c.failure)
+                .limit(LEARNED_ROWS)
+            )
             for row in connection.execute(rows).mappings():
                 said = Expectation(row["kind"], row["estimate"], row["bound"], row["complexity"])
                 key = (row["item"], row["unit"], row["failure"])
@@ -323,3 +339,9 @@ class LedgerReader:
     def pool_spends(self, limit: Limit, since: float) -> list[Spend]:
         with reading(self._engine) as connection:
             return pools.spends(connection, pool_key(limit), limit.resource, since)
+
+
+def _share(connection: Connection, chain: str, *, taken: bool) -> tuple[str, Selector]:
+    """The queue that a chain works on, and what is to be seen of it: all, or what the chain takes."""
+    found = find_chain(connection, chain) if taken else None
+    return (found.queue, found.selector) if found is not None else (queue_of(connection, chain), EVERYTHING)

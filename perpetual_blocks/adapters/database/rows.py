@@ -6,7 +6,7 @@ from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.budget import Limit
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, Wanted
 from perpetual_blocks.session.ledger import FollowOn
-from perpetual_blocks.work import Item, ItemStatus
+from perpetual_blocks.work import Item, ItemStatus, Selector
 
 FOLLOW_ON_COLUMNS = ("parameters", "run_name", "tags", "job_variables", "work_queue", "not_before")
 CLAIM_ORDER = (t.items.c.priority.desc(), t.items.c.attempts, t.items.c.position)
@@ -21,8 +21,15 @@ def item_of(row: RowMapping) -> Item:
 
 def chain_of(row: RowMapping) -> Chain:
     fields = {name: row[name] for name in Chain.__slots__}
-    wanted = Wanted(row["wanted"]) if row["wanted"] else None
-    return Chain(**{**fields, "status": ChainStatus(row["status"]), "wanted": wanted})
+    return Chain(
+        **{
+            **fields,
+            "status": ChainStatus(row["status"]),
+            "wanted": Wanted(row["wanted"]) if row["wanted"] else None,
+            "queue": row["queue"] or row["name"],
+            "selector": Selector.from_json(row["selector"]),
+        }
+    )
 
 
 def follow_on_of(row: RowMapping) -> FollowOn:

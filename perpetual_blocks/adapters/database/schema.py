@@ -64,8 +64,12 @@ chains = Table(
     Column("code", Text),
     # The version of the agent's context, as the agent counts it.
     Column("context_version", Integer, nullable=False, server_default="1"),
+    # The chain whose items it works on, and which of them it takes; null for its own, and for all.
+    Column("queue", String(_CHAIN)),
+    Column("selector", JSON),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
+    Index(None, "queue"),
 )
 
 sessions = Table(
@@ -129,9 +133,9 @@ items = Table(
     Column("crashes", Integer, nullable=False, server_default="0"),
     # Sessions with a whole budget that its next unit has used up in vain, one after the other.
     Column("cut_offs", Integer, nullable=False, server_default="0"),
-    # Sessions in which something behind it was taken, and the latest of them.
+    # Sessions in which something behind it was taken.
     Column("passed_over", Integer, nullable=False, server_default="0"),
-    Column("passed_over_in", Integer),
+    Column("passed_over_in", Integer),  # of older versions; backups of theirs have it
     Column("units", Integer, nullable=False),
     Column("progress", JSON),
     Column("cursor", JSON),
@@ -140,9 +144,14 @@ items = Table(
     Column("error", Text),
     # Until when it is left alone after a failed attempt.
     Column("retry_at", Float),
+    # The session that holds it: its chain, which may be another than the queue's, and its ordinal. The chain stays
+    # where its unit was interrupted.
+    Column("claimant", String(_CHAIN)),
     Column("claimed_by", Integer),
     # Tells the claim from others of its session, should it be repeated.
     Column("claim", String(16)),
+    # Where the outcome of its next unit may lie already: the claims since it became the next, in words.
+    Column("claims", Text),
     Column("updated_at", Float, nullable=False),
     UniqueConstraint("chain", "position"),
 )
@@ -154,6 +163,14 @@ Index(
     desc(items.c.priority),
     items.c.attempts,
     items.c.position,
+)
+
+# Those that have been claimed for their next unit: few.
+Index(
+    "ix_items_begun",
+    items.c.chain,
+    sqlite_where=items.c.claims.is_not(None),
+    postgresql_where=items.c.claims.is_not(None),
 )
 
 dependencies = Table(

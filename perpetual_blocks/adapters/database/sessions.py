@@ -1,6 +1,5 @@
 """A session's life in the ledger: it opens, keeps its lease, and closes."""
 
-import secrets
 from contextlib import suppress
 from typing import Any
 
@@ -9,6 +8,7 @@ from sqlalchemy import Connection, delete, insert, literal, select, update
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.chains import (
+    OVER,
     UPDATE_SESSION,
     bury,
     entry,
@@ -16,6 +16,7 @@ from perpetual_blocks.adapters.database.chains import (
     give_back,
     latest_session,
     lock_chain,
+    new_chain,
     of_session,
     record_follow_on,
     reopen,
@@ -25,6 +26,7 @@ from perpetual_blocks.adapters.database.chains import (
 from perpetual_blocks.adapters.database.control import all_stopped
 from perpetual_blocks.adapters.database.engine import insert_if_new
 from perpetual_blocks.adapters.database.patient import DoneBefore, patient
+from perpetual_blocks.adapters.database.queues import has_work, held_by, is_elsewhere, lock_queue
 from perpetual_blocks.adapters.database.rows import find_chain, pool_key
 from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.errors import Ahead, Fenced, Superseded
@@ -43,8 +45,7 @@ from perpetual_blocks.session.chain import (
 )
 from perpetual_blocks.session.follow_on import RunTemplate
 from perpetual_blocks.session.ledger import Closing, Fence, FollowOn, Opened
-from perpetual_blocks.session.program import check_program, code_change
-from perpetual_blocks.work import ItemStatus
+from perpetual_blocks.session.program import check_kinds, check_program, code_change
 
 _NOTHING_LEFT = ("queue-empty", "blocked")  # the ends of a session that had nothing to do any more
 
@@ -58,9 +59,12 @@ class SessionWriter(LedgerWriter):
         with self._writing() as connection:
             now = self._now(connection)
             chain = lock_chain(connection, request.chain) or _new_chain(connection, request, now)
+            queue = chain if chain.owns_queue else find_chain(connection, chain.queue)
+            assert queue is not None
             check_program(chain, request)
+            check_kinds(chain, queue, request)
             latest = latest_session(connection, request.chain)
-            if (mine := _opened_before(connection, chain, latest, request, now)) is not None:
+            if (mine := _opened_before(connection, chain, queue, latest, request, now)) is not None:
                 return mine
             stopped, expected = all_stopped(connection), _expected(connection, chain)
             ran_before = _ran_before(connection, request)
@@ -71,8 +75,9 @@ class SessionWriter(LedgerWriter):
                 raise Superseded(reason)
             took_over = latest is not None and latest.state is SessionState.RUNNING
             if latest is not None and took_over:
-                bury(connection, request.chain, latest.ordinal, now, "it was found dead when the next session began")
-            fence = Fence(request.chain, chain.ordinal + 1, chain.epoch + 1, request.holder)
+                bury(connection, chain, latest.ordinal, now, "it was found dead when the next session began")
+            fence = Fence(request.chain, chain.ordinal + 1, chain.epoch + 1, request.holder, chain.queue)
+            over = chain.owns_queue and chain.status in OVER
             attended = request.attended or is_resumed(chain, latest, request)
             connection.execute(
                 update(t.chains)
@@ -86,8 +91,9 @@ class SessionWriter(LedgerWriter):
                     holder=fence.holder,
                     lease_until=now + self._lease_seconds,
                     # Whoever starts a chain that is over asks for its plan again: there may be new work.
-                    planned=chain.planned and chain.status not in (ChainStatus.FINISHED, ChainStatus.STALLED),
+                    planned=chain.planned and not over,
                     settings=request.settings,
+                    context_version=chain.context_version if chain.ordinal else request.context_version,
                     code=request.code,
                     resume_at=None,
                     attended=fence.ordinal if attended else chain.attended,
@@ -138,7 +144,8 @@ class SessionWriter(LedgerWriter):
         assert opened is not None
         change = code_change(chain, request)
         said = change.what if change else None
-        return Opened(fence=fence, chain=opened, previous=previous, took_over=took_over, code_changed=said)
+        queue = opened if opened.owns_queue else queue
+        return Opened(fence=fence, chain=opened, queue=queue, previous=previous, took_over=took_over, code_changed=said)
 
     def _pause_before_other_code(self, request: SessionRequest) -> None:
         """Pauses the chain where the session could start but for its code, which its agent wants a person to see."""
@@ -155,7 +162,7 @@ class SessionWriter(LedgerWriter):
             if refusal(chain, latest, request, now, ran_before=ran_before, expected=expected) is not None:
                 return
             if latest is not None and latest.state is SessionState.RUNNING:
-                bury(connection, request.chain, latest.ordinal, now, "it was found dead when the next session began")
+                bury(connection, chain, latest.ordinal, now, "it was found dead when the next session began")
             paused = {"status": ChainStatus.PAUSED, "reason": change.what, "holder": None, "lease_until": 0.0}
             connection.execute(
                 update(t.chains).where(t.chains.c.name == request.chain).values(**paused, updated_at=now)
@@ -224,12 +231,12 @@ class SessionWriter(LedgerWriter):
                 connection.execute(
                     insert(t.forecasts).values(chain=fence.chain, session=fence.ordinal, state=closing.forecasts)
                 )
-            give_back(connection, fence.chain, fence.ordinal, now)
+            give_back(connection, held_by(fence.queue, fence.chain, fence.ordinal), now)
             self._give_back_reserved(connection, fence)
             follow_on = closing.follow_on
-            if closing.stop.code in _NOTHING_LEFT and _has_work(connection, fence.chain):
+            if closing.stop.code in _NOTHING_LEFT and _more_comes(connection, chain):
                 reopen(connection, fence.chain, now)  # it came while the session was ending
-                status, follow_on = ChainStatus.WAITING, _next(connection, chain)
+                follow_on, status = _next(connection, chain), ChainStatus.WAITING if status in OVER else status
             settle_follow_on(connection, chain, follow_on, status, now)
         reached("session.closed")
 
@@ -253,21 +260,8 @@ def _new_chain(connection: Connection, request: SessionRequest, now: float) -> C
         connection,
         t.chains,
         name=request.chain,
-        uid=secrets.token_hex(8),
-        agent=request.agent,
-        status=ChainStatus.WAITING,
-        reason="new",
-        ordinal=0,
-        epoch=0,
-        holder=None,
-        lease_until=0.0,
+        **new_chain(now, request.settings),
         planned=False,
-        context={},
-        settings=request.settings,
-        context_version=request.context_version,
-        quotas={},
-        created_at=now,
-        updated_at=now,
     )
     # Another process may have made it at the same moment; it is then that one's chain that is looked at.
     chain = lock_chain(connection, request.chain)
@@ -285,19 +279,24 @@ def _ran_before(connection: Connection, request: SessionRequest) -> bool:
 
 
 def _opened_before(
-    connection: Connection, chain: Chain, latest: SessionRecord | None, request: SessionRequest, now: float
+    connection: Connection,
+    chain: Chain,
+    queue: Chain,
+    latest: SessionRecord | None,
+    request: SessionRequest,
+    now: float,
 ) -> Opened | None:
     """The session that this very request has opened already, and was not told of."""
     if latest is None or latest.state is not SessionState.RUNNING:
         return None
     if chain.holder != request.holder or chain.lease_until <= now:
         return None
-    fence = Fence(chain.name, chain.ordinal, chain.epoch, request.holder)
+    fence = Fence(chain.name, chain.ordinal, chain.epoch, request.holder, chain.queue)
     previous = session(connection, chain.name, latest.ordinal - 1) if latest.ordinal > 1 else None
     # Whoever takes over buries the dead session at the moment at which its own begins.
     died = previous is not None and previous.state is SessionState.CRASHED
     took_over = previous is not None and died and previous.ended_at == latest.started_at
-    return Opened(fence=fence, chain=chain, previous=previous, took_over=took_over)
+    return Opened(fence=fence, chain=chain, queue=queue, previous=previous, took_over=took_over)
 
 
 def _closed_before(connection: Connection, fence: Fence, closing: Closing) -> bool:
@@ -316,6 +315,7 @@ def _closed_before(connection: Connection, fence: Fence, closing: Closing) -> bo
     return connection.execute(rows).first() is not None
 
 
-def _has_work(connection: Connection, chain: str) -> bool:
-    rows = select(literal(1)).where(t.items.c.chain == chain, t.items.c.status == ItemStatus.AVAILABLE)
-    return connection.execute(rows.limit(1)).first() is not None
+def _more_comes(connection: Connection, chain: Chain) -> bool:
+    """Whether a chain has more to do after all, or may get it from others; nothing is on its way into the queue."""
+    lock_queue(connection, chain.queue)
+    return has_work(connection, chain.queue, chain.selector) or is_elsewhere(connection, chain)

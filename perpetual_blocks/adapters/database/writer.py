@@ -20,7 +20,7 @@ from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import Fenced
 from perpetual_blocks.patience import Patience
 from perpetual_blocks.session.ledger import Fence, Reserve
-from perpetual_blocks.work import Item
+from perpetual_blocks.work import Item, Selector
 
 # Built once, as all statements of each claim and commit are: building them again would cost more than the database
 # does. What an UPDATE sets are the other names that it is executed with.
@@ -47,6 +47,7 @@ class LedgerWriter(LedgerReader):
         self._synced = synced
         self._lease_seconds = lease_seconds
         self._shared_limits: tuple[tuple[str, int], _Shared] | None = None
+        self._passed_over: dict[tuple[str, int], set[str]] = {}
 
     def lease_seconds(self) -> float:
         return self._lease_seconds
@@ -63,19 +64,19 @@ class LedgerWriter(LedgerReader):
             raise Fenced(f"session {fence.ordinal} of {fence.chain} does not own the chain any more")
         return now
 
-    # Pools ----------------------------------------------------------------------------------------------------------
+    # What is shared with other chains ---------------------------------------------------------------------------------
 
     def _shared(self, connection: Connection, fence: Fence) -> _Shared:
-        """The limits of a session that are shared with other chains."""
-        key = (fence.chain, fence.epoch)
-        if self._shared_limits is None or self._shared_limits[0] != key:
+        """What a session shares with other chains: limits, and the queue."""
+        key, known = (fence.chain, fence.epoch), self._shared_limits
+        if known is None or known[0] != key:
             chain = find_chain(connection, fence.chain)
             assert chain is not None
             budget = Budget.from_json(chain.settings.get("budget") or [])
             # Everybody locks several pools in the same order, so that no two wait for each other.
             limits = sorted((limit for limit in budget if limit.pool), key=lambda x: (pool_key(x), x.resource))
-            self._shared_limits = (key, _Shared(chain.uid, tuple(limits)))
-        return self._shared_limits[1]
+            known = self._shared_limits = (key, _Shared(chain.uid, tuple(limits), chain.selector))
+        return known[1]
 
     def _reserve(
         self, connection: Connection, fence: Fence, item: Item, wanted: Sequence[Reserve], now: float
@@ -109,17 +110,23 @@ class LedgerWriter(LedgerReader):
             unit = _pool_unit(limit, shared.uid, item)
             pools.settle(connection, unit, usage.get(limit.resource, 0.0), now, failure)
 
-    def _give_back_reserved(self, connection: Connection, fence: Fence) -> None:
-        if (shared := self._shared(connection, fence)).limits:
+    def _give_back_reserved(self, connection: Connection, fence: Fence, items: Sequence[Item] | None = None) -> None:
+        """What the session has reserved for these items, or for all of its items."""
+        shared = self._shared(connection, fence)
+        if shared.limits and items is None:
             pools.release_all(connection, shared.uid)
+        for limit in shared.limits:
+            for item in items or ():
+                pools.release(connection, _pool_unit(limit, shared.uid, item))
 
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """The chain's uid, by which pools know it, and its limits that have one."""
+    """The chain's uid, by which pools know it, its limits that have one, and what it takes of its queue."""
 
     uid: str
     limits: tuple[Limit, ...]
+    selector: Selector
 
 
 def _pool_unit(limit: Limit, uid: str, item: Item) -> pools.PoolUnit:

@@ -1,15 +1,16 @@
-"""The thread of a session's units: waited for, interrupted or left behind, as the time allows."""
+"""The threads of a session's units: waited for, interrupted or left behind, as the time allows."""
 
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from threading import Event, current_thread, main_thread
+from typing import Any
 
 import pytest
 from support import FakeClock
 
 from perpetual_blocks.session.chain import StopReason
+from perpetual_blocks.session.crew import PATIENCE_SECONDS, Crew, LeftBehind
 from perpetual_blocks.session.stop import StopRequest
-from perpetual_blocks.session.unit_thread import PATIENCE_SECONDS, LeftBehind, UnitThread
 
 SIGNAL = StopReason("signal", "the process was asked to end")
 VARIABLE: ContextVar[str] = ContextVar("variable", default="not set")
@@ -32,12 +33,24 @@ def stop() -> StopRequest:
     return StopRequest()
 
 
+class OneByOne(Crew[str]):
+    """Does one piece of work, and hands over what came of it."""
+
+    def run(self, unit: Callable[[], Any], interrupt: Callable[[], bool], shutdown: Callable[[], float]) -> Any:
+        came: list[Any] = []
+        self.start("unit", lambda: came.append(unit()))
+        ended = self.next(interrupt, shutdown)
+        if ended.error is not None:
+            raise ended.error
+        return came[0]
+
+
 @pytest.fixture
-def units(clock: FakeClock, stop: StopRequest) -> Iterator[UnitThread]:
-    """A thread on the fake clock: when nothing else happens, the time passes at once."""
-    thread = UnitThread(clock, stop)
-    yield thread
-    thread.close()
+def units(clock: FakeClock, stop: StopRequest) -> Iterator[OneByOne]:
+    """Threads on the fake clock: when nothing else happens, the time passes at once."""
+    crew = OneByOne(clock, stop)
+    yield crew
+    crew.close()
 
 
 def cannot() -> bool:
@@ -48,7 +61,7 @@ def seconds(amount: float) -> Callable[[], float]:
     return lambda: amount
 
 
-def test_units_run_one_after_the_other_in_one_daemon_thread(units: UnitThread) -> None:
+def test_units_run_one_after_the_other_in_one_daemon_thread(units: OneByOne) -> None:
     """What a unit opens, an event loop say, is there for the next; the thread does not keep the process."""
     first, second = (units.run(current_thread, cannot, seconds(5)) for _ in range(2))
 
@@ -57,7 +70,7 @@ def test_units_run_one_after_the_other_in_one_daemon_thread(units: UnitThread) -
     assert first.daemon
 
 
-def test_a_unit_finds_its_context(units: UnitThread) -> None:
+def test_a_unit_finds_its_context(units: OneByOne) -> None:
     """Context variables, through which Prefect finds the flow run, are there in the unit's thread."""
     token = VARIABLE.set("of the session")
     try:
@@ -67,7 +80,7 @@ def test_a_unit_finds_its_context(units: UnitThread) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3)])
-def test_what_a_unit_raises_is_raised(units: UnitThread, error: BaseException) -> None:
+def test_what_a_unit_raises_is_raised(units: OneByOne, error: BaseException) -> None:
     """Whatever it is, also what would end the process; the next unit runs all the same."""
 
     def unit() -> None:
@@ -82,7 +95,7 @@ def test_what_a_unit_raises_is_raised(units: UnitThread, error: BaseException) -
 
 def test_a_unit_that_ends_in_time_is_waited_for(stop: StopRequest) -> None:
     """A signal while it runs changes nothing for it when it fits into the time that is left."""
-    units, asked = UnitThread(PatientClock(), stop), Event()
+    units, asked = OneByOne(PatientClock(), stop), Event()
 
     def unit() -> str:
         stop.ask(SIGNAL, by=30)
@@ -95,9 +108,7 @@ def test_a_unit_that_ends_in_time_is_waited_for(stop: StopRequest) -> None:
     units.close()
 
 
-def test_a_unit_is_waited_for_while_nobody_says_when_the_process_is_killed(
-    units: UnitThread, stop: StopRequest
-) -> None:
+def test_a_unit_is_waited_for_while_nobody_says_when_the_process_is_killed(units: OneByOne, stop: StopRequest) -> None:
     """A stop without a deadline, a person's pause say, lets the running unit finish."""
     stop.ask(StopReason("asked", "a person paused the chain"))
 
@@ -108,7 +119,7 @@ def test_a_unit_is_waited_for_while_nobody_says_when_the_process_is_killed(
     ("shutdown", "left_at"), [(5.0, 25.0), (12.0, 18.0), (28.0, 15.0)], ids=["quick", "slow", "hardly fits"]
 )
 def test_a_unit_that_cannot_be_ended_is_left_behind(
-    units: UnitThread, clock: FakeClock, stop: StopRequest, shutdown: float, left_at: float
+    units: OneByOne, clock: FakeClock, stop: StopRequest, shutdown: float, left_at: float
 ) -> None:
     """The shutdown has the time that it will probably need, but the unit has half of what there is."""
     never = Event()
@@ -134,7 +145,7 @@ def test_an_interrupted_unit_is_heard_out(stop: StopRequest) -> None:
         def wait(self, event: Event, seconds: float) -> bool:
             return event.wait(30) if end.is_set() else super().wait(event, seconds)
 
-    units = UnitThread(Clock(), stop)
+    units = OneByOne(Clock(), stop)
 
     def unit() -> None:
         stop.ask(SIGNAL, by=30)
@@ -153,7 +164,7 @@ def test_an_interrupted_unit_is_heard_out(stop: StopRequest) -> None:
 
 
 def test_a_unit_that_does_not_end_when_it_is_interrupted_is_left_behind(
-    units: UnitThread, clock: FakeClock, stop: StopRequest
+    units: OneByOne, clock: FakeClock, stop: StopRequest
 ) -> None:
     """It has a moment to end in, and no more."""
     never = Event()
@@ -170,7 +181,7 @@ def test_a_unit_that_does_not_end_when_it_is_interrupted_is_left_behind(
 
 
 def test_a_second_request_wakes_the_session_and_changes_nothing(
-    units: UnitThread, clock: FakeClock, stop: StopRequest
+    units: OneByOne, clock: FakeClock, stop: StopRequest
 ) -> None:
     """A person's request, then a signal, then another: the first reason and the first deadline count."""
     never = Event()

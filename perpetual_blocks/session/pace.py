@@ -1,0 +1,80 @@
+"""The pace: how many units at once, and how many of them in a batch."""
+
+from collections.abc import Iterator
+
+THROTTLED = frozenset({"RateLimitError", "TooManyRequests", "TooManyRequestsError", "ThrottlingException"})
+"""What the errors of common clients are called when a service refuses a call because there were too many."""
+
+TOO_MANY_REQUESTS = 429  # RFC 6585
+
+MOST_IN_BATCH = 1000
+"""So many units are given back at most, or run again, when a session dies."""
+
+
+class Pace:
+    """How many batches run at once: additive increase, multiplicative decrease (Chiu and Jain 1989).
+
+    One more once as many units as run at once have succeeded; half as many when a service says that there were too
+    many, or when most of the latest units failed. What was begun before the latest decrease says nothing of it.
+
+    Attributes:
+        most: How many at most.
+        limit: How many now; at least 1.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._successes = 0
+        self._failures = 0
+        self._decreases = 0
+        self.limit = most
+
+    @property
+    def phase(self) -> int:
+        """What a unit remembers when it begins."""
+        return self._decreases
+
+    def succeeded(self) -> None:
+        """A unit was finished."""
+        self._successes += 1
+        if self._successes >= self.limit:
+            self._successes = self._failures = 0
+            self.limit = min(self.most, self.limit + 1)
+
+    def failed(self, error: BaseException, phase: int) -> None:
+        """A unit failed that had begun in that phase."""
+        if phase != self._decreases:
+            return
+        self._failures += 1
+        if is_throttled(error) or (self._failures >= self.limit and self._failures > self._successes):
+            self._decreases += 1
+            self._successes = self._failures = 0
+            self.limit = max(1, self.limit // 2)
+
+
+class BatchSize:
+    """How many units are claimed for a batch: twice as many as the one before has finished."""
+
+    def __init__(self) -> None:
+        self.most = 1
+
+    def ran(self, units: int) -> None:
+        """A batch has ended, of which so many units came to an end."""
+        self.most = max(1, min(MOST_IN_BATCH, 2 * units))
+
+
+def is_throttled(error: BaseException) -> bool:
+    """Whether an error, or what caused it, says that there were too many calls."""
+    for one in _causes(error):
+        statuses = {getattr(one, "status_code", None), getattr(getattr(one, "response", None), "status_code", None)}
+        if TOO_MANY_REQUESTS in statuses or type(one).__name__ in THROTTLED:
+            return True
+    return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
