@@ -45,7 +45,9 @@ SOON_SECONDS = 3.0
 """A session that ends sooner leaves its follow-on to the closing: no process would be up any earlier."""
 
 LOOKED_AT = 20
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = WATCH_SECONDS = 0.25
+"""How often the session's end is foretold between its units, and how often it is looked whether it is near."""
+
 WINDOW_SECONDS = 30.0
 """The pace is that of the last so many seconds, or of a few units that took longer."""
 
@@ -79,7 +81,7 @@ def _is_enough(since: Sight, now: Sight) -> bool:
 
 
 class _End(NamedTuple):
-    """When the session will end, by the monotonic clock, and how many units it will have until then."""
+    """When the session will end, by the monotonic clock, and how many units it will have had then."""
 
     at: float
     units: int
@@ -154,10 +156,12 @@ class Successor:
         seconds = self._monitor.forecasts["seconds"]
         most_units = self._monitor.units_to_best_length(readings)
         found = horizon(readings, seconds, self._sights[0], sight, most_units=most_units)
-        return None if found is None else _End(now + found.seconds + seconds.shutdown_cost(0.5), found.units)
+        if found is None:
+            return None
+        return _End(now + found.seconds + seconds.shutdown_cost(0.5), sight.units + found.units)
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK_SECONDS):
+        while not self._over.wait(WATCH_SECONDS):
             self._look()
 
     def _look(self) -> None:
@@ -194,14 +198,19 @@ class Successor:
             self._announced = replace(made, flow_run_id=create_follow_on(ledger, world.runs, made))
 
     def _is_needed(self, units: int, ends_at: float) -> bool:
+        """Whether the chain goes on after so many units of this session, and there is something left for it."""
         ledger, name = self._world.ledger, self._fence.chain
         sessions = ledger.sessions(name)
         if not goes_on_at_once(ledger.chain(name), sessions, ends_at):
             return False
         # An item may take several units: as many as those that are done did, and more than are done where none is.
-        done = ledger.items(name, ItemStatus.COMPLETED, LOOKED_AT)
+        done = ledger.items(name, ItemStatus.COMPLETED, LOOKED_AT, taken=True)
         each = sum(item.units for item in done) / len(done) if done else inf
-        return ledger.has_more_than(name, int(units / each))
+        # Others that work on the queue do as much meanwhile.
+        workers = sum(chain.status is ChainStatus.RUNNING for chain in ledger.chains(self._fence.queue))
+        # What was finished and is not committed yet is still open in the ledger.
+        to_come = max(0, units - sessions[-1].units - sessions[-1].attempts)
+        return ledger.has_more_than(name, workers * int(to_come / each))
 
     def _settle(self, announced: FollowOn, runs: Runs) -> None:
         ledger = self._world.ledger

@@ -89,11 +89,12 @@ class Working:
             self._apply_left()
         reason: StopReason | None = None
         while True:
-            self._successor.consider()
+            if is_free := self._is_free():
+                self._successor.consider()
             with self._monitor.lock:
                 readings = self._monitor.readings()
                 reason = reason or self._reason_to_stop(readings)
-            if reason is None and self._is_free():
+            if reason is None and is_free:
                 chosen = self._chooser.claim(readings, self._size.most, patient=not self._crew.running)
                 if isinstance(chosen, Claim):
                     reason = self._begin(chosen)

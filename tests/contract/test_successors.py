@@ -14,7 +14,7 @@ from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason
 from perpetual_blocks.session.continuation import Ending
 from perpetual_blocks.session.follow_on import RunTemplate
 from perpetual_blocks.session.ledger import FollowOn, Opened
-from perpetual_blocks.work import WorkItem
+from perpetual_blocks.work import Selector, WorkItem
 
 TEMPLATE = RunTemplate(deployment_id="deployment")
 DIED = Ending(SessionState.CRASHED, ChainStatus.WAITING, StopReason("crashed", "it died"), goes_on=True)
@@ -304,3 +304,99 @@ def test_more_than_so_many_items_are_open(ledger: SqlLedger) -> None:
     ledger.discard_items("mine", ["d"], "not wanted")
     assert [ledger.has_more_than("mine", count) for count in range(4)] == [True, True, True, False]
     assert opened.fence.ordinal == 1
+
+
+# Chains of one queue --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second(ledger: SqlLedger) -> Opened:
+    """A session of another chain on the queue of `mine`, which goes on beside it."""
+    owner = open_session(ledger, template=TEMPLATE.to_json()).fence
+    ledger.add_items("mine", [WorkItem(id="a")], planned_by=owner)
+    ledger.add_chain("second", queue="mine", template=TEMPLATE.to_json())
+    return open_session(ledger, "second", holder="its first", template=TEMPLATE.to_json())
+
+
+def next_of_second(opened: Opened) -> FollowOn:
+    return TEMPLATE.follow_on("second", opened.chain.uid, 2, None)
+
+
+def announced_of_second(ledger: SqlLedger, opened: Opened) -> FollowOn:
+    made = next_of_second(opened)
+    assert ledger.announce(opened.fence, 1_700_000_015.0, made)
+    ledger.follow_on_created(made, "run-ahead")
+    return replace(made, flow_run_id="run-ahead")
+
+
+def begin(ledger: SqlLedger, follow_on: FollowOn) -> Opened:
+    return open_session(
+        ledger,
+        follow_on.chain,
+        holder=follow_on.idempotency_key,
+        flow_run_id=follow_on.flow_run_id,
+        invitation=follow_on.idempotency_key,
+    )
+
+
+def test_a_chain_that_is_to_rest_goes_on_with_another_run(ledger: SqlLedger, second: Opened) -> None:
+    """Whoever waited is sent away at once; when the chain is woken, there is one follow-on, and it is a new one."""
+    ahead = announced_of_second(ledger, second)
+
+    ledger.want("second", Wanted.REST, "fewer agents are enough")
+    with pytest.raises(Superseded) as refused:
+        begin(ledger, ahead)
+    assert not isinstance(refused.value, Ahead)
+    close(ledger, second.fence, follow_on=next_of_second(second))
+    assert ledger.chain("second").status is ChainStatus.PAUSED
+    assert ledger.wake("second")
+
+    (pending,) = ledger.pending_follow_ons("second")
+    assert pending.idempotency_key != ahead.idempotency_key
+    assert (pending.ordinal, pending.flow_run_id) == (2, None)
+    assert begin(ledger, replace(pending, flow_run_id="run-anew")).fence.ordinal == 2
+
+
+def test_a_chain_that_is_woken_keeps_who_waits_for_it(ledger: SqlLedger, second: Opened) -> None:
+    """Between the end of a session and the begin of the next, somebody sees a chain that waits: its follow-on is there
+    already, and no other is recorded."""
+    ahead = announced_of_second(ledger, second)
+    close(ledger, second.fence, follow_on=next_of_second(second))
+
+    assert ledger.wake("second")
+
+    assert ledger.pending_follow_ons("second") == []
+    assert begin(ledger, ahead).fence.ordinal == 2
+
+
+def test_a_chain_for_which_nothing_is_left_needs_no_successor(ledger: SqlLedger, second: Opened) -> None:
+    """Its chain is finished before the run that waits has begun: it begins nothing."""
+    ahead = announced_of_second(ledger, second)
+    ledger.discard_items("mine", ["a"], "not worth it")
+    close(ledger, second.fence, follow_on=next_of_second(second))
+
+    assert ledger.finish("second")
+
+    assert ledger.follow_on("second", 2) is None
+    with pytest.raises(Superseded, match="session 2 of second is not needed: the chain is finished"):
+        begin(ledger, ahead)
+
+
+def test_work_that_comes_while_a_session_ends_is_the_successors(ledger: SqlLedger, second: Opened) -> None:
+    """The session found nothing left; then something came. Who waits goes on with it."""
+    ahead = announced_of_second(ledger, second)
+    nothing_left = StopReason("queue-empty", "every item is done")
+
+    close(ledger, second.fence, ChainStatus.FINISHED, state=SessionState.FINISHED, stop=nothing_left)
+
+    assert ledger.chain("second").status is ChainStatus.WAITING
+    assert begin(ledger, ahead).fence.ordinal == 2
+
+
+def test_only_what_a_chain_takes_is_counted(ledger: SqlLedger) -> None:
+    """Of the queue's items: a chain for a part of it ends with that part."""
+    at_work(ledger)
+    ledger.add_items("mine", [WorkItem(id="part/1"), WorkItem(id="part/2"), WorkItem(id="other")])
+    ledger.add_chain("second", queue="mine", selector=Selector(ids=("part/*",)))
+    assert [ledger.has_more_than("second", count) for count in range(3)] == [True, True, False]
+    assert [ledger.has_more_than("mine", count) for count in range(5)] == [True, True, True, True, False]

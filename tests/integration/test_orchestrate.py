@@ -18,7 +18,9 @@ from perpetual_blocks.session.chain import ChainStatus, SessionState
 from perpetual_blocks.work import ItemStatus
 
 SHARING = HERE / "sharing.py"
+PACED = HERE / "paced.py"
 ITEMS, CALLS = 40, 60
+ENDS = (SessionState.WRAPPED, SessionState.FINISHED)
 POOL = Limit("calls", CALLS, scope="total", pool="team")
 
 
@@ -141,6 +143,23 @@ def test_sigterm_wraps_all_agents_and_the_same_command_goes_on(site: Site) -> No
     assert f"{ITEMS} of {ITEMS} items" in done.stdout
     assert "docs-2: " in done.stderr
     ledger.close()
+
+
+def test_agents_have_successors(site: Site) -> None:
+    """The processes of the next sessions are started ahead, wait, and go on; nothing is done twice."""
+    notes, n = site.folder / "notes", 40
+    arguments = [f"--param={name}={value}" for name, value in {"notes": notes, "chain": "docs", "n": n}.items()]
+    done = site.perpetual("orchestrate", f"{PACED}:paced", "--agents", "2", "--json", *arguments)
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["finished"], report["items"]["completed"], report["units"]) == (True, n, n)
+    assert units(notes) == {f"n/{number}": 1 for number in range(n)}
+    ledger = SqlLedger(site.environment["PERPETUAL_LEDGER"])
+    sessions = {name: ledger.sessions(name) for name in ("docs", "docs-2")}
+    ledger.close()
+    assert all(of_one[0].units == 10 and of_one[1].waited for of_one in sessions.values())
+    assert all(session.state in ENDS for of_one in sessions.values() for session in of_one)
 
 
 # Deployed -------------------------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from session_rig import Rig, tokens
-from support import DirectRunner, FakeClock, MemoryRuns, wait_for
+from support import DirectRunner, FakeClock, MemoryRuns, open_session, wait_for
 from test_admission import chain, latest
 from test_loop import MakeRig, Reader, make_rig
 
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.errors import RunsUnavailable
+from perpetual_blocks.session import successor
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason, Wanted
 from perpetual_blocks.session.follow_on import create_follow_ons
 from perpetual_blocks.session.ledger import FollowOn
@@ -127,6 +128,29 @@ def test_items_of_several_units_are_counted_as_such(make_rig: MakeRig) -> None:
     rig = make_rig(Reader(documents=15, pages=4))
     rig.run(BUDGET)
     assert len(rig.told(FollowOnAnnounced)) == 1
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_units_at_once_are_counted_as_still_to_come(make_rig: MakeRig, concurrency: int) -> None:
+    """What is held for those that run is not used yet: the end is foretold as near as it is."""
+    rig = make_rig(Reader(documents=100))
+    rig.run(BUDGET, concurrency=concurrency)
+    (left,) = left_when_announced(rig)
+    assert left == pytest.approx(LEAD_SECONDS, abs=concurrency - 1)
+    (session,) = rig.ledger.sessions("mine")
+    assert session.ends_at == pytest.approx(session.ended_at, abs=1.5 * concurrency)
+
+
+@pytest.mark.parametrize(("documents", "left"), [(70, LEAD_SECONDS), (45, 4)])
+def test_others_that_work_on_the_queue_take_their_part(make_rig: MakeRig, documents: int, left: int) -> None:
+    """With 18 units to go, two sessions will do 36: of 70 items, of which 22 are done, more than that are left. Of 45
+    there are not before 4 are to go, as the other session has done none of them."""
+    rig = make_rig(Reader(documents=documents), chain="second")
+    owner = open_session(rig.ledger, "mine", agent="Reader").fence
+    rig.ledger.add_items("mine", rig.agent.plan(), planned_by=owner)
+    rig.ledger.add_chain("second", queue="mine")
+    rig.run(BUDGET)
+    assert left_when_announced(rig) == [left]
 
 
 class Fickle(Reader):
@@ -244,8 +268,11 @@ class Slow(Reader):
         return super().work_unit(unit)
 
 
-def test_the_end_of_a_long_unit_is_foretold_while_it_runs(make_rig: MakeRig, clock: FakeClock) -> None:
+def test_the_end_of_a_long_unit_is_foretold_while_it_runs(
+    make_rig: MakeRig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A unit of more than three minutes is the session's last: the follow-on is created shortly before it ends."""
+    monkeypatch.setattr(successor, "WATCH_SECONDS", 0.01)
     agent = Slow(documents=9)
     rig = make_rig(agent)
     agent.clock, agent.runs = clock, rig.runs
