@@ -113,11 +113,11 @@ class _Sessions:
             InvalidInput: somebody holds the chain.
         """
         self._check_free()
-        child = self.launcher.start(self.chain, follows=False)
+        child, spare = self.launcher.start(self.chain, follows=False), False
         while True:
             ahead, interrupted = self._attend(child)
             try:
-                status = self._end_of(child, ahead)
+                status = self._end_of(child, ahead, spare=spare)
             except BaseException:
                 dismiss(ahead)
                 raise
@@ -129,10 +129,13 @@ class _Sessions:
                 ahead = None
             if ahead is None and self._wait():
                 return True
-            child = ahead or self.launcher.start(self.chain, follows=True)
+            child, spare = ahead or self.launcher.start(self.chain, follows=True), ahead is not None
 
-    def _end_of(self, child: Child, ahead: Child | None) -> dict[str, Any]:
+    def _end_of(self, child: Child, ahead: Child | None, *, spare: bool) -> dict[str, Any]:
         """The chain's status, now that a session's process has ended.
+
+        Args:
+            spare: Whether it was started ahead, and need not have become a session.
 
         Raises:
             SessionFailed: it never was a session.
@@ -145,7 +148,8 @@ class _Sessions:
         at_work = latest["pid"] if latest and latest["state"] == "Running" else None
         if latest and at_work not in (None, child.pid, ahead.pid if ahead is not None else None):
             raise Superseded(f"{self.chain} is at work elsewhere: process {at_work} on {latest['host']}")
-        if not (status and latest) or all(session["pid"] != child.pid for session in status["sessions"]):
+        was_one = status and any(session["pid"] == child.pid for session in status["sessions"])
+        if not (status and latest and (was_one or spare)):
             raise SessionFailed(f"session: its process ended before it began: {self.launcher.last_words(self.chain)}")
         if at_work == child.pid:
             # The process is dead and its session open: nobody needs to wait for the lease to run out.
