@@ -61,6 +61,10 @@ class Superseded(PerpetualError):
     """This run may not work on the chain: another session does, or has done what this one was made for."""
 
 
+class Ahead(Superseded):
+    """This run was created ahead to be the chain's next session, and the session before is still at work."""
+
+
 class PoolRefused(PerpetualError):
     """A pool has no room for a reservation.
 

@@ -5,8 +5,10 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
+from threading import Thread
 from typing import Any
 
 from prefect import get_run_logger
@@ -42,8 +44,9 @@ from perpetual_blocks.session.ports import RunState
 from perpetual_blocks.session.steps import within
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.supervisor import Supervisor
+from perpetual_blocks.session.turn import SentAway
 from perpetual_blocks.session.world import World
-from perpetual_blocks.telemetry import Moment, Observer, SessionStarted
+from perpetual_blocks.telemetry import FenceReached, Moment, SessionStarted
 
 MOST_ASKED_SECONDS = 3.0
 """How long Prefect's API has to say whether a signal came because a person cancelled the run."""
@@ -81,7 +84,7 @@ def run_session(
         backup = StoredDocuments(patience(partial(load_storage, store.backup_storage, "backup_storage"), is_away))
     slug = store.result_storage or None
     units = PrefectUnits(agent, storage, slug, redactor, patience, on_task_runner=on_task_runner)
-    template = own.template()
+    template, label = own.template(), _Label(runs, own)
     request = SessionRequest(
         chain=chain,
         agent=type(agent).__name__,
@@ -117,7 +120,8 @@ def run_session(
         price=price,
         watched={"run": partial(_run_wishes, runs, own.id)},
         redactor=redactor,
-        observers=(log_moments(get_run_logger()), _label_run(runs, own)),
+        observers=(log_moments(get_run_logger()), label),
+        alive=process.session_alive,
     )
     session = Session(
         agent,
@@ -139,10 +143,14 @@ def run_session(
         move_follow_ons(ledger, runs, world.clock)
     try:
         end = session.run()
+    except SentAway as away:
+        get_run_logger().info("%s", away)
+        return _sent_away(away, runs, own)
     except (Superseded, Fenced) as reason:
         get_run_logger().info("Superseded: %s", reason)
         return Completed(name="Superseded", message=str(reason))
     finally:
+        label.close()
         units.close()
         ledger.close()
     if end.state is SessionState.CANCELLED:
@@ -167,6 +175,15 @@ def current_flow_run() -> FlowRun:
     if context is None or context.flow_run is None:
         raise InvalidInput("flow run: a session runs within a flow run; call the flow itself")
     return context.flow_run
+
+
+def _sent_away(away: SentAway, runs: PrefectRuns, own: OwnRun) -> State[Any]:
+    """The state of a run that had waited for its session, and was asked to stop."""
+    if away.reason.code == "cancelled":
+        return Cancelled(message=str(away))
+    if away.reason.code == "paused" and own.deployment_id:
+        raise Pause(state=runs.suspend(own.id))
+    return Completed(name="Superseded", message=str(away))
 
 
 def _declare_dead(ledger: Ledger, chain: str) -> None:
@@ -249,12 +266,49 @@ def _new_chain_name(own: OwnRun) -> str:
     return f"{slug}-{own.created_on}-{own.id[:8]}"
 
 
-def _label_run(runs: PrefectRuns, own: OwnRun) -> Observer:
-    def label(moment: Moment) -> None:
-        if isinstance(moment, SessionStarted):
-            name, tag = run_name(moment.chain, moment.ordinal), chain_tag(moment.chain)
-            if own.name != name or tag not in own.tags:
-                with suppress(Exception):  # a name is a comfort; the session does not depend on it
-                    runs.label(own.id, name, tuple(dict.fromkeys((*own.tags, tag))))
+class _Label:
+    """Names a run after what it does, and tags it: an observer.
 
-    return label
+    A session does not wait for its name. A name is a comfort, and nothing depends on it.
+    """
+
+    def __init__(self, runs: PrefectRuns, own: OwnRun) -> None:
+        self._runs = runs
+        self._own = own
+        self._name = own.name
+        self._tags = own.tags
+        self._waits = False
+        self._naming: Thread | None = None
+
+    def __call__(self, moment: Moment) -> None:
+        match moment:
+            case FenceReached(chain, ordinal):
+                self._waits = True
+                self._set(f"{run_name(chain, ordinal)} waits for session {ordinal - 1} to end", chain_tag(chain))
+            case SessionStarted(chain, ordinal):
+                self._waits = False
+                self._set(run_name(chain, ordinal), chain_tag(chain))
+
+    def close(self) -> None:
+        """Gives a run that has waited for nothing its own name back, and waits until it has it."""
+        if self._waits:
+            self._set(self._own.name)
+        self._join()
+
+    def _join(self) -> None:
+        if self._naming is not None:
+            self._naming.join(MOST_ASKED_SECONDS)
+
+    def _set(self, name: str, *tags: str) -> None:
+        wanted = tuple(dict.fromkeys((*self._tags, *tags)))
+        if (name, wanted) == (self._name, self._tags):
+            return
+        self._join()
+        self._name, self._tags = name, wanted
+
+        def work() -> None:
+            with suppress(Exception):
+                self._runs.label(self._own.id, name, wanted)
+
+        self._naming = Thread(target=copy_context().run, args=(work,), name="perpetual label", daemon=True)
+        self._naming.start()

@@ -14,6 +14,8 @@ The core emits them; log lines, and whatever else wants to know, are observers o
 | `StepFailed` | a step of the shutdown failed; the shutdown went on |
 | `CodeChanged` | the agent's code is another than the session before had; it goes on with it |
 | `CheckpointLarge` | a checkpoint was saved that is larger than its size budget |
+| `FollowOnAnnounced` | the follow-on was recorded ahead of the end of the session, which is near |
+| `FenceReached` | a run that was created ahead is up, and waits for the session before to end |
 | `SessionEnded` | the session was closed |
 """
 
@@ -99,6 +101,19 @@ class CheckpointLarge:
 
 
 @dataclass(frozen=True, slots=True)
+class FollowOnAnnounced:
+    chain: str
+    ordinal: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FenceReached:
+    chain: str
+    ordinal: int
+
+
+@dataclass(frozen=True, slots=True)
 class SessionEnded:
     chain: str
     ordinal: int
@@ -117,6 +132,8 @@ Moment = (
     | CodeChanged
     | CheckpointLarge
     | ItemDiscarded
+    | FollowOnAnnounced
+    | FenceReached
     | SessionEnded
 )
 Observer = Callable[[Moment], None]

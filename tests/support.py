@@ -189,6 +189,9 @@ class MemoryRuns:
         self.crashes: list[str] = []
         self.calls = 0
 
+    def leaves_room(self, deployment_id: str) -> bool:
+        return True
+
     def move(self, flow_run_id: str, at: float) -> None:
         self.moved[flow_run_id] = at
 

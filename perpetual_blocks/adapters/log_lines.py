@@ -7,6 +7,8 @@ from perpetual_blocks.telemetry import (
     BudgetWarned,
     CheckpointLarge,
     CodeChanged,
+    FenceReached,
+    FollowOnAnnounced,
     ItemDiscarded,
     ItemsAdded,
     Moment,
@@ -24,7 +26,7 @@ from perpetual_blocks.usage import show_bytes
 def log_moments(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Observer:
     """An observer that writes each moment to the logger: what is routine at DEBUG, what a person acts on at WARNING."""
 
-    def write(moment: Moment) -> None:
+    def write(moment: Moment) -> None:  # noqa: PLR0912 - one for each moment
         match moment:
             case SessionStarted(chain, ordinal, _, notes):
                 logger.info("Session %d of %s starts. %s", ordinal, chain, "; ".join(notes))
@@ -52,6 +54,10 @@ def log_moments(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Observ
                     show_bytes(size),
                     show_bytes(budget),
                 )
+            case FollowOnAnnounced(_, ordinal, seconds):
+                logger.info("Some %.0f s to the end of this session: session %d is started ahead", seconds, ordinal)
+            case FenceReached(chain, ordinal):
+                logger.info("Waits for session %d of %s to end", ordinal - 1, chain)
             case SessionEnded(chain, ordinal, state, reason):
                 logger.info("Session %d of %s: %s, because %s", ordinal, chain, state, reason)
 

@@ -101,6 +101,15 @@ class PrefectRuns:
             )
         return str(run.id)
 
+    def leaves_room(self, deployment_id: str) -> bool:
+        """Whether the deployment's concurrency limit has room for one more run.
+
+        One that has none would delay the run by half a minute, or cancel it.
+        """
+        with _client() as client:
+            limit = client.read_deployment(UUID(deployment_id)).global_concurrency_limit
+        return limit is None or limit.active_slots < limit.limit
+
     def move(self, flow_run_id: str, at: float) -> None:
         """Lets a run that has not started yet start at that moment."""
         with _client() as client:

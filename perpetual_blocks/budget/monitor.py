@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from math import inf
 from threading import Event, RLock, Thread
 from typing import Any, Protocol
 
@@ -248,10 +249,14 @@ class BudgetMonitor:
 
     # Asking ---------------------------------------------------------------------------------------------------------
 
-    def readings(self) -> list[Reading]:
+    def readings(self, *, held: bool = True) -> list[Reading]:
         """Every limit with what is used of it now. A meter may take milliseconds: what is asked several times before a
-        unit is given the readings that were taken once."""
-        return [self._read(limit) for limit in self._budget]
+        unit is given the readings that were taken once.
+
+        Args:
+            held: With what is held for units that run.
+        """
+        return [self._read(limit, held=held) for limit in self._budget]
 
     def verdict(self, readings: Sequence[Reading] | None = None) -> Verdict:
         """How the budget stands for a typical unit."""
@@ -317,15 +322,24 @@ class BudgetMonitor:
     def long_enough(self, readings: Sequence[Reading] | None = None) -> str | None:
         """Why the session should end though its budget does not say so: its units become dearer than a new start."""
         for reading in self._or_now(readings):
-            name, law = reading.limit.resource, reading.forecast.law()
-            if RESOURCES[name].kind == "gauge" or name == "seconds" or law is None or self.units < 2:
-                continue
-            mean = law.mean()
-            otherwise = self.units + reading.remaining / mean if mean else 0.0
-            best = reading.forecast.course.best_length(otherwise)
+            best = self._best_length(reading)
             if best is not None and self.units >= best:
+                name = reading.limit.resource
                 return f"{self.units} units: their {name} grow, and a new start costs less from {best:.0f} units on"
         return None
+
+    def units_to_best_length(self, readings: Sequence[Reading] | None = None) -> float:
+        """How many more units the session will have until it is long enough; infinite if no cost says so."""
+        found = (self._best_length(reading) for reading in self._or_now(readings))
+        return min((max(0.0, best - self.units) for best in found if best is not None), default=inf)
+
+    def _best_length(self, reading: Reading) -> float | None:
+        name, law = reading.limit.resource, reading.forecast.law()
+        if RESOURCES[name].kind == "gauge" or name == "seconds" or law is None or self.units < 2:
+            return None
+        mean = law.mean()
+        otherwise = self.units + reading.remaining / mean if mean else 0.0
+        return reading.forecast.course.best_length(otherwise)
 
     def room(self, readings: Sequence[Reading] | None = None) -> dict[str, float]:
         """What a unit may use of each limited resource from now on, without what is kept for the shutdown."""
@@ -349,7 +363,7 @@ class BudgetMonitor:
     def _or_now(self, readings: Sequence[Reading] | None) -> Sequence[Reading]:
         return self.readings() if readings is None else readings
 
-    def _read(self, limit: Limit) -> Reading:
+    def _read(self, limit: Limit, *, held: bool) -> Reading:
         resource = limit.resource
         if _is_gauge(limit):
             meter = self._meters[resource]
@@ -357,8 +371,8 @@ class BudgetMonitor:
         if limit.name == "seconds":
             # Time is the session's own, from its start to now: restoring and shutting down use it up too.
             return self._reading(limit, self.elapsed(), min(limit.amount, self._lifetime or limit.amount))
-        held = sum(amounts.get(limit.name, 0.0) for amounts in self._held.values())
-        return self._reading(limit, self._accounts[limit.name].used(self._clock.now()) + held, limit.amount)
+        kept = sum(amounts.get(limit.name, 0.0) for amounts in self._held.values()) if held else 0.0
+        return self._reading(limit, self._accounts[limit.name].used(self._clock.now()) + kept, limit.amount)
 
     def _reading(self, limit: Limit, used: float, amount: float) -> Reading:
         cancellable = limit.resource in self._cancellable

@@ -8,7 +8,7 @@ the last ends with the queue or with a total.
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, floor
 from random import Random
 from statistics import median
 from typing import Literal, NamedTuple
@@ -153,6 +153,7 @@ def simulate(
         name: [_Draws.of(forecasts.get(name, Forecast()), one.expectation, name) for one in work] for name in wanted
     }
     unknown = {name for name in wanted if work and not any(draws.known for draws in laws[name])}
+    laws = {name: draws for name, draws in laws.items() if name not in unknown}
     units = sum(one.units for one in work)
     lump = max(1, ceil(units * FEWEST_RUNS / draws))
     runs = max(FEWEST_RUNS, min(MOST_RUNS, draws // max(1, ceil(units / lump))))
@@ -177,7 +178,8 @@ class _Draws(NamedTuple):
         """What was learned; else what was declared; no scores if nothing is known."""
         law = forecast.law(unit.hint(resource))
         if law is not None and len(law.scores):
-            return cls(law.scale, law.scores.samples())
+            scores = law.scores.samples()
+            return cls(law.scale if any(scores) else 0.0, scores)
         declared = unit.estimate.get(resource, unit.bound.get(resource))
         return cls(1.0, ()) if declared is None else cls(declared, (1.0,))
 
@@ -187,8 +189,11 @@ class _Draws(NamedTuple):
 
     def total(self, units: int, random: Random) -> float:
         """What so many units cost together; of many, a few are drawn for all."""
-        drawn = min(units, 8)
-        return self.scale * sum(random.choices(self.scores, k=drawn)) * units / drawn if self.scores else 0.0
+        scores, drawn = self.scores, min(units, 8)
+        if not scores or not self.scale:
+            return 0.0
+        # As random.choices() does it, whose call costs more than the draw.
+        return self.scale * sum([scores[floor(random.random() * len(scores))] for _ in range(drawn)]) * units / drawn
 
 
 def _steps(
@@ -268,7 +273,7 @@ class _Future:
     def _do(self, cost: Mapping[str, float]) -> None:
         if self._lump > 1:
             self._skip(cost)
-        self._now += cost["seconds"]
+        self._now += cost.get("seconds", 0.0)
         self._units += 1
         for name, amount in cost.items():
             self._used[name] = self._used.get(name, 0.0) + amount

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Child = subprocess.Popen[bytes]
 
+DISMISSED_SECONDS = 10.0
+"""How long a process that was started ahead, and is not needed, may take to find that out."""
+
 
 class SessionFailed(PerpetualError):
     """The process of a session ended before it could open one."""
@@ -83,6 +86,17 @@ class Launcher:
 
         chain = self.ledger.chain(name)
         return {INVITATION: invitation(chain.uid, chain.ordinal + 1)}
+
+
+def dismiss(ahead: Child | None) -> None:
+    """Waits for the end of a process that was started ahead and is not needed: it ends by itself, or is ended."""
+    if ahead is None:
+        return
+    try:
+        ahead.wait(DISMISSED_SECONDS)
+    except subprocess.TimeoutExpired:
+        ahead.terminate()
+        ahead.wait()
 
 
 def make_launcher(

@@ -96,15 +96,33 @@ def _check_queue(ledger: Ledger, queue: str) -> None:
             raise InvalidInput.of("chain", queue, f"one that may go on; this one is {chain.status} ({why})")
 
 
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """The process of a chain's next session.
+
+    Attributes:
+        before: The chain's latest session when it was started.
+        ahead: Whether that session was at work then: it waits at the fence for its end, and may not be needed.
+    """
+
+    child: Child
+    before: int
+    ahead: bool = False
+
+
 @dataclass(slots=True)
 class _Crew:
-    """The processes of a queue's agents on this machine."""
+    """The processes of a queue's agents on this machine.
+
+    Of each chain there is one at most, and one more, which takes its place, when its end is near.
+    """
 
     ledger: Ledger
     orchestrator: Orchestrator
     launcher: Launcher
     view: "_View"
-    _children: dict[str, tuple[Child, int]] = field(default_factory=dict)
+    _children: dict[str, _Process] = field(default_factory=dict)
+    _ahead: dict[str, _Process] = field(default_factory=dict)
     _failed: dict[str, str] = field(default_factory=dict)
     _started: set[str] = field(default_factory=set)
     _asked_at: dict[str, float] = field(default_factory=dict)
@@ -128,6 +146,7 @@ class _Crew:
                 if not self._children and self._is_over(report):
                     return False, report
                 self._start_due(report)
+                self._start_ahead(report)
                 asked.wait(max(LOOK_SECONDS, seconds / SHARE_OF_TIME))
 
     def _is_over(self, report: Report) -> bool:
@@ -139,12 +158,17 @@ class _Crew:
         return False
 
     def _reap(self) -> None:
-        for name, (child, before) in list(self._children.items()):
+        for name, process in list(self._children.items()):
+            child = process.child
             if child.poll() is None:
                 continue
             del self._children[name]
+            if (successor := self._ahead.pop(name, None)) is not None:
+                self._children[name] = successor
             chain = self.ledger.chain(name)
-            if chain.ordinal == before and chain.status is ChainStatus.WAITING:
+            if chain.ordinal == process.before and chain.status is ChainStatus.WAITING:
+                if process.ahead:
+                    continue  # it was not needed
                 self._failed[name] = self.launcher.last_words(name)
                 self.view.note(f"{name}: its process ended before its session began: {self._failed[name]}")
             elif chain.status is ChainStatus.RUNNING:
@@ -157,8 +181,15 @@ class _Crew:
             if name in self._children or name in self._failed or not self._is_time(name):
                 continue
             chain = self.ledger.chain(name)
-            self._children[name] = (self.launcher.start(name, follows=name in self._started), chain.ordinal)
+            self._children[name] = _Process(self.launcher.start(name, follows=name in self._started), chain.ordinal)
             self._started.add(name)
+
+    def _start_ahead(self, report: Report) -> None:
+        for name, ordinal in report.near_end.items():
+            process = self._children.get(name)
+            # One that waits for this very session takes its place when the process before is gone.
+            if process is not None and process.before == ordinal - 1 and name not in self._ahead:
+                self._ahead[name] = _Process(self.launcher.start(name, follows=True), ordinal, ahead=True)
 
     def _is_time(self, name: str) -> bool:
         """Whether a chain that waits may go on: it is its time, or there is work for it before that."""
@@ -173,11 +204,13 @@ class _Crew:
 
     def _wrap(self) -> Report:
         """Asks all sessions to end, and waits until they have."""
-        for child, _ in self._children.values():
-            child.terminate()
-        for child, _ in self._children.values():
-            child.wait()
-        self._reap()
+        processes = [*self._ahead.values(), *self._children.values()]
+        for process in processes:
+            process.child.terminate()
+        for process in processes:
+            process.child.wait()
+        while self._children:
+            self._reap()
         return self.orchestrator.tell()
 
 

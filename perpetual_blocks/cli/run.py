@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from subprocess import TimeoutExpired
 from threading import Event
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from perpetual_blocks.cli.follow import Follower
-from perpetual_blocks.cli.launcher import Child, Launcher, SessionFailed, make_launcher, on_signals
+from perpetual_blocks.cli.launcher import Child, Launcher, SessionFailed, dismiss, make_launcher, on_signals
 from perpetual_blocks.cli.output import (
     INTERRUPTED,
     NOT_FINISHED,
@@ -112,31 +112,51 @@ class _Sessions:
         Raises:
             InvalidInput: somebody holds the chain.
         """
+        self._check_free()
+        child, spare = self.launcher.start(self.chain, follows=False), False
+        while True:
+            ahead, interrupted = self._attend(child)
+            try:
+                status = self._end_of(child, ahead, spare=spare)
+            except BaseException:
+                dismiss(ahead)
+                raise
+            if interrupted or status["status"] not in GOES_ON:
+                dismiss(ahead)
+                return interrupted
+            if status["resume_at"] is not None or (ahead is not None and ahead.poll() is not None):
+                dismiss(ahead)
+                ahead = None
+            if ahead is None and self._wait():
+                return True
+            child, spare = ahead or self.launcher.start(self.chain, follows=True), ahead is not None
+
+    def _end_of(self, child: Child, ahead: Child | None, *, spare: bool) -> dict[str, Any]:
+        """The chain's status, now that a session's process has ended.
+
+        Args:
+            spare: Whether it was started ahead, and need not have become a session.
+
+        Raises:
+            SessionFailed: it never was a session.
+            Superseded: somebody else works on the chain.
+        """
         from perpetual_blocks.adapters.process import session_alive
 
-        self._check_free()
-        follows = False
-        while True:
-            before = self._sessions()
-            child, interrupted = self._run_one(follows=follows)
-            status = self.follower.look()
-            latest = status["sessions"][-1] if status and status["sessions"] else None
-            if latest and latest["state"] == "Running" and latest["pid"] != child.pid:
-                raise Superseded(f"{self.chain} is at work elsewhere: process {latest['pid']} on {latest['host']}")
-            if not (status and latest) or len(status["sessions"]) == before:
-                raise SessionFailed(
-                    f"session: its process ended before it began: {self.launcher.last_words(self.chain)}"
-                )
-            if latest["state"] == "Running":
-                # The process is dead and its session open: nobody needs to wait for the lease to run out.
-                self.follower.note(f"session {latest['ordinal']} died (exit code {child.returncode})")
-                Supervisor(self.ledger, None, SystemClock(), session_alive).look_at(self.chain)
-                status = self.follower.look() or status
-            if interrupted or status["status"] not in GOES_ON:
-                return interrupted
-            if self._wait():
-                return True
-            follows = True
+        status = self.follower.look()
+        latest = _latest(status)
+        at_work = latest["pid"] if latest and latest["state"] == "Running" else None
+        if latest and at_work not in (None, child.pid, ahead.pid if ahead is not None else None):
+            raise Superseded(f"{self.chain} is at work elsewhere: process {at_work} on {latest['host']}")
+        was_one = status and any(session["pid"] == child.pid for session in status["sessions"])
+        if not (status and latest and (was_one or spare)):
+            raise SessionFailed(f"session: its process ended before it began: {self.launcher.last_words(self.chain)}")
+        if at_work == child.pid:
+            # The process is dead and its session open: nobody needs to wait for the lease to run out.
+            self.follower.note(f"session {latest['ordinal']} died (exit code {child.returncode})")
+            Supervisor(self.ledger, None, SystemClock(), session_alive).look_at(self.chain)
+            status = self.follower.look() or status
+        return status
 
     def _check_free(self) -> None:
         with suppress(UnknownChain):
@@ -147,22 +167,27 @@ class _Sessions:
                     "chain", chain.name, f"one that may go on; this one is {chain.status} ({why}): `perpetual resume`"
                 )
 
-    def _run_one(self, *, follows: bool) -> tuple[Child, bool]:
-        child = self.launcher.start(self.chain, follows=follows)
-        interrupted = False
+    def _attend(self, child: Child) -> tuple[Child | None, bool]:
+        """Waits until a session's process has ended; the one that was started ahead of that end, where there is one,
+        and whether it was interrupted."""
+        interrupted, ahead = False, None
 
         def forward() -> None:  # the session wraps at SIGTERM
             nonlocal interrupted
             interrupted = True
-            child.terminate()
+            for process in filter(None, (child, ahead)):
+                process.terminate()
 
         with on_signals(forward):
             while True:
                 try:
                     child.wait(timeout=0.25)
-                    return child, interrupted
+                    return ahead, interrupted
                 except TimeoutExpired:
-                    self.follower.look()
+                    latest = _latest(self.follower.look())
+                ends = latest and latest["pid"] == child.pid and latest["state"] == "Running" and latest["ends_at"]
+                if ends and ahead is None and not interrupted:
+                    ahead = self.launcher.start(self.chain, follows=True)
 
     def _wait(self) -> bool:
         """Waits until the next session may begin: for its quota, or after a failure; whether it was interrupted."""
@@ -182,9 +207,6 @@ class _Sessions:
                 resume_at = min(resume_at, sooner) if sooner is not None else resume_at
         return False
 
-    def _sessions(self) -> int:
-        """How many sessions the chain has had."""
-        try:
-            return self.ledger.chain(self.chain).ordinal
-        except UnknownChain:
-            return 0
+
+def _latest(status: dict[str, Any] | None) -> dict[str, Any] | None:
+    return status["sessions"][-1] if status and status["sessions"] else None

@@ -1,5 +1,6 @@
 """The account that a session begins with: what its chain has spent, and what it has learned."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from perpetual_blocks.budget import Budget, Forecast, Limit, Quota, Record, Spend
@@ -9,11 +10,19 @@ from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.usage import RESOURCES
 
 
-def budget_record(ledger: Ledger, chain: Chain, budget: Budget, now: float, *, before: int) -> Record:
+def budget_record(
+    ledger: Ledger,
+    chain: Chain,
+    budget: Budget,
+    now: float,
+    *,
+    before: int,
+    forecasts: Mapping[str, Forecast] | None = None,
+) -> Record:
     """What the ledger knows of a chain, for the session with the ordinal `before`, without that session's own spends.
 
     Forecasts are as the last session that ended in order saved them, and learn from what later ones had committed
-    when they died.
+    when they died; or as given.
     """
     sessions = [session for session in ledger.sessions(chain.name) if session.ordinal < before]
     since: dict[str, float] = {}
@@ -25,7 +34,7 @@ def budget_record(ledger: Ledger, chain: Chain, budget: Budget, now: float, *, b
         spends={name: ledger.spends(chain.name, name, begin) for name, begin in since.items()},
         totals=chain_usage(sessions),
         pooled={limit.name: pool_spends(ledger, limit, now) for limit in budget if limit.pool},
-        forecasts=learned(ledger, chain),
+        forecasts=learned(ledger, chain) if forecasts is None else dict(forecasts),
         quotas={name: Quota(*quota) for name, quota in chain.quotas.items()},  # type: ignore[arg-type]
     )
 

@@ -160,6 +160,8 @@ class SessionRecord:
         attempts: How many of its units failed or were cut off.
         machine: Where its process number means its process; None for a session by hand.
         template: What a run that goes on from here is made of; None without a deployment.
+        ends_at: When it will end, as it said when its end was near, in seconds since the Unix epoch.
+        waited: For how many seconds its process had waited at the fence before it began.
     """
 
     ordinal: int
@@ -186,6 +188,8 @@ class SessionRecord:
     choices: list[str] = field(default_factory=list)
     machine: str | None = None
     template: dict[str, Any] | None = None
+    ends_at: float | None = None
+    waited: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +204,7 @@ class SessionRequest:
         code: Which code the agent is, `digest` or `digest version`; None where that is not known.
         context_version: The version of the context that the agent knows.
         on_code_change: What is to be done where the session before ran other code.
+        waited: For how many seconds this process has waited at the fence.
     """
 
     chain: str
@@ -218,6 +223,7 @@ class SessionRequest:
     code: str | None = None
     context_version: int = 1
     on_code_change: CodePolicy = "warn"
+    waited: float = 0.0
 
 
 def invitation(uid: str, ordinal: int, renewal: str = "") -> str:
@@ -235,6 +241,30 @@ def invited_to(key: str | None, uid: str) -> int | None:
     return int(found[1]) if found else None
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Who is to be the chain's next session.
+
+    Attributes:
+        key: The idempotency key of its run.
+        not_before: When it is to start, in seconds since the Unix epoch; None for at once.
+    """
+
+    key: str
+    not_before: float | None
+
+
+def is_ahead(chain: Chain, latest: SessionRecord | None, request: SessionRequest, expected: Expected | None) -> bool:
+    """Whether this request may wait: its run was created to be the chain's next session, while the latest is at work.
+
+    Args:
+        expected: None where nothing says so but the request itself.
+    """
+    at_work = latest is not None and latest.state is SessionState.RUNNING and chain.wanted is None
+    stands = expected is None or expected.key == request.invitation
+    return at_work and stands and invited_to(request.invitation, chain.uid) == chain.ordinal + 1
+
+
 def refusal(
     chain: Chain,
     latest: SessionRecord | None,
@@ -243,6 +273,7 @@ def refusal(
     *,
     ran_before: bool,
     all_stopped: str | None = None,
+    expected: Expected | None = None,
 ) -> str | None:
     """Why this request may not start the chain's next session; None when it may.
 
@@ -250,10 +281,16 @@ def refusal(
         latest: The chain's latest session.
         ran_before: Whether this flow run has already been a session of this chain.
         all_stopped: Why all chains are stopped, if they are.
+        expected: Who is to be the next session, where that is recorded.
     """
     if all_stopped is not None:
         return f"all chains are stopped ({all_stopped}); `perpetual resume --all` lets them go on"
-    if latest is not None and latest.state is SessionState.RUNNING and chain.lease_until > now:
+    invited = invited_to(request.invitation, chain.uid)
+    is_next = invited == chain.ordinal + 1
+    # Who was created ahead takes nothing over: how the session before ended is for its rescuer to say.
+    held_off = chain.lease_until > now or is_ahead(chain, latest, request, expected)
+    wanted_otherwise = is_next and chain.wanted is not None
+    if latest is not None and latest.state is SessionState.RUNNING and held_off and not wanted_otherwise:
         return (
             f"session {latest.ordinal} of {chain.name} is at work in flow run {latest.flow_run_id or 'unknown'} "
             f"(process {latest.pid} on {latest.host}); its lease runs until {isoformat(chain.lease_until)}"
@@ -263,7 +300,6 @@ def refusal(
     if chain.wanted is not None or chain.status in (ChainStatus.CANCELLED, ChainStatus.PAUSED):
         held = chain.status if chain.wanted is None else {Wanted.CANCEL: "cancelled"}.get(chain.wanted, "paused")
         return f"chain {chain.name} is {held} ({chain.wanted_why or chain.reason}); `perpetual resume {chain.name}`"
-    invited = invited_to(request.invitation, chain.uid)
     came_too_late = invited is not None and invited <= chain.ordinal
     # A run that failed may be tried again, by Prefect or a person, though the chain would go on by itself later.
     ran_before = ran_before and latest is not None and latest.state is not SessionState.FAILED
@@ -271,7 +307,21 @@ def refusal(
         return (
             f"this flow run's session of {chain.name} is over; the chain is {chain.status} at session {chain.ordinal}"
         )
-    return None
+    return _not_needed(chain, request, now, expected) if is_next else None
+
+
+def _not_needed(chain: Chain, request: SessionRequest, now: float, expected: Expected | None) -> str | None:
+    """Why a run that was created to be the next session is not needed any more; None where it is."""
+    name, ordinal = chain.name, chain.ordinal + 1
+    if chain.status in (ChainStatus.FINISHED, ChainStatus.STALLED, ChainStatus.EXHAUSTED):
+        return f"session {ordinal} of {name} is not needed: the chain is {chain.status} ({chain.reason})"
+    if expected is not None and expected.key == request.invitation:
+        return None
+    # Where nothing is recorded, as without a deployment, who has waited for this moment is early if the chain waits on.
+    begins_at = expected.not_before if expected is not None else chain.resume_at if request.waited else None
+    if begins_at is None or begins_at <= now:
+        return None
+    return f"session {ordinal} of {name} begins at {isoformat(begins_at)}, in another flow run"
 
 
 def is_resumed(chain: Chain, latest: SessionRecord | None, request: SessionRequest) -> bool:

@@ -1,5 +1,6 @@
 """The outbox: follow-ons are recorded with the end of their session, created from there, and moved when quota frees."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.account import budget_record
 from perpetual_blocks.session.chain import invitation
 from perpetual_blocks.session.continuation import WAITING
-from perpetual_blocks.session.ledger import FollowOn, Ledger
+from perpetual_blocks.session.ledger import Fence, FollowOn, Ledger
 from perpetual_blocks.session.manners import Manners
 from perpetual_blocks.session.ports import Runs
 from perpetual_blocks.work import ItemStatus
@@ -22,6 +23,9 @@ SOONER_SECONDS = MOST_JITTER_SECONDS + 5.0
 """A follow-on is moved only when it can start so much earlier: by more than its jitter."""
 
 LOOKED_AT = 20
+
+FollowOnMaker = Callable[[str, Fence, float | None], FollowOn]
+"""Makes the follow-on of a session, given the chain's uid, the fence, and when it is to start."""
 
 WAITS_FOR_ROOM = ("budget", "nothing-fits", "backing-off", WAITING)
 """Stop reasons after which the follow-on may start as soon as an item can be claimed."""
@@ -95,15 +99,20 @@ def create_follow_ons(
     failed: list[Exception] = []
     for follow_on in pending:
         try:
-            flow_run_id = patience(partial(runs.create, follow_on), lambda error: isinstance(error, RunsUnavailable))
+            create_follow_on(ledger, runs, follow_on, patience)
         except Exception as error:  # noqa: BLE001 - a deployment that is gone must not keep other chains waiting
             failed.append(error)
-            continue
-        reached("follow_on.created")
-        ledger.follow_on_created(follow_on, flow_run_id)
     if failed:
         raise failed[0]
     return len(pending)
+
+
+def create_follow_on(ledger: Ledger, runs: Runs, follow_on: FollowOn, patience: Patience = IMPATIENT) -> str:
+    """Creates the flow run of a follow-on that is recorded, and ticks it off; returns the run's id."""
+    flow_run_id = patience(partial(runs.create, follow_on), lambda error: isinstance(error, RunsUnavailable))
+    reached("follow_on.created")
+    ledger.follow_on_created(follow_on, flow_run_id)
+    return flow_run_id
 
 
 def jitter(uid: str, wait: float) -> float:

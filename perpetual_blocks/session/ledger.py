@@ -122,6 +122,7 @@ class FollowOn:
 
     Attributes:
         not_before: When it is to start, in seconds since the Unix epoch; None for at once.
+        waits_until: Until when its process is known to wait at the fence, where it was created ahead and has come.
     """
 
     chain: str
@@ -135,6 +136,24 @@ class FollowOn:
     work_queue: str | None = None
     not_before: float | None = None
     flow_run_id: str | None = None
+    waits_until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a run that waits at the fence looks at: while this stays the same, so does the answer that it was given.
+
+    Attributes:
+        key: The idempotency key of the run that is to be the next session, where one is recorded.
+        lapsed: Whether the lease of the session at work has run out.
+    """
+
+    status: ChainStatus
+    ordinal: int
+    epoch: int
+    wanted: Wanted | None
+    key: str | None
+    lapsed: bool = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,10 +277,21 @@ class Ledger(Protocol):
         """Owns the chain, making it first where it is new; gives back the claims of a dead session.
 
         Raises:
-            Superseded: somebody else works on the chain, this run's session is over, or its code changed and the agent
-                does not go on with other code: the chain is then paused.
+            Ahead: the session before is at work, and this run was created to be the next.
+            Superseded: somebody else works on the chain, this run's session is over or not needed, or its code changed
+                and the agent does not go on with other code: the chain is then paused.
             InvalidInput: the chain is another agent's, or its context is newer than the agent.
         """
+
+    def announce(self, fence: Fence, ends_at: float, follow_on: FollowOn | None) -> bool:
+        """Records when the session will probably end, and its follow-on, ahead of that end; the closing keeps it where
+        the chain then goes on at once. False where a person wants the chain to stop; nothing is recorded then."""
+
+    def turn(self, chain: str) -> Turn:
+        """How a chain stands for who waits at its fence; cheap. Raises `UnknownChain`."""
+
+    def wait_at_fence(self, chain: str, key: str, seconds: float) -> None:
+        """Records that the run with this key waits at the fence, and will for so long without saying so again."""
 
     def heartbeat(self, fence: Fence) -> None:
         """Moves the lease on."""
@@ -399,7 +429,10 @@ class Ledger(Protocol):
         """Sets the chain's context in a newer version."""
 
     def close_session(self, fence: Fence, closing: Closing) -> None:
-        """Ends the session, sets the chain's status and records the follow-on; synced to disk."""
+        """Ends the session, sets the chain's status and records the follow-on; synced to disk.
+
+        A follow-on that was announced is kept if it may begin now; else its run is not invited any more.
+        """
 
     def spends(self, chain: str, resource: str, since: float) -> list[Spend]:
         """What a chain has spent of a resource after a moment, in order."""
@@ -448,8 +481,8 @@ class Ledger(Protocol):
         """The follow-on that is to be that session, when its run was created, and how often it was renewed."""
 
     def renew_follow_on(self, follow_on: FollowOn, why: str, not_before: float | None) -> bool:
-        """Lets a follow-on be created again, as another run, if the chain still waits for it; after five times the
-        chain is Stalled instead."""
+        """Lets a follow-on be created again, as another run, if the chain still waits for it, or will when its session
+        has ended; after five times a chain that waits is Stalled instead."""
 
     def hold(self, chain: str, ordinal: int, status: ChainStatus, reason: str) -> bool:
         """Sets the status of a chain that waits after that session; whether it did."""
@@ -505,6 +538,12 @@ class Ledger(Protocol):
 
     def counts(self, chain: str, *, taken: bool = False) -> dict[ItemStatus, int]:
         """How many items of the chain's queue have each status; with `taken`, of those that the chain takes."""
+
+    def has_more_than(self, chain: str, count: int) -> bool:
+        """Whether more than so many items that the chain takes are available, claimed or blocked."""
+
+    def start_ups(self, chain: str) -> list[float]:
+        """How long the latest follow-ons took from their creation to the fence, in seconds."""
 
     def is_elsewhere(self, chain: str) -> bool:
         """Whether other chains of the queue have what may come back, or lead to more for this one."""

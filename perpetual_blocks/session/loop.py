@@ -15,14 +15,16 @@ from perpetual_blocks.session.completion import complete
 from perpetual_blocks.session.context import upgraded_context
 from perpetual_blocks.session.continuation import after_error, outages_in_a_row
 from perpetual_blocks.session.documents import checkpoint_now, limits_now
-from perpetual_blocks.session.follow_on import create_follow_ons, jitter
+from perpetual_blocks.session.follow_on import FollowOnMaker, create_follow_ons, jitter
 from perpetual_blocks.session.heartbeat import Heartbeat
 from perpetual_blocks.session.ledger import Closing, Opened
 from perpetual_blocks.session.manners import Manners, restrain
 from perpetual_blocks.session.restore import Restored, restore
-from perpetual_blocks.session.shutdown import FollowOnMaker, Shutdown
+from perpetual_blocks.session.shutdown import Shutdown
 from perpetual_blocks.session.steps import STEP_SECONDS, within
 from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.session.successor import Successor
+from perpetual_blocks.session.turn import open_in_turn
 from perpetual_blocks.session.watch import Look, Watch, wishes
 from perpetual_blocks.session.working import Working
 from perpetual_blocks.session.world import Agent, World
@@ -91,24 +93,25 @@ class Session:
         """Works until something says stop.
 
         Raises:
-            Superseded: another session works on the chain, or it is paused; nothing was done.
+            Superseded: another session works on the chain, it is paused, or this run was created ahead and is not
+                needed; nothing was done.
             InvalidInput: the chain is not one of this agent; nothing was done.
             Fenced: another session took over in between; what was committed until then stands.
             LedgerUnavailable: the ledger was away for longer than the lease; whoever comes next takes the chain over.
             PerpetualError: an essential step failed; the session is recorded as failed where the ledger allows it.
         """
-        began = self._world.clock.monotonic()
-        opened = self._ledger.open_session(self._request)
+        opened, self._began = open_in_turn(self._world, self._request, self._stop)
         reached("session.opened")
         fence = opened.fence
         with ExitStack() as watched:
-            watched.enter_context(Heartbeat(self._ledger, fence, self._stop, self._world.clock, began))
+            watched.enter_context(Heartbeat(self._ledger, fence, self._stop, self._world.clock, self._began))
             asked: dict[str, Look] = {"wishes": partial(wishes, self._ledger, fence.chain), **self._world.watched}
             for name, look in asked.items():
                 watched.enter_context(Watch(look, self._stop, f"{name} {fence.chain}"))
             try:
                 restored = self._resume(opened)
-                working = self._working = self._begin_work(opened)
+                ahead = Successor(self._world, opened, self._monitor, self._follow_on, self._stop)
+                working = self._working = self._begin_work(opened, watched.enter_context(ahead))
                 reason = working.run()
                 if reason.code == "fenced":
                     raise Fenced(reason.message)
@@ -179,7 +182,7 @@ class Session:
         self._ledger.resumed(fence, self._monitor.elapsed(), restored.verified)
         return restored
 
-    def _begin_work(self, opened: Opened) -> Working:
+    def _begin_work(self, opened: Opened, successor: Successor) -> Working:
         return Working(
             self._agent,
             opened,
@@ -187,6 +190,7 @@ class Session:
             self._world,
             self._monitor,
             self._stop,
+            successor,
             Manners.of(self._request.settings),
             self._concurrency,
         )

@@ -6,7 +6,7 @@ any two of these, started again, or started twice.
 """
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +90,7 @@ class Report:
         decision: How many were to work, and why.
         deeds: What was done for chains since the report before.
         due: Chains that wait for their next session.
+        near_end: The sessions at work whose end is near, and after which their chain will go on: ordinals by chain.
         at_work: How many sessions there are.
         over: Whether nobody is at work any more, nor will be by itself.
     """
@@ -101,6 +102,7 @@ class Report:
     decision: Decision
     deeds: Sequence[Deed]
     due: Sequence[str]
+    near_end: Mapping[str, int]
     at_work: int
     over: bool
 
@@ -354,6 +356,7 @@ class Orchestrator:
             decision=self._decision,
             deeds=deeds,
             due=[name for name, chain in chains.items() if chain.status is ChainStatus.WAITING],
+            near_end={name: chain.ordinal for name, chain in chains.items() if _is_near_end(chain, sessions.get(name))},
             at_work=sum(chain.status is ChainStatus.RUNNING for chain in chains.values()),
             over=not any(is_going(chain) or is_ending(chain) for chain in chains.values()),
         )
@@ -380,6 +383,12 @@ class Orchestrator:
 def _general(chains: dict[str, Chain]) -> list[Chain]:
     """Those that take everything."""
     return [chain for chain in chains.values() if chain.selector.takes_all]
+
+
+def _is_near_end(chain: Chain, sessions: Sequence[SessionRecord] | None) -> bool:
+    if not sessions or sessions[-1].ordinal != chain.ordinal or sessions[-1].ends_at is None:
+        return False
+    return chain.status is ChainStatus.RUNNING and is_going(chain)
 
 
 def _stopped_by(sessions: Sequence[SessionRecord]) -> str | None:

@@ -1,10 +1,10 @@
 """The plan of a chain, from what its ledger knows."""
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby, pairwise
 from math import ceil
 
-from perpetual_blocks.budget import Budget
+from perpetual_blocks.budget import Budget, Forecast
 from perpetual_blocks.budget.plan import DRAWS, Pace, Plan, Work, simulate, usual_pace
 from perpetual_blocks.session.account import budget_record, learned_by
 from perpetual_blocks.session.chain import Chain, SessionRecord
@@ -14,13 +14,25 @@ from perpetual_blocks.usage import show, show_duration
 from perpetual_blocks.work import Item, ItemStatus, WorkItem
 
 MOST_ITEMS = 100_000
-OUTLOOK_ITEMS, OUTLOOK_DRAWS = 20_000, 10_000
+OUTLOOK_ITEMS, OUTLOOK_DRAWS = 5_000, 2_500
+"""An outlook is made while the next session waits for this one to end."""
 
 
-def plan_chain(ledger: Ledger, chain: Chain, budget: Budget, now: float, draws: int = DRAWS) -> Plan:
-    """What is to come for a chain with this budget, whichever budget it has had so far."""
+def plan_chain(
+    ledger: Ledger,
+    chain: Chain,
+    budget: Budget,
+    now: float,
+    draws: int = DRAWS,
+    forecasts: Mapping[str, Forecast] | None = None,
+) -> Plan:
+    """What is to come for a chain with this budget, whichever budget it has had so far.
+
+    Args:
+        forecasts: What was learned, by resource; as the ledger has it if not given.
+    """
     sessions = ledger.sessions(chain.name)
-    record = budget_record(ledger, chain, budget, now, before=chain.ordinal + 1)
+    record = budget_record(ledger, chain, budget, now, before=chain.ordinal + 1, forecasts=forecasts)
     left = [
         item
         for status in (ItemStatus.CLAIMED, ItemStatus.AVAILABLE, ItemStatus.BLOCKED)
@@ -31,13 +43,13 @@ def plan_chain(ledger: Ledger, chain: Chain, budget: Budget, now: float, draws: 
     return simulate(work, budget, record.forecasts, now, spends=spends, pace=_pace(sessions), draws=draws)
 
 
-def outlook(ledger: Ledger, chain: Chain, budget: Budget, now: float) -> str | None:
+def outlook(ledger: Ledger, chain: Chain, budget: Budget, now: float, forecasts: Mapping[str, Forecast]) -> str | None:
     """What is to come in a sentence, for a handoff; None where that would take long to say."""
     counts = ledger.counts(chain.name, taken=True)
     left = sum(counts.get(status, 0) for status in (ItemStatus.CLAIMED, ItemStatus.AVAILABLE, ItemStatus.BLOCKED))
     if not 0 < left <= OUTLOOK_ITEMS:
         return None
-    plan = plan_chain(ledger, chain, budget, now, OUTLOOK_DRAWS)
+    plan = plan_chain(ledger, chain, budget, now, OUTLOOK_DRAWS, forecasts)
     sessions = plan.quantile(0.5, "sessions")
     parts = [f"about {sessions:,.0f} more session{'s' if sessions > 1 else ''}"]
     if "seconds" not in plan.unknown:
@@ -64,7 +76,10 @@ def plan_items(ledger: Ledger, agent: str, items: Iterable[WorkItem], budget: Bu
 
 
 def _work(items: Sequence[Item], units_each: float) -> list[Work]:
-    return [Work(item.expectation, _units_left(item, units_each)) for item in items]
+    # Of items in a row of which the same is said, the costs are drawn from one law.
+    alike = groupby(items, lambda item: item.expectation.key)
+    groups = (list(group) for _, group in alike)
+    return [Work(group[0].expectation, sum(_units_left(item, units_each) for item in group)) for group in groups]
 
 
 def _units_left(item: Item, units_each: float) -> int:

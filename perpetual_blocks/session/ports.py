@@ -125,6 +125,9 @@ class Runs(Protocol):
             RunsUnavailable: the API cannot be reached now.
         """
 
+    def leaves_room(self, deployment_id: str) -> bool:
+        """Whether another run of the deployment may start beside those that are at work."""
+
     def move(self, flow_run_id: str, at: float) -> None:
         """Lets a flow run that has not started yet start at that moment, in seconds since the Unix epoch."""
 

@@ -6,7 +6,7 @@
    go
 4. commit the agent's work to git
 5. the handoff document
-6. close the session and record the follow-on, in one transaction; then create it
+6. close the session and record the follow-on, in one transaction; then create it, and show the handoff to people
 
 1, 3, 4 and 5 are best effort: what fails is written into the handoff and the session's record. 2 and 6 are essential:
 where they fail, the session fails and the last good state stands.
@@ -16,7 +16,6 @@ for is recorded as `skipped`. 6 is the minimal save: all that the next session n
 """
 
 import secrets
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -39,8 +38,8 @@ from perpetual_blocks.session.documents import (
     limits_now,
     masked_markdown,
 )
-from perpetual_blocks.session.follow_on import create_follow_ons, jitter
-from perpetual_blocks.session.ledger import Closing, Document, Fence, FollowOn
+from perpetual_blocks.session.follow_on import FollowOnMaker, create_follow_ons, jitter
+from perpetual_blocks.session.ledger import Closing, Document, Fence
 from perpetual_blocks.session.manners import restrain
 from perpetual_blocks.session.planning import outlook
 from perpetual_blocks.session.steps import Steps
@@ -50,9 +49,6 @@ from perpetual_blocks.telemetry import CheckpointLarge, StepFailed
 
 FOLLOW_ON_SECONDS = 45.0
 """For how long the creation of a follow-on is tried again; less than a step may take."""
-
-FollowOnMaker = Callable[[str, Fence, float | None], FollowOn]
-"""Makes the follow-on of a session, given the chain's uid, the fence, and when it is to start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +117,10 @@ class Shutdown:
             # Whatever the agent's hook does, there is a handoff, and it says what the hook did.
             markdown = self._markdown(handoff.model_copy(update={"steps": steps.failures()}))
         steps.best_effort("handoff", lambda: self._save_handoff(markdown))
-        steps.best_effort("publish", lambda: self._publish(markdown, end))
         end = self._heard_last(end)
         self._close(end, steps)
+        # A successor may be waiting for the closing, and nothing depends on where people look.
+        steps.best_effort("publish", lambda: self._publish(markdown, end))
         steps.best_effort("cleanup", self.agent.cleanup)
         return end
 
@@ -173,7 +170,8 @@ class Shutdown:
         ledger, now = self.world.ledger, self.world.clock.now()
         foreseen = None
         with suppress(Exception):  # no handoff is to be lost for an outlook
-            foreseen = outlook(ledger, ledger.chain(self.fence.chain), self.monitor.budget, now)
+            chain = ledger.chain(self.fence.chain)
+            foreseen = outlook(ledger, chain, self.monitor.budget, now, self.monitor.forecasts)
         this = replace(
             ledger.sessions(self.fence.chain)[-1],
             state=end.session,

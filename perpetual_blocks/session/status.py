@@ -64,6 +64,8 @@ def _session(session: SessionRecord, budget: Budget) -> dict[str, Any]:
         "pid": session.pid,
         "started_at": isoformat(session.started_at),
         "ended_at": isoformat(session.ended_at),
+        "ends_at": isoformat(session.ends_at),
+        "waited_seconds": session.waited,
         "resume_seconds": session.resume_seconds,
         "steps": session.steps,
         "passed_over": session.passed_over,

@@ -78,19 +78,23 @@ def ending_of_the_dead(run: RunFacts | None, chain: Chain, sessions: Sequence[Se
 Fate = Literal["wait", "late", "renew", "cancelled"]
 
 
-def fate(run: RunFacts, now: float, renewals: int = 0) -> Fate:
+def fate(run: RunFacts, now: float, renewals: int = 0, *, due: float = 0.0, waits_until: float | None = None) -> Fate:
     """What is to be done about a follow-on that should have begun its session, given how its run stands.
 
     Args:
         renewals: How many runs in its place came to nothing before.
+        due: Since when it could begin; before that it had to wait.
+        waits_until: Until when it is known to wait at the fence, if it has come there.
     """
     match run.state:
         case RunState.CANCELLED:
             return "cancelled"
         case RunState.ENDED | RunState.BROKEN | RunState.GONE:
             return "renew"
+        case RunState.STARTING | RunState.RUNNING if waits_until is not None:
+            return "wait" if now < waits_until else "renew"
         case RunState.STARTING | RunState.RUNNING:
-            return "renew" if now - run.since >= STUCK_SECONDS * 2**renewals else "wait"
+            return "renew" if now - max(run.since, due) >= STUCK_SECONDS * 2**renewals else "wait"
         case RunState.SCHEDULED | RunState.PAUSED:
             return "late"
 
@@ -129,6 +133,11 @@ class Supervisor:
         """Looks at one chain."""
         return self._look_at(self._ledger.chain(chain))
 
+    def look_after(self, chain: str) -> list[Deed]:
+        """Looks at a chain whose session has just ended, and whose follow-on, created ahead, may have come to nothing
+        meanwhile."""
+        return self._look_at(self._ledger.chain(chain), at_once=True)
+
     def run_is_over(self, flow_run_id: str) -> list[Deed]:
         """Goes on with the chain of a flow run that is known to be over, without waiting for its lease to end."""
         name = self._ledger.chain_of_run(flow_run_id)
@@ -152,8 +161,12 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - one broken chain must not keep the others from being rescued
             return [Deed(chain, "failed", described(error))]
 
-    def _look_at(self, chain: Chain, over: str | None = None) -> list[Deed]:
-        deeds = self._rescue(chain) if chain.status is ChainStatus.RUNNING else self._follow_up(chain, over)
+    def _look_at(self, chain: Chain, over: str | None = None, *, at_once: bool = False) -> list[Deed]:
+        deeds: list[Deed] = []
+        if chain.status is ChainStatus.RUNNING and (deeds := self._rescue(chain)):
+            chain, at_once = self._ledger.chain(chain.name), True  # its follow-on may have been created ahead
+        if chain.status is ChainStatus.WAITING:
+            deeds += self._follow_up(chain, over, at_once=at_once)
         if self._runs is not None and create_follow_ons(self._ledger, self._runs, chain.name):
             deeds.append(Deed(chain.name, "created", "the run that goes on was created"))
         return deeds
@@ -193,23 +206,25 @@ class Supervisor:
         written = complete(self._ledger, self._documents, chain, self._clock.now())
         return [Deed(name, "completed", f"session {ordinal} had left no handoff") for ordinal in written]
 
-    def _follow_up(self, chain: Chain, over: str | None) -> list[Deed]:
+    def _follow_up(self, chain: Chain, over: str | None, *, at_once: bool) -> list[Deed]:
         found = self._ledger.follow_on(chain.name, chain.ordinal + 1)
         if found is None or found[1] is None or found[0].flow_run_id is None or self._runs is None:
             return []
         follow_on, created_at, renewals = found
-        now = self._clock.now()
-        due = max(created_at or 0.0, follow_on.not_before or 0.0)
-        if follow_on.flow_run_id != over and now < due + LATE_SECONDS:
+        latest = self._latest(chain.name)
+        ended_at = latest.ended_at if latest is not None else None
+        # One that was created ahead waits for the session before.
+        due = max(created_at or 0.0, follow_on.not_before or 0.0, ended_at or 0.0)
+        if not at_once and follow_on.flow_run_id != over and self._ledger.now() < due + LATE_SECONDS:
             return []
         run = self._runs.facts(follow_on.flow_run_id or "")
-        return self._decide(follow_on, run, renewals, now - due)
+        return self._decide(follow_on, run, renewals, due)
 
-    def _decide(self, follow_on: FollowOn, run: RunFacts, renewals: int, late: float) -> list[Deed]:
+    def _decide(self, follow_on: FollowOn, run: RunFacts, renewals: int, due: float) -> list[Deed]:
         assert self._runs is not None
         assert follow_on.flow_run_id is not None
-        name, now = follow_on.chain, self._clock.now()
-        match fate(run, now, renewals):
+        name, now = follow_on.chain, self._ledger.now()
+        match fate(run, now, renewals, due=due, waits_until=follow_on.waits_until):
             case "cancelled":
                 why = "the flow run that was to go on was cancelled"
                 held = self._ledger.hold(name, follow_on.ordinal - 1, ChainStatus.CANCELLED, why)
@@ -222,10 +237,11 @@ class Supervisor:
                 with suppress(Exception):
                     self._runs.crashed(follow_on.flow_run_id, why)
                 return [Deed(name, "renewed", why)]
-            case "late":
-                why = f"nobody has taken up the run of session {follow_on.ordinal} for {late:.0f} s: is a worker alive?"
+            case "late" if now >= due + LATE_SECONDS:
+                late = f"{now - due:.0f} s"
+                why = f"nobody has taken up the run of session {follow_on.ordinal} for {late}: is a worker alive?"
                 return [Deed(name, "late", why)]
-            case "wait":
+            case "late" | "wait":
                 return []
 
     def _facts(self, flow_run_id: str | None) -> RunFacts | None:

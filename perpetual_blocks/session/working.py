@@ -20,6 +20,7 @@ from perpetual_blocks.session.manners import Manners
 from perpetual_blocks.session.pace import BatchSize, Pace
 from perpetual_blocks.session.ports import RunPaused
 from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.session.successor import Successor
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import BudgetWarned, ItemDiscarded, UnitCompleted, UnitCutOff, UnitFailed
 from perpetual_blocks.usage import add
@@ -37,6 +38,7 @@ class Working:
 
     Args:
         context: The agent's context as the session finds it.
+        successor: Is told how the budget stands, and creates the follow-on ahead of the end.
         manners: Whose quiet hours end the work.
         concurrency: How many batches run at once at most.
 
@@ -53,6 +55,7 @@ class Working:
         world: World,
         monitor: BudgetMonitor,
         stop: StopRequest,
+        successor: Successor,
         manners: Manners,
         concurrency: int,
     ) -> None:
@@ -65,6 +68,7 @@ class Working:
         self._ledger = world.ledger
         self._monitor = monitor
         self._stop = stop
+        self._successor = successor
         self._manners = manners
         self._quiet_from = manners.quiet_from(world.clock.now())
         self._chooser = Chooser(world.ledger, opened.fence, monitor, world.clock, stop)
@@ -85,10 +89,12 @@ class Working:
             self._apply_left()
         reason: StopReason | None = None
         while True:
+            if is_free := self._is_free():
+                self._successor.consider()
             with self._monitor.lock:
                 readings = self._monitor.readings()
                 reason = reason or self._reason_to_stop(readings)
-            if reason is None and self._is_free():
+            if reason is None and is_free:
                 chosen = self._chooser.claim(readings, self._size.most, patient=not self._crew.running)
                 if isinstance(chosen, Claim):
                     reason = self._begin(chosen)

@@ -12,14 +12,19 @@ from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import described
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.redaction import Redactor
-from perpetual_blocks.session.chain import CodePolicy
+from perpetual_blocks.session.chain import CodePolicy, SessionRecord
 from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.session.ports import Documents, Runs, SavedWork, UnitRunner
+from perpetual_blocks.session.supervisor import Alive
 from perpetual_blocks.session.watch import Look
 from perpetual_blocks.telemetry import Moment, Observer
 from perpetual_blocks.work import LlmUsage, WorkItem
 
 _log = logging.getLogger(__name__)
+
+
+def _not_known(_session: SessionRecord) -> None:
+    return None
 
 
 class Agent(Protocol):
@@ -56,6 +61,7 @@ class World:
         signer: Signs checkpoints and checks their signatures; None where they have none.
         price: What a model's usage costs in US dollars; None where that is not known.
         redactor: Masks secrets in what is committed, shown or told as text.
+        alive: Whether the process of a session lives.
     """
 
     ledger: Ledger
@@ -72,6 +78,7 @@ class World:
     signer: Signer | None = None
     price: Callable[[LlmUsage], float | None] | None = None
     redactor: Redactor = field(default_factory=Redactor)
+    alive: Alive = _not_known
 
     def tell(self, moment: Moment) -> None:
         """Tells every observer. What one of them raises is logged and changes nothing: it has already happened."""

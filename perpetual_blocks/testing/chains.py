@@ -26,7 +26,6 @@ from perpetual_blocks.session.chain import (
     SessionRequest,
     SessionState,
     StopReason,
-    invitation,
 )
 from perpetual_blocks.session.follow_on import RunTemplate, create_follow_ons, move_follow_ons
 from perpetual_blocks.session.ledger import Fence, FollowOn
@@ -303,9 +302,8 @@ def _request(agent: PerpetualAgent, subject: Subject, ledger: SqlLedger, runs: L
     """A request of the follow-on, where one was created, and else of a run that somebody started."""
     due = None
     with suppress(UnknownChain):
-        chain = ledger.chain(CHAIN)
-        due = invitation(chain.uid, chain.ordinal + 1)
-    invited = next((run for run in runs.created() if run.idempotency_key == due), None)
+        due = ledger.follow_on(CHAIN, ledger.chain(CHAIN).ordinal + 1)
+    invited = next((run for run in runs.created() if due and run.idempotency_key == due[0].idempotency_key), None)
     holder = process.holder_id()
     return SessionRequest(
         chain=CHAIN,

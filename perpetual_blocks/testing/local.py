@@ -167,6 +167,10 @@ class LocalRuns:
             self._documents.write(follow_on.idempotency_key, json.dumps(asdict(run)))
         return str(run.flow_run_id)
 
+    def leaves_room(self, deployment_id: str) -> bool:
+        """See `Runs.leaves_room`."""
+        return True
+
     def move(self, flow_run_id: str, at: float) -> None:
         """See `Runs.move`."""
         for run in self.created():
@@ -178,7 +182,10 @@ class LocalRuns:
         return RunFacts(RunState.SCHEDULED, 0.0)
 
     def cancel(self, flow_run_id: str, why: str) -> None:
-        """See `Runs.cancel`."""
+        """See `Runs.cancel`: as if it had never been created."""
+        for run in self.created():
+            if run.flow_run_id == flow_run_id:
+                self._documents.delete(run.idempotency_key)
 
     def crashed(self, flow_run_id: str, why: str) -> None:
         """See `Runs.crashed`."""

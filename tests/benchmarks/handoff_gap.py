@@ -13,9 +13,11 @@ from harness import Result
 from stage import HERE, prefect_server, site_environment
 from workbench import Site, wait_until
 
+from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.adapters.local_server import stop
 
 FLOWS = ("napper", "plain")
+CHAIN = "naps"
 MOST_SECONDS_A_RUN = 220.0
 """With the time until the next one; ten times as many as its naps take."""
 
@@ -31,6 +33,7 @@ def measure(quick: bool) -> list[Result]:
         site = Site(environment["PREFECT_API_URL"], folder, site_environment(environment, folder))
         try:
             runs = _run(site, handoffs)
+            parts = _parts(site, runs["napper"])
         finally:
             for child in site.children:
                 stop(child, seconds=40)
@@ -38,6 +41,8 @@ def measure(quick: bool) -> list[Result]:
     detail: dict[str, Any] = {
         "handoffs": len(ours),
         "gaps_s": [round(gap, 2) for gap in ours],
+        "warm": sum(waited > 0 for waited in parts["waited_s"]),
+        **{part: round(median(seconds), 3) for part, seconds in parts.items()},
         "plain_median_s": round(median(theirs), 2),
         "plain_max_s": round(max(theirs), 2),
         "run_seconds": round(median(ended - began for began, ended in runs["napper"][:-1]), 1),
@@ -55,7 +60,8 @@ def _run(site: Site, handoffs: int) -> dict[str, list[Run]]:
     for flow in FLOWS:
         site.serve(HERE / "napping_flows.py", flow)
     for flow in FLOWS:
-        site.trigger(f"{flow}/served", {"notes": str(notes[flow]), "runs": handoffs + 1})
+        chain = {"chain": CHAIN} if flow == "napper" else {}
+        site.trigger(f"{flow}/served", {"notes": str(notes[flow]), "runs": handoffs + 1, **chain})
     wait_until(
         lambda: all(len(_read(notes[flow])) > handoffs for flow in FLOWS),
         f"{handoffs} handoffs",
@@ -75,3 +81,19 @@ def _read(notes: Path) -> list[Run]:
 
 def _gaps(runs: list[Run]) -> list[float]:
     return [began - ended for (_, ended), (began, _) in pairwise(runs)]
+
+
+def _parts(site: Site, runs: list[Run]) -> dict[str, list[float]]:
+    """Of what each gap is made: until the session was closed, until the next was opened, until its first unit; and how
+    long that one's process had waited."""
+    ledger = SqlLedger(site.environment["PERPETUAL_LEDGER"])
+    sessions = ledger.sessions(CHAIN)[: len(runs)]
+    ledger.close()
+    parts: dict[str, list[float]] = {"waited_s": [], "shutdown_s": [], "open_s": [], "resume_s": []}
+    for (before, after), ((_, ended), (began, _)) in zip(pairwise(sessions), pairwise(runs), strict=True):
+        closed = before.ended_at or ended
+        parts["waited_s"].append(after.waited or 0.0)
+        parts["shutdown_s"].append(closed - ended)
+        parts["open_s"].append(after.started_at - closed)
+        parts["resume_s"].append(began - after.started_at)
+    return parts

@@ -253,6 +253,14 @@ def test_the_first_unit_of_a_session_runs(clock: FakeClock) -> None:
     assert BudgetMonitor(Budget(window("calls", 100, "1h")), clock, {}, record).refuse(UNIT) is not None
 
 
+def test_what_is_held_is_used_or_not(clock: FakeClock) -> None:
+    """Who decides what may begin counts it; who asks how much is to come does not."""
+    monitor = BudgetMonitor(Budget(tokens=100), clock, {})
+    monitor.record({"tokens": 5.0})
+    monitor.hold("a unit", Expectation(kind="k", bound={"tokens": 20.0}))
+    assert [[reading.used for reading in monitor.readings(held=held)] for held in (True, False)] == [[25.0], [5.0]]
+
+
 def test_the_monitor_learns_from_units(clock: FakeClock) -> None:
     """What is recorded with an expectation is learned, of all that adds up; what is counted only is not."""
     monitor = BudgetMonitor(Budget(tokens=100), clock, {})

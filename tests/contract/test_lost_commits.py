@@ -65,6 +65,11 @@ METHODS: dict[str, Callable[[Started], Any]] = {
         replace(open_session(at.ledger, "mine", "third"), chain=None, queue=None),  # type: ignore[arg-type]
     ),
     "heartbeat": lambda at: at.beat(),
+    "announce": lambda at: at.ledger.announce(at.fence, 7.0, follow_on_of(at.fence, "uid")),
+    "close_session after an announcement": lambda at: (
+        at.ledger.announce(at.fence, 7.0, follow_on_of(at.fence, "uid")),
+        close(at.ledger, at.fence, follow_on=follow_on_of(at.fence, "uid")),
+    )[1],
     "resumed": lambda at: at.ledger.resumed(at.fence, 0.5, (4, 4)),
     "claim": lambda at: at.claim(),
     "claim_begun": lambda at: at.ledger.claim_begun(at.fence),

@@ -279,7 +279,10 @@ def superfluous_runs(lane: Lane, chain: str, ledger: SqlLedger) -> list[str]:
     for run in lane.site.runs_of(chain):
         key = run["idempotency_key"] or ""
         by_key[key] += bool(key)
-        if key and run["id"] not in were_sessions and run["state_name"] == "Superseded":
+        message = run["state"]["message"] or ""
+        # One that was created ahead may not be needed in the end, or gave its invitation back.
+        sent_away = any(text in message for text in ("is not needed", "in another flow run", "while the run waited"))
+        if key and run["id"] not in were_sessions and run["state_name"] == "Superseded" and not sent_away:
             found.append(f"{chain}: {run['name']} ended Superseded")
     return found + [f"{chain}: {count} runs with {key}" for key, count in by_key.items() if count > 1]
 

@@ -18,21 +18,24 @@ from perpetual_blocks.session.chain import ChainStatus, SessionState
 from perpetual_blocks.work import ItemStatus
 
 SHARING = HERE / "sharing.py"
+PACED = HERE / "paced.py"
 ITEMS, CALLS = 40, 60
+ENDS = (SessionState.WRAPPED, SessionState.FINISHED)
 POOL = Limit("calls", CALLS, scope="total", pool="team")
 
 
 class Watched:
     """What a test sees of a queue while its agents work."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, queue: str = "docs") -> None:
         self.ledger = SqlLedger(address)
+        self.queue = queue
         self.most_used = 0.0
 
     def at_work(self) -> dict[str, int]:
         """The processes of the sessions that are at work, by their chains."""
         found = {}
-        for chain in self.ledger.chains("docs"):
+        for chain in self.ledger.chains(self.queue):
             latest = self.ledger.sessions(chain.name)[-1:]
             if chain.status is ChainStatus.RUNNING and latest and latest[0].state is SessionState.RUNNING:
                 found[chain.name] = latest[0].pid
@@ -40,7 +43,7 @@ class Watched:
 
     def claimed(self) -> int:
         """How many items are in the hands of sessions."""
-        return self.ledger.counts("docs")[ItemStatus.CLAIMED]
+        return self.ledger.counts(self.queue)[ItemStatus.CLAIMED]
 
     def completed(self) -> int:
         """How many items are done; how much of the pool is used and reserved is looked at on the way."""
@@ -51,7 +54,7 @@ class Watched:
         with writing(self.ledger._engine) as connection:
             level = pools.level(connection, pool_key(POOL), POOL.resource, None, self.ledger.now())
         self.most_used = max(self.most_used, sum(level))
-        return self.ledger.counts("docs")[ItemStatus.COMPLETED]
+        return self.ledger.counts(self.queue)[ItemStatus.COMPLETED]
 
 
 @pytest.fixture
@@ -143,6 +146,23 @@ def test_sigterm_wraps_all_agents_and_the_same_command_goes_on(site: Site) -> No
     ledger.close()
 
 
+def test_agents_have_successors(site: Site) -> None:
+    """The processes of the next sessions are started ahead, wait, and go on; nothing is done twice."""
+    notes, n = site.folder / "notes", 40
+    arguments = [f"--param={name}={value}" for name, value in {"notes": notes, "chain": "docs", "n": n}.items()]
+    done = site.perpetual("orchestrate", f"{PACED}:paced", "--agents", "2", "--json", *arguments)
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["finished"], report["items"]["completed"], report["units"]) == (True, n, n)
+    assert units(notes) == {f"n/{number}": 1 for number in range(n)}
+    ledger = SqlLedger(site.environment["PERPETUAL_LEDGER"])
+    sessions = {name: ledger.sessions(name) for name in ("docs", "docs-2")}
+    ledger.close()
+    assert all(of_one[0].units == 10 and of_one[1].waited for of_one in sessions.values())
+    assert all(session.state in ENDS for of_one in sessions.values() for session in of_one)
+
+
 # Deployed -------------------------------------------------------------------------------------------------------------
 
 FLOW = """
@@ -151,7 +171,7 @@ sys.path.insert(0, "flows")
 from orchestrator import AgentForPart, orchestrate
 parts = [AgentForPart(name="tens", ids=["n/1*"])]
 state = orchestrate(
-    "sharing/served", "docs", "2", parts, {"notes": sys.argv[1], "gate": sys.argv[2], "n": 24}, every_seconds=1.0,
+    "sharing/served", "fleet", "2", parts, {"notes": sys.argv[1], "gate": sys.argv[2], "n": 24}, every_seconds=1.0,
     return_state=True,
 )
 print("state:", state.name, state.message)
@@ -163,10 +183,10 @@ def test_a_flow_looks_after_the_runs_of_a_deployment(site: Site) -> None:
     run is created twice, everything is done once, and its page says how all stand."""
     notes, gate = site.folder / "notes", site.folder / "gate"
     site.serve(SHARING)
-    watched = Watched(site.environment["PERPETUAL_LEDGER"])
+    watched = Watched(site.environment["PERPETUAL_LEDGER"], "fleet")
     run = (sys.executable, "-c", FLOW, str(notes), str(gate))
     first = site.start(*run, cwd=REPOSITORY)
-    wait_until(lambda: watched.ledger.has_chain("docs") and watched.claimed() == 3, "three agents in a unit")
+    wait_until(lambda: watched.ledger.has_chain("fleet") and watched.claimed() == 3, "three agents in a unit")
     first.kill()
     first.wait()
     gate.touch()
@@ -177,20 +197,20 @@ def test_a_flow_looks_after_the_runs_of_a_deployment(site: Site) -> None:
 
     assert "state: Finished 24 of 24 items done" in said
     assert units(notes) == {f"n/{number}": 1 for number in range(24)}
-    chains = {chain.name: chain for chain in watched.ledger.chains("docs")}
-    assert sorted(chains) == ["docs", "docs-2", "docs-tens"]
+    chains = {chain.name: chain for chain in watched.ledger.chains("fleet")}
+    assert sorted(chains) == ["fleet", "fleet-2", "fleet-tens"]
     for name, chain in chains.items():
         assert chain.status is ChainStatus.FINISHED
         sessions = watched.ledger.sessions(name)
         runs = [one for one in site.runs_of(name) if one["state_name"] not in ("Cancelled", "Superseded")]
         assert len(runs) == len(sessions), name
         assert {one["parameters"]["chain"] for one in runs} == {name}
-    assert {item.id for item in watched.ledger.items("docs-tens", taken=True)} == {
+    assert {item.id for item in watched.ledger.items("fleet-tens", taken=True)} == {
         "n/1",
         *(f"n/{n}" for n in range(10, 20)),
     }
-    found = site.call("POST", "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["agents-docs"]}}})
-    assert "[docs-tens](../../runs?tags=chain:docs-tens" in found[0]["data"]
+    found = site.call("POST", "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["agents-fleet"]}}})
+    assert "[fleet-tens](../../runs?tags=chain:fleet-tens" in found[0]["data"]
     watched.ledger.close()
 
 

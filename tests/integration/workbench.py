@@ -121,14 +121,14 @@ class Site:
 
         return wait_until(look, f"run {flow_run_id} over")
 
-    def chain_over(self, chain: str) -> dict[str, Any]:
+    def chain_over(self, chain: str, seconds: float = 120) -> dict[str, Any]:
         """The chain's status, once it neither runs nor waits."""
 
         def look() -> dict[str, Any] | None:
             status = self.status(chain)
             return status if status and status["status"] not in ("running", "waiting") else None
 
-        return wait_until(look, f"chain {chain} over")
+        return wait_until(look, f"chain {chain} over", seconds)
 
     def runs_of(self, chain: str) -> list[dict[str, Any]]:
         """All runs of a chain, by its tag."""

@@ -36,9 +36,10 @@ class Rig:
     runs: MemoryRuns = field(default_factory=MemoryRuns)
     moments: list[Moment] = field(default_factory=list)
     started: int = 0
+    unit_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        self.runner = DirectRunner(self.agent, self.clock)
+        self.runner = DirectRunner(self.agent, self.clock, self.unit_seconds)
 
     def run(
         self,

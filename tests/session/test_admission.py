@@ -12,10 +12,13 @@ from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.session.chain import (
     Chain,
     ChainStatus,
+    Expected,
     SessionRecord,
     SessionState,
+    Wanted,
     check_chain_name,
     invitation,
+    is_ahead,
     refusal,
 )
 
@@ -128,10 +131,80 @@ def test_a_flow_run_that_was_a_session_already(status: ChainStatus, admitted: bo
 @pytest.mark.parametrize("status", [*OVER, *STUCK])
 @pytest.mark.parametrize("ordinal", range(1, 7))
 def test_invitations(status: ChainStatus, ordinal: int) -> None:
-    """A follow-on that was created for a session that somebody else has been is too late, unless the chain is stuck."""
+    """A follow-on that was created for a session that somebody else has been is too late, unless the chain is stuck.
+    One that was created ahead is not needed once the chain has come to its end."""
     too_late = ordinal <= 3 and status in OVER
+    not_needed = ordinal == 4 and status is not ChainStatus.WAITING
 
-    assert (asked(chain(status=status), latest(), invited=invitation(UID, ordinal)) is not None) == too_late
+    reason = asked(chain(status=status), latest(), invited=invitation(UID, ordinal))
+
+    assert (reason is not None) == (too_late or not_needed)
+    if not_needed:
+        assert reason == f"session 4 of mine is not needed: the chain is {status} (a reason)"
+
+
+AT_WORK = {"status": ChainStatus.RUNNING, "lease_until": NOW + 1}
+
+
+@pytest.mark.parametrize("lease_left", [-10, 0, 60])
+def test_who_was_created_ahead_may_wait_and_takes_nothing_over(lease_left: float) -> None:
+    """It is refused as long as the session before is recorded as running, even when its lease has ended: how that one
+    ended decides whether there is anything to go on with."""
+    working, request = (
+        chain(**{**AT_WORK, "lease_until": NOW + lease_left}),
+        session_request(invitation=invitation(UID, 4)),
+    )
+
+    assert refusal(working, latest(SessionState.RUNNING), request, NOW, ran_before=False) is not None
+    assert is_ahead(working, latest(SessionState.RUNNING), request, None)
+    assert is_ahead(working, latest(SessionState.RUNNING), request, Expected(invitation(UID, 4), None))
+
+
+@pytest.mark.parametrize(
+    ("invited", "expected"),
+    [
+        (None, None),
+        (invitation(UID, 3), None),
+        (invitation(UID, 5), None),
+        (invitation("f" * 16, 4), None),
+        (invitation(UID, 4), Expected(invitation(UID, 4, "0ab1"), None)),
+    ],
+    ids=["somebody", "too late", "too early", "of another chain", "replaced"],
+)
+def test_nobody_else_may_wait(invited: str | None, expected: Expected | None) -> None:
+    """A person's run, a retry, a follow-on of another session, and one in whose place another run is expected."""
+    working, request = chain(**AT_WORK), session_request(invitation=invited)
+
+    assert not is_ahead(working, latest(SessionState.RUNNING), request, expected)
+    reason = refusal(working, latest(SessionState.RUNNING), request, NOW, ran_before=False, expected=expected)
+    assert reason is not None
+    assert "session 3 of mine is at work" in reason
+
+
+def test_who_waits_is_told_that_the_chain_is_held() -> None:
+    """A person wants the chain to stop: whoever was to go on need not wait for the session to end."""
+    held, request = (
+        chain(**AT_WORK, wanted=Wanted.PAUSE, wanted_why="a look"),
+        session_request(invitation=invitation(UID, 4)),
+    )
+
+    assert not is_ahead(held, latest(SessionState.RUNNING), request, None)
+    reason = refusal(held, latest(SessionState.RUNNING), request, NOW, ran_before=False)
+    assert reason == "chain mine is paused (a look); `perpetual resume mine`"
+
+
+def test_a_run_that_was_replaced_does_not_begin_before_its_successor() -> None:
+    """The chain waits for a quota, and for another run: the one that was created ahead does not begin now. Where the
+    time has come, whoever is first begins."""
+    request = session_request(invitation=invitation(UID, 4))
+    for not_before, refused in ((NOW + 5, True), (NOW, False), (None, False)):
+        expected = Expected(invitation(UID, 4, "0ab1"), not_before)
+        reason = refusal(chain(), latest(), request, NOW, ran_before=False, expected=expected)
+        assert (reason is not None) == refused
+    assert (
+        refusal(chain(), latest(), request, NOW, ran_before=False, expected=Expected(invitation(UID, 4), NOW + 5))
+        is None
+    )
 
 
 @given(st.text(), st.sampled_from([*OVER, *STUCK]))

@@ -290,3 +290,19 @@ def test_work_that_comes_later_is_begun(ledger: SqlLedger, clock: FakeClock) -> 
 
     assert not report.over
     assert {chain.name: chain.ordinal for chain in ledger.chains("mine")} == {"mine": 2, "mine-2": 1}
+
+
+def test_sessions_whose_end_is_near_are_told(ledger: SqlLedger, clock: FakeClock) -> None:
+    """With their ordinal, for who starts the process of the next; not those that are to rest, or have ended."""
+    crew = Crew(ledger, clock, "3")
+    crew.look()
+    crew.plan(50)
+    assert crew.look().near_end == {}
+    for name in ("mine-2", "mine-3"):
+        ledger.announce(crew.sessions[name], clock.now() + 15, None)
+    assert crew.look().near_end == {"mine-2": 1, "mine-3": 1}
+
+    ledger.want("mine-3", Wanted.REST, "fewer agents are enough")
+    assert crew.look().near_end == {"mine-2": 1}
+    close(ledger, crew.sessions["mine-2"])
+    assert crew.orchestrator.look().near_end == {}

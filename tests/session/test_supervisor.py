@@ -8,7 +8,8 @@ from support import FakeClock, LedgerFactory, MemoryRuns, claim, close, finish_n
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.session.chain import ChainStatus, SessionRecord, SessionState, Wanted
-from perpetual_blocks.session.follow_on import RunTemplate
+from perpetual_blocks.session.follow_on import RunTemplate, create_follow_on
+from perpetual_blocks.session.ledger import FollowOn
 from perpetual_blocks.session.ports import RunFacts, RunState
 from perpetual_blocks.session.supervisor import STUCK_SECONDS, Deed, Supervisor, fate
 from perpetual_blocks.work import ItemStatus, WorkItem
@@ -189,6 +190,75 @@ def test_each_run_in_its_place_is_given_more_time() -> None:
     """A machine that takes five minutes to start is not taken for dead for ever."""
     stuck = RunFacts(RunState.STARTING, 0.0)
     assert [fate(stuck, 300.0, renewals) for renewals in range(4)] == ["renew", "renew", "wait", "wait"]
+
+
+def test_a_follow_on_that_was_created_ahead_waits_for_as_long_as_it_must() -> None:
+    """Its time begins when the session before has ended, however long it has been up; and while it says that it waits
+    at the fence, it lives. One that has come there and is silent is gone."""
+    up = RunFacts(RunState.RUNNING, 0.0)
+    assert fate(up, 1000.0, due=900.0) == "wait"
+    assert fate(up, 900.0 + STUCK_SECONDS, due=900.0) == "renew"
+    assert fate(up, 5000.0, due=900.0, waits_until=5001.0) == "wait"
+    assert fate(up, 5000.0, due=4999.0, waits_until=5000.0) == "renew"
+    assert fate(RunFacts(RunState.BROKEN, 0.0), 5000.0, due=4999.0, waits_until=5001.0) == "renew"
+    assert fate(RunFacts(RunState.CANCELLED, 0.0), 5000.0, waits_until=5001.0) == "cancelled"
+
+
+def ahead_of(ledger: SqlLedger, runs: KnownRuns, opened: Any, state: RunState) -> FollowOn:
+    """The follow-on of a session at work, created ahead."""
+    made = TEMPLATE.follow_on("mine", opened.chain.uid, 2, None)
+    ledger.announce(opened.fence, 1_700_000_015.0, made)
+    run = create_follow_on(ledger, runs, made)
+    runs.states[run] = RunFacts(state, 1_700_000_000.0)
+    return made
+
+
+@pytest.mark.parametrize("state", [RunState.RUNNING, RunState.SCHEDULED, RunState.STARTING])
+def test_a_successor_that_waits_is_no_late_follow_on(
+    ledger: SqlLedger, runs: KnownRuns, clock: FakeClock, look: Any, state: RunState
+) -> None:
+    """Its session has worked for an hour since it was created, and has just ended: nothing is wrong."""
+    opened = at_work(ledger)
+    made = ahead_of(ledger, runs, opened, state)
+    for _ in range(120):
+        clock.advance(30)
+        ledger.heartbeat(opened.fence)
+        assert look() == []
+    close(ledger, opened.fence, follow_on=made)
+    clock.advance(59)
+    assert look() == []
+    assert Supervisor(ledger, runs, clock, lambda session: None).look_after("mine") == []
+    assert len(runs.created) == 1
+
+
+@pytest.mark.parametrize("died_as", ["a closing", "a crash"])
+def test_a_successor_that_died_at_the_fence_is_replaced_at_once(
+    ledger: SqlLedger, runs: KnownRuns, clock: FakeClock, look: Any, died_as: str
+) -> None:
+    """When its session ends, and also when that dies with it; whoever ends the session looks."""
+    opened = at_work(ledger)
+    made = ahead_of(ledger, runs, opened, RunState.RUNNING)
+    ledger.wait_at_fence("mine", made.idempotency_key, 30.0)
+    clock.advance(31)
+    if died_as == "a closing":
+        close(ledger, opened.fence, follow_on=made)
+        deeds = Supervisor(ledger, runs, clock, lambda session: None).look_after("mine")
+        assert [deed.what for deed in deeds] == ["renewed", "created"]
+    else:
+        assert [deed.what for deed in look(alive=False)] == ["rescued", "renewed", "created"]
+    assert len(runs.created) == 2
+    assert ledger.pending_follow_ons() == []
+
+
+def test_a_successor_that_a_person_cancelled_ends_the_chain_with_its_session(
+    ledger: SqlLedger, runs: KnownRuns, clock: FakeClock
+) -> None:
+    """The session goes on to its end, and nothing follows it."""
+    opened = at_work(ledger)
+    made = ahead_of(ledger, runs, opened, RunState.CANCELLED)
+    close(ledger, opened.fence, follow_on=made)
+    (deed,) = Supervisor(ledger, runs, clock, lambda session: None).look_after("mine")
+    assert (deed.what, ledger.chain("mine").status) == ("held", ChainStatus.CANCELLED)
 
 
 def wrapped(ledger: SqlLedger, runs: KnownRuns, clock: FakeClock) -> str:

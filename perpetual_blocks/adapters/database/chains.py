@@ -3,13 +3,13 @@
 import secrets
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, delete, insert, select, update
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.queues import held_by
 from perpetual_blocks.adapters.database.rows import FOLLOW_ON_COLUMNS, chain_of, session_of
 from perpetual_blocks.session.attempts import back_off
-from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState
+from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, invitation
 from perpetual_blocks.session.ledger import Fence, FollowOn
 from perpetual_blocks.work import Item, ItemStatus
 
@@ -102,11 +102,55 @@ def give_back(connection: Connection, rows: ColumnElement[bool], now: float, onl
     )
 
 
+# The outbox ---------------------------------------------------------------------------------------------------------
+
+
+def entry(chain: str, ordinal: int) -> ColumnElement[bool]:
+    """The outbox's row of the follow-on that is to be that session."""
+    return and_(t.outbox.c.chain == chain, t.outbox.c.ordinal == ordinal)
+
+
+def find_entry(connection: Connection, chain: str, ordinal: int) -> RowMapping | None:
+    return connection.execute(select(t.outbox).where(entry(chain, ordinal))).mappings().first()
+
+
 def record_follow_on(connection: Connection, follow_on: FollowOn, now: float) -> None:
     """Puts a follow-on into the outbox."""
     names = (*FOLLOW_ON_COLUMNS, "chain", "ordinal", "idempotency_key", "deployment_id")
     row = {name: getattr(follow_on, name) for name in names}
     connection.execute(insert(t.outbox).values(**{**row, "tags": list(row["tags"]), "recorded_at": now}))
+
+
+def renew_entry(connection: Connection, chain: Chain, ordinal: int, not_before: float | None) -> None:
+    """Lets a follow-on be created again, as another run; the one before is not invited any more."""
+    connection.execute(
+        update(t.outbox)
+        .where(entry(chain.name, ordinal))
+        .values(
+            idempotency_key=invitation(chain.uid, ordinal, secrets.token_hex(4)),
+            created_at=None,
+            flow_run_id=None,
+            not_before=not_before,
+            waits_until=None,
+            renewals=t.outbox.c.renewals + 1,
+        )
+    )
+
+
+def settle_follow_on(
+    connection: Connection, chain: Chain, follow_on: FollowOn | None, status: ChainStatus, now: float
+) -> None:
+    """Says what follows a session that ends and leaves its chain like this; None for nothing.
+
+    What was announced is kept where the chain goes on at once: its run may be waiting at the fence already.
+    """
+    announced = find_entry(connection, chain.name, chain.ordinal + 1) is not None
+    if follow_on is None:
+        connection.execute(delete(t.outbox).where(entry(chain.name, chain.ordinal + 1)))
+    elif not announced:
+        record_follow_on(connection, follow_on, now)
+    elif status is not ChainStatus.WAITING or follow_on.not_before is not None:
+        renew_entry(connection, chain, chain.ordinal + 1, follow_on.not_before)
 
 
 def of_session(fence: Fence) -> dict[str, Any]:

@@ -9,11 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Update, and_, delete, select, update
+from sqlalchemy import Connection, Update, and_, delete, select, update
 
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.adapters.database.chains import bury, latest_session, lock_chain, new_chain, record_follow_on
+from perpetual_blocks.adapters.database.chains import (
+    bury,
+    entry,
+    find_entry,
+    latest_session,
+    lock_chain,
+    new_chain,
+    record_follow_on,
+    renew_entry,
+    settle_follow_on,
+)
 from perpetual_blocks.adapters.database.engine import insert_if_new, reading
 from perpetual_blocks.adapters.database.patient import patient
 from perpetual_blocks.adapters.database.queues import counts_of, has_work, is_elsewhere, lock_queue
@@ -28,7 +38,6 @@ from perpetual_blocks.session.chain import (
     StopReason,
     Wanted,
     check_chain_name,
-    invitation,
     wanted_status,
 )
 from perpetual_blocks.session.continuation import Ending, ending
@@ -83,10 +92,10 @@ class ChainControl(LedgerWriter):
                 )
             )
             pools.release_all(connection, row.uid)
-            template = sessions[-1].template
+            template, made = sessions[-1].template, None
             if end.goes_on and template is not None:
                 made = RunTemplate.from_json(template).follow_on(chain, row.uid, ordinal + 1, end.reason.resume_at)
-                record_follow_on(connection, made, now)
+            settle_follow_on(connection, row, made, status, now)
             return end
 
     def hold(self, chain: str, ordinal: int, status: ChainStatus, reason: str) -> bool:
@@ -101,35 +110,47 @@ class ChainControl(LedgerWriter):
 
     def follow_on(self, chain: str, ordinal: int) -> tuple[FollowOn, float | None, int] | None:
         with reading(self._engine) as connection:
-            found = connection.execute(select(t.outbox).where(_entry(chain, ordinal))).mappings().first()
+            found = find_entry(connection, chain, ordinal)
             return (follow_on_of(found), found["created_at"], found["renewals"]) if found else None
 
     def renew_follow_on(self, follow_on: FollowOn, why: str, not_before: float | None) -> bool:
         chain, ordinal = follow_on.chain, follow_on.ordinal
         with self._writing() as connection:
             now, row = self._now(connection), lock_chain(connection, chain)
-            found = connection.execute(select(t.outbox).where(_entry(chain, ordinal))).mappings().first()
-            waits = row is not None and row.status is ChainStatus.WAITING and row.ordinal == ordinal - 1
-            if row is None or found is None or not waits or found["idempotency_key"] != follow_on.idempotency_key:
+            found = find_entry(connection, chain, ordinal)
+            going = (ChainStatus.RUNNING, ChainStatus.WAITING)
+            due = row is not None and row.status in going and row.ordinal == ordinal - 1
+            if row is None or found is None or not due or found["idempotency_key"] != follow_on.idempotency_key:
                 return False
+            if row.status is ChainStatus.RUNNING:
+                renew_entry(connection, row, ordinal, not_before)
+                return True
             if found["renewals"] >= MOST_RENEWALS:
                 reason = f"{MOST_RENEWALS + 1} runs in a row came to nothing before session {ordinal} began; {why}"
                 stalled = {"status": ChainStatus.STALLED, "reason": reason, "updated_at": now}
                 connection.execute(_chain_row(chain).values(**stalled))
                 return False
-            _renew(connection, row, ordinal, not_before)
+            renew_entry(connection, row, ordinal, not_before)
             connection.execute(_chain_row(chain).values(reason=why, resume_at=not_before, updated_at=now))
             return True
 
     def follow_on_created(self, follow_on: FollowOn, flow_run_id: str) -> None:
         with self._writing() as connection:
-            this = _entry(follow_on.chain, follow_on.ordinal)
+            # Of this very run: another may have taken its place while it was being created.
+            this = and_(
+                entry(follow_on.chain, follow_on.ordinal), t.outbox.c.idempotency_key == follow_on.idempotency_key
+            )
             ticked = {"created_at": self._now(connection), "flow_run_id": flow_run_id}
             connection.execute(update(t.outbox).where(this).values(**ticked))
 
+    def wait_at_fence(self, chain: str, key: str, seconds: float) -> None:
+        with self._writing() as connection:
+            this = and_(t.outbox.c.chain == chain, t.outbox.c.idempotency_key == key)
+            connection.execute(update(t.outbox).where(this).values(waits_until=self._now(connection) + seconds))
+
     def follow_on_moved(self, follow_on: FollowOn, not_before: float) -> None:
         with self._writing() as connection:
-            this = _entry(follow_on.chain, follow_on.ordinal)
+            this = entry(follow_on.chain, follow_on.ordinal)
             connection.execute(update(t.outbox).where(this).values(not_before=not_before))
             connection.execute(_chain_row(follow_on.chain).values(resume_at=not_before))
 
@@ -197,7 +218,7 @@ class ChainControl(LedgerWriter):
             end = ending(StopReason("queue-empty", ""), counts_of(connection, row.queue, row.selector))
             over = {"status": end.chain, "reason": end.reason.message, "resume_at": None}
             connection.execute(_chain_row(chain).values(**over, wanted=None, wanted_why=None, updated_at=now))
-            connection.execute(delete(t.outbox).where(_entry(chain, row.ordinal + 1)))
+            connection.execute(delete(t.outbox).where(entry(chain, row.ordinal + 1)))
             return True
 
     # What a person wants --------------------------------------------------------------------------------------------
@@ -229,10 +250,10 @@ class ChainControl(LedgerWriter):
         if row.status is not ChainStatus.RUNNING:
             held = ChainStatus.CANCELLED if wanted is Wanted.CANCEL else ChainStatus.PAUSED
             values |= {"status": held, "reason": why, "resume_at": None}
-            found = connection.execute(select(t.outbox).where(_entry(row.name, row.ordinal + 1))).mappings().first()
+            found = find_entry(connection, row.name, row.ordinal + 1)
             if found is not None and found["created_at"] is not None:
                 scheduled = follow_on_of(found)
-                _renew(connection, row, row.ordinal + 1, None)
+                renew_entry(connection, row, row.ordinal + 1, None)
         connection.execute(_chain_row(row.name).values(**values))
         return scheduled
 
@@ -266,7 +287,7 @@ class ChainControl(LedgerWriter):
 
     def _record_next(self, connection: Connection, row: Chain, latest: SessionRecord | None, now: float) -> bool:
         """Records the chain's next session, unless it is; whether it can be created."""
-        there = connection.execute(select(t.outbox).where(_entry(row.name, row.ordinal + 1))).first()
+        there = find_entry(connection, row.name, row.ordinal + 1)
         template = latest.template if latest is not None else None
         if there is None and template is not None:
             renewal = secrets.token_hex(4)
@@ -318,22 +339,3 @@ def _check_owner(connection: Connection, name: str) -> Chain:
 
 def _chain_row(name: str) -> Update:
     return update(t.chains).where(t.chains.c.name == name)
-
-
-def _entry(chain: str, ordinal: int) -> ColumnElement[bool]:
-    return and_(t.outbox.c.chain == chain, t.outbox.c.ordinal == ordinal)
-
-
-def _renew(connection: Connection, chain: Chain, ordinal: int, not_before: float | None) -> None:
-    """Lets a follow-on be created again, as another run."""
-    connection.execute(
-        update(t.outbox)
-        .where(t.outbox.c.chain == chain.name, t.outbox.c.ordinal == ordinal)
-        .values(
-            idempotency_key=invitation(chain.uid, ordinal, secrets.token_hex(4)),
-            created_at=None,
-            flow_run_id=None,
-            not_before=not_before,
-            renewals=t.outbox.c.renewals + 1,
-        )
-    )

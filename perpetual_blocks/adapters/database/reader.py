@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, and_, bindparam, func, literal, select
 
 from perpetual_blocks.adapters.database import pools
 from perpetual_blocks.adapters.database import schema as t
@@ -27,12 +27,23 @@ from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import UnknownChain
 from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.attempts import Attempt, Story
-from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord
+from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, Wanted
 from perpetual_blocks.session.consistency import ChainFacts, ResultFacts
-from perpetual_blocks.session.ledger import Document, DocumentKind, Export, Fence, FollowOn, Mark, UnitCost
+from perpetual_blocks.session.ledger import Document, DocumentKind, Export, Fence, FollowOn, Mark, Turn, UnitCost
 from perpetual_blocks.work import EVERYTHING, Item, ItemStatus, Selector
 
 LEARNED_ROWS = 2048
+LATEST_START_UPS = 5
+OPEN = (ItemStatus.AVAILABLE, ItemStatus.CLAIMED, ItemStatus.BLOCKED)
+
+_TURN = (
+    select(
+        *(t.chains.c[name] for name in ("status", "ordinal", "epoch", "wanted", "lease_until")),
+        t.outbox.c.idempotency_key,
+    )
+    .outerjoin(t.outbox, and_(t.outbox.c.chain == t.chains.c.name, t.outbox.c.ordinal == t.chains.c.ordinal + 1))
+    .where(t.chains.c.name == bindparam("chain"))
+)
 
 
 @patient(but=["close", "export", "facts"])
@@ -102,6 +113,12 @@ class LedgerReader:
     def counts(self, chain: str, *, taken: bool = False) -> dict[ItemStatus, int]:
         with reading(self._engine) as connection:
             return counts_of(connection, *_share(connection, chain, taken=taken))
+
+    def has_more_than(self, chain: str, count: int) -> bool:
+        with reading(self._engine) as connection:
+            queue, selector = _share(connection, chain, taken=True)
+            rows = select(literal(1)).where(t.items.c.chain == queue, t.items.c.status.in_(OPEN), *taken_by(selector))
+            return connection.execute(rows.offset(count).limit(1)).first() is not None
 
     def is_elsewhere(self, chain: str) -> bool:
         with reading(self._engine) as connection:
@@ -193,6 +210,30 @@ class LedgerReader:
             return (row[0], row[1], row[2]) if row else None
 
     # Follow-ons -----------------------------------------------------------------------------------------------------
+
+    def turn(self, chain: str) -> Turn:
+        with reading(self._engine) as connection:
+            row = connection.execute(_TURN, {"chain": chain}).mappings().first()
+            if row is None:
+                raise UnknownChain(f"chain: got {chain!r}; expected one of the ledger's chains")
+            return Turn(
+                status=ChainStatus(row["status"]),
+                ordinal=row["ordinal"],
+                epoch=row["epoch"],
+                wanted=Wanted(row["wanted"]) if row["wanted"] else None,
+                key=row["idempotency_key"],
+                lapsed=row["lease_until"] <= self._now(connection),
+            )
+
+    def start_ups(self, chain: str) -> list[float]:
+        same = and_(t.sessions.c.chain == t.outbox.c.chain, t.sessions.c.ordinal == t.outbox.c.ordinal)
+        by_itself = t.sessions.c.flow_run_id == t.outbox.c.flow_run_id
+        at_once = and_(t.outbox.c.chain == chain, by_itself, t.outbox.c.not_before.is_(None))
+        came_at = t.sessions.c.started_at - func.coalesce(t.sessions.c.waited, 0.0)
+        rows = select(came_at - t.outbox.c.created_at).join(t.sessions, same).where(at_once)
+        with reading(self._engine) as connection:
+            latest = rows.order_by(t.outbox.c.ordinal.desc()).limit(LATEST_START_UPS)
+            return [float(seconds) for seconds in connection.execute(latest).scalars()]
 
     def pending_follow_ons(self, chain: str | None = None) -> list[FollowOn]:
         # Those of a chain that a person holds stay where they are until it is resumed.

@@ -39,6 +39,7 @@ def follow_on_of(row: RowMapping) -> FollowOn:
         idempotency_key=row["idempotency_key"],
         deployment_id=row["deployment_id"],
         flow_run_id=row["flow_run_id"],
+        waits_until=row["waits_until"],
         **{**{name: row[name] for name in FOLLOW_ON_COLUMNS}, "tags": tuple(row["tags"])},
     )
 

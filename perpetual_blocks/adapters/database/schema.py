@@ -104,6 +104,9 @@ sessions = Table(
     Column("template", JSON),
     # Attempts that failed or were cut off: with the units, what came of it.
     Column("attempts", Integer, nullable=False, server_default="0"),
+    # When it will end, as it said when its end was near; how long its process had waited at the fence.
+    Column("ends_at", Float),
+    Column("waited", Float),
     Index(None, "chain", "flow_run_id"),
     Index(None, "flow_run_id"),
 )
@@ -242,6 +245,8 @@ outbox = Table(
     Column("flow_run_id", String(64)),
     # How often its run was created anew, because the one before came to nothing.
     Column("renewals", Integer, nullable=False, server_default="0"),
+    # Until when its run is known to wait at the fence; null for one that has not come there ahead of its time.
+    Column("waits_until", Float),
 )
 
 # What holds for all chains of the ledger: a row is there while its switch is on.

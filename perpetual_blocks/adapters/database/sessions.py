@@ -11,6 +11,8 @@ from perpetual_blocks.adapters.database.chains import (
     OVER,
     UPDATE_SESSION,
     bury,
+    entry,
+    find_entry,
     give_back,
     latest_session,
     lock_chain,
@@ -19,6 +21,7 @@ from perpetual_blocks.adapters.database.chains import (
     record_follow_on,
     reopen,
     session,
+    settle_follow_on,
 )
 from perpetual_blocks.adapters.database.control import all_stopped
 from perpetual_blocks.adapters.database.engine import insert_if_new
@@ -26,20 +29,22 @@ from perpetual_blocks.adapters.database.patient import DoneBefore, patient
 from perpetual_blocks.adapters.database.queues import has_work, held_by, is_elsewhere, lock_queue
 from perpetual_blocks.adapters.database.rows import find_chain, pool_key
 from perpetual_blocks.adapters.database.writer import LedgerWriter
-from perpetual_blocks.errors import Fenced, Superseded
+from perpetual_blocks.errors import Ahead, Fenced, Superseded
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.chain import (
     Chain,
     ChainStatus,
+    Expected,
     SessionRecord,
     SessionRequest,
     SessionState,
+    is_ahead,
     is_resumed,
     refusal,
     wanted_status,
 )
 from perpetual_blocks.session.follow_on import RunTemplate
-from perpetual_blocks.session.ledger import Closing, Fence, Opened
+from perpetual_blocks.session.ledger import Closing, Fence, FollowOn, Opened
 from perpetual_blocks.session.program import check_kinds, check_program, code_change
 
 _NOTHING_LEFT = ("queue-empty", "blocked")  # the ends of a session that had nothing to do any more
@@ -61,14 +66,11 @@ class SessionWriter(LedgerWriter):
             latest = latest_session(connection, request.chain)
             if (mine := _opened_before(connection, chain, queue, latest, request, now)) is not None:
                 return mine
-            reason = refusal(
-                chain,
-                latest,
-                request,
-                now,
-                ran_before=_ran_before(connection, request),
-                all_stopped=all_stopped(connection),
-            )
+            stopped, expected = all_stopped(connection), _expected(connection, chain)
+            ran_before = _ran_before(connection, request)
+            reason = refusal(chain, latest, request, now, ran_before=ran_before, all_stopped=stopped, expected=expected)
+            if reason is not None and stopped is None and is_ahead(chain, latest, request, expected):
+                raise Ahead(reason)
             if reason is not None:
                 raise Superseded(reason)
             took_over = latest is not None and latest.state is SessionState.RUNNING
@@ -128,6 +130,7 @@ class SessionWriter(LedgerWriter):
                     steps=[],
                     passed_over={},
                     choices=[],
+                    waited=request.waited or None,
                 )
             )
             self._shared_limits = None  # of a start that was rolled back, under the same epoch
@@ -155,7 +158,8 @@ class SessionWriter(LedgerWriter):
             if chain is None or change is None:
                 return
             latest = latest_session(connection, request.chain)
-            if refusal(chain, latest, request, now, ran_before=_ran_before(connection, request)) is not None:
+            ran_before, expected = _ran_before(connection, request), _expected(connection, chain)
+            if refusal(chain, latest, request, now, ran_before=ran_before, expected=expected) is not None:
                 return
             if latest is not None and latest.state is SessionState.RUNNING:
                 bury(connection, chain, latest.ordinal, now, "it was found dead when the next session began")
@@ -164,6 +168,18 @@ class SessionWriter(LedgerWriter):
                 update(t.chains).where(t.chains.c.name == request.chain).values(**paused, updated_at=now)
             )
         raise Superseded(f"chain {request.chain} is paused: {change.what}")
+
+    def announce(self, fence: Fence, ends_at: float, follow_on: FollowOn | None) -> bool:
+        with self._writing() as connection:
+            now = self._pass_fence(connection, fence)
+            chain = lock_chain(connection, fence.chain)
+            assert chain is not None
+            if chain.wanted is not None:
+                return False
+            connection.execute(UPDATE_SESSION, {**of_session(fence), "ends_at": ends_at})
+            if follow_on is not None and find_entry(connection, fence.chain, follow_on.ordinal) is None:
+                record_follow_on(connection, follow_on, now)
+            return True
 
     def heartbeat(self, fence: Fence) -> None:
         with self._writing() as connection:
@@ -217,19 +233,26 @@ class SessionWriter(LedgerWriter):
                 )
             give_back(connection, held_by(fence.queue, fence.chain, fence.ordinal), now)
             self._give_back_reserved(connection, fence)
+            follow_on = closing.follow_on
             if closing.stop.code in _NOTHING_LEFT and _more_comes(connection, chain):
-                self._go_on(connection, fence, now)  # it came while the session was ending
-            if closing.follow_on is not None:
-                record_follow_on(connection, closing.follow_on, now)
+                reopen(connection, fence.chain, now)  # it came while the session was ending
+                follow_on, status = _next(connection, chain), ChainStatus.WAITING if status in OVER else status
+            settle_follow_on(connection, chain, follow_on, status, now)
         reached("session.closed")
 
-    def _go_on(self, connection: Connection, fence: Fence, now: float) -> None:
-        reopen(connection, fence.chain, now)
-        template = session(connection, fence.chain, fence.ordinal).template
-        if template is not None:
-            uid = self._shared(connection, fence).uid
-            made = RunTemplate.from_json(template).follow_on(fence.chain, uid, fence.ordinal + 1, None)
-            record_follow_on(connection, made, now)
+
+def _next(connection: Connection, chain: Chain) -> FollowOn | None:
+    """The follow-on of the chain's latest session; None without a deployment."""
+    template = session(connection, chain.name, chain.ordinal).template
+    if template is None:
+        return None
+    return RunTemplate.from_json(template).follow_on(chain.name, chain.uid, chain.ordinal + 1, None)
+
+
+def _expected(connection: Connection, chain: Chain) -> Expected | None:
+    """Who is to be the chain's next session, as the outbox says."""
+    found = find_entry(connection, chain.name, chain.ordinal + 1)
+    return Expected(found["idempotency_key"], found["not_before"]) if found else None
 
 
 def _new_chain(connection: Connection, request: SessionRequest, now: float) -> Chain:
@@ -288,8 +311,7 @@ def _closed_before(connection: Connection, fence: Fence, closing: Closing) -> bo
         t.sessions.c.stop_message == closing.stop.message,
     )
     if closing.follow_on is not None:
-        key = closing.follow_on.idempotency_key
-        rows = rows.where(select(literal(1)).where(t.outbox.c.idempotency_key == key).exists())
+        rows = rows.where(select(literal(1)).where(entry(fence.chain, fence.ordinal + 1)).exists())
     return connection.execute(rows).first() is not None
 
 

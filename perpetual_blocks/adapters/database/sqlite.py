@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import QueuePool
 
 WAIT_SECONDS = 30
 
@@ -42,7 +42,9 @@ def make_engine(url: URL) -> Engine:
     """
     options: dict[str, Any] = {"connect_args": {"timeout": WAIT_SECONDS}}
     if is_in_memory(url):
-        options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
+        # The database is its connection: threads use it one after the other.
+        one = {"pool_size": 1, "max_overflow": 0, "pool_timeout": WAIT_SECONDS}
+        options = {"poolclass": QueuePool, **one, "connect_args": {"check_same_thread": False}}
     else:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, hide_parameters=True, **options)
