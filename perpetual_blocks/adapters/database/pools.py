@@ -236,7 +236,8 @@ def forget(connection: Connection, holders: Collection[str]) -> None:
     """
     columns = select(*(t.pool_members.c[name] for name in ("pool", "resource", "holder")))
     of_holders = columns.where(t.pool_members.c.holder.in_(holders))
-    for pool, resource, holder in sorted(connection.execute(of_holders).tuples()):
+    # Sorted here, as above.
+    for pool, resource, holder in sorted(tuple(row) for row in connection.execute(of_holders)):
         since = _lock(connection, pool, resource)
         key = {"of_pool": pool, "of_resource": resource, "of_holder": holder}
         connection.execute(_SET_MEMBER, {**key, "share": 0.0, "priority": 0})

@@ -36,7 +36,7 @@ class ChainRetention(LedgerWriter):
 
     def tidy_pools(self, before: float, *, dry_run: bool = False) -> int:
         with reading(self._engine) as connection:
-            names = sorted(connection.execute(select(t.pools.c.name, t.pools.c.resource)).tuples())
+            names = connection.execute(select(t.pools.c.name, t.pools.c.resource)).all()
             if dry_run:
                 now = self._now(connection)
                 return sum(pools.outdated(connection, pool, resource, before, now) for pool, resource in names)
