@@ -87,7 +87,7 @@ class ForgetfulLedger(Protocol):
         """
 
     def forget(self, queue: str, before: float) -> bool:
-        """Deletes all rows of the chains of a queue; whether they might still be forgotten.
+        """Deletes all rows of the chains of a queue, if they may still be forgotten; whether they are gone.
 
         What they have spent of a pool stays, as far as the pool counts it.
         """

@@ -19,13 +19,14 @@ KEPT = ("--store", "kept")
 MANY = """
 
 class Steps(PerpetualAgent):
-    \"\"\"Two small steps an item.\"\"\"
+    \"\"\"Nine small steps an item.\"\"\"
 
     def plan(self):
-        return [WorkItem(id=str(number)) for number in range(40)]
+        return [WorkItem(id=str(number)) for number in range(5)]
 
     def work_unit(self, unit):
-        return unit.id if unit.cursor else unit.advance(cursor=1)
+        step = (unit.cursor or 0) + 1
+        return unit.id if step == 9 else unit.advance(cursor=step)
 
 steps = Steps.as_flow()
 """
@@ -33,7 +34,7 @@ steps = Steps.as_flow()
 
 @pytest.fixture(scope="module")
 def ready(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """A shell with a server, whose storage holds what two chains have left, of which one had items of two units."""
+    """A shell with a server, whose storage holds what two chains have left, of which one had items of several units."""
     shell = make_shell(tmp_path_factory.mktemp("prune") / "here", PREFECT_API_URL=prefect_server.api)
     (shell.folder / "agents.py").write_text(AGENTS + MANY)
     with prefect_server.here():
@@ -108,11 +109,11 @@ def test_old_chains_go_with_all_that_they_have_saved(worked: Shell) -> None:
 
     assert (look.code, done.code) == (OK, OK), done
     [gone] = done.json()["forgotten"]
-    assert (gone["chain"], gone["status"], gone["sessions"], gone["items"]) == ("stepped", "finished", 1, 40)
+    assert (gone["chain"], gone["status"], gone["sessions"], gone["items"]) == ("stepped", "finished", 1, 5)
     assert (gone["documents"], gone["bytes"]) == (len(mine), size)
     assert gone["backup"] == "perpetual/backups/stepped.a.json"
     row = next(line.split() for line in look.out.splitlines() if line.startswith("stepped"))
-    assert row[:5] == ["stepped", gone["ended"], "1", "40", str(len(mine))]
+    assert row[:5] == ["stepped", gone["ended"], "1", "5", str(len(mine))]
     assert "1 chain would be forgotten" in look.out
     assert "stepped has a backup, which stays" in look.out
     assert files(worked) == [path for path in before if path not in mine]

@@ -263,6 +263,14 @@ def test_what_was_interrupted_is_done_again(ledger: SqlLedger, clock: FakeClock)
     assert names(ledger) == set()
 
 
+def test_forgotten_twice_is_forgotten(ledger: SqlLedger, clock: FakeClock) -> None:
+    """Two people at once, or an answer that was lost: what is gone is gone."""
+    finish(ledger, "mine")
+    clock.advance(31 * DAY)
+
+    assert [ledger.forget("mine", ledger.now()) for _ in range(2)] == [True, True]
+
+
 def test_a_run_that_comes_first_keeps_its_chain(ledger: SqlLedger, clock: FakeClock) -> None:
     """Whatever happens between the look and the lock: new items, another run, a pin, another chain on the queue."""
     touches: dict[str, Callable[[str], Any]] = {

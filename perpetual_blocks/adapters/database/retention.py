@@ -32,7 +32,8 @@ class ChainRetention(LedgerWriter):
             pools.forget(connection, [chain.uid for chain in chains])
             # All other rows of theirs go with these.
             connection.execute(delete(t.chains).where(t.chains.c.name.in_([chain.name for chain in chains])))
-            return bool(chains)
+            # Gone is gone, whoever has done it, and be it this very transaction that is tried again.
+            return connection.execute(select(t.chains.c.name).where(works_on(queue))).first() is None
 
     def tidy_pools(self, before: float, *, dry_run: bool = False) -> int:
         with reading(self._engine) as connection:
