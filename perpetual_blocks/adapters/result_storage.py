@@ -1,6 +1,8 @@
 """Prefect's results storage: where outcomes and documents lie."""
 
 import secrets
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -115,6 +117,50 @@ class StoredDocuments:
                 (Path(self._storage.basepath or ".").expanduser() / key).unlink(missing_ok=True)
             except OSError as error:
                 raise StorageError(f"results storage: cannot delete {key}: {error}") from error
+
+    def measure(self, folder: str) -> tuple[int, int] | None:
+        """How many documents a folder of a local storage holds, and how many bytes; None for Prefect's other storages.
+
+        Raises:
+            StorageError: the storage is not there.
+        """
+        path = self._local_folder(folder)
+        if path is None:
+            return None
+        try:
+            sizes = [file.lstat().st_size for file in path.rglob("*") if not file.is_dir()]
+        except OSError as error:
+            raise StorageError(f"results storage: cannot look into {folder}: {error}") from error
+        return len(sizes), sum(sizes)
+
+    def delete_folder(self, folder: str) -> None:
+        """Deletes a folder of a local storage with all that it holds, and the one around it if nothing else is there.
+
+        Prefect's other storages cannot delete: give their bucket a lifecycle.
+
+        Raises:
+            StorageError: the storage is not there, or something in it cannot be deleted.
+        """
+        path = self._local_folder(folder)
+        if path is None:
+            return
+        try:
+            if path.exists():
+                shutil.rmtree(path)
+        except OSError as error:
+            raise StorageError(f"results storage: cannot delete {folder}: {error}") from error
+        with suppress(OSError):
+            path.parent.rmdir()
+
+    def _local_folder(self, folder: str) -> Path | None:
+        check_key(folder)
+        if not isinstance(self._storage, LocalFileSystem):
+            return None
+        base = Path(self._storage.basepath or ".").expanduser()
+        if not base.is_dir():
+            # A disk that is not mounted, and no folder that is empty.
+            raise StorageError(f"results storage: {base} is not there")
+        return base / folder
 
     def read(self, key: str) -> str:
         """Reads a document.

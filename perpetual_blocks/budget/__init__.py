@@ -5,7 +5,7 @@ from perpetual_blocks.budget.forecast import Forecast, Hint
 from perpetual_blocks.budget.limits import Budget, Limit
 from perpetual_blocks.budget.monitor import BudgetMonitor, Meter, Record, check_metered
 from perpetual_blocks.budget.stopping import Expectation, Reading, Refusal, Status, Verdict, judge, refuse
-from perpetual_blocks.budget.windows import Spend, Window
+from perpetual_blocks.budget.windows import Spend, Window, parse_length
 
 __all__ = [
     "Account",
@@ -26,5 +26,6 @@ __all__ = [
     "Window",
     "check_metered",
     "judge",
+    "parse_length",
     "refuse",
 ]

@@ -22,7 +22,7 @@ _HOUR = 3600
 _NOMINAL_SECONDS = {"minute": 60, "hour": _HOUR, "day": 86400, "week": 7 * 86400, "month": 31 * 86400}
 _LENGTHS = {"d": 86400, "h": _HOUR, "m": 60, "s": 1}
 _CALENDAR = re.compile(rf"({'|'.join(_NOMINAL_SECONDS)})(?: (\S+))?")
-_ROLLING = re.compile(r"([0-9]{1,9})([smhd])")
+_LENGTH = re.compile(r"([0-9]{1,9})([smhd])")
 _EXPECTED = (
     '"minute", "hour", "day", "week" or "month", alone or with a time zone ("day America/Los_Angeles"), '
     'or a length without one, 1 to 999999999 of s, m, h or d ("30s", "5h")'
@@ -54,15 +54,16 @@ class Window(ABC):
         Raises:
             InvalidInput: another text, or a zone that this machine does not know.
         """
-        calendar, rolling = (form.fullmatch(text) if isinstance(text, str) else None for form in (_CALENDAR, _ROLLING))
+        calendar = _CALENDAR.fullmatch(text) if isinstance(text, str) else None
         if calendar:
             zone = calendar[2] or "UTC"
             if zone not in _known_zones():
                 raise InvalidInput.of("window", text, f"an IANA time zone; {zone[:40]!r} is not known")
             return _Calendar(calendar[1], zone)
-        if not rolling or int(rolling[1]) == 0:
+        seconds = _seconds_of(text)
+        if seconds is None:
             raise InvalidInput.of("window", text, _EXPECTED)
-        return _Rolling(int(rolling[1]) * _LENGTHS[rolling[2]])
+        return _Rolling(seconds)
 
     @property
     @abstractmethod
@@ -101,6 +102,26 @@ class Window(ABC):
             if total + needed > amount:
                 return max(now, self.forgets(spend.at))
         return now
+
+
+def parse_length(text: str, field: str) -> int:
+    """The seconds of a length of time: `"5h"`, `"90d"`.
+
+    Args:
+        field: What it is of, for the error.
+
+    Raises:
+        InvalidInput: another text.
+    """
+    seconds = _seconds_of(text)
+    if seconds is None:
+        raise InvalidInput.of(field, text, 'a length of time, 1 to 999999999 of s, m, h or d ("12h", "90d")')
+    return seconds
+
+
+def _seconds_of(text: object) -> int | None:
+    found = _LENGTH.fullmatch(text) if isinstance(text, str) else None
+    return int(found[1]) * _LENGTHS[found[2]] or None if found else None
 
 
 def _totals(spends: Sequence[Spend]) -> Iterator[float]:

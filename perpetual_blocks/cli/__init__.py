@@ -14,6 +14,7 @@ from perpetual_blocks.cli.demo import demo
 from perpetual_blocks.cli.orchestrate import orchestrate
 from perpetual_blocks.cli.output import fail
 from perpetual_blocks.cli.plan import plan
+from perpetual_blocks.cli.prune import prune
 from perpetual_blocks.cli.restore import restore
 from perpetual_blocks.cli.run import run
 from perpetual_blocks.cli.steer import cancel, pause, resume, stop_all, supervise
@@ -39,6 +40,7 @@ for command in (
     supervise,
     verify,
     restore,
+    prune,
     check,
 ):
     app.command(command)

@@ -29,6 +29,11 @@ def chain_folder(chain: str, uid: str) -> str:
     return f"perpetual/{chain}-{uid}"
 
 
+def document_folders(chain: str, uid: str) -> list[str]:
+    """Where a chain's documents, and its queue's outcomes, lie; a backup may lie beside these folders."""
+    return [f"{chain_folder(chain, uid)}/{name}" for name in ("checkpoints", "handoffs", "units", "batches")]
+
+
 def document_key(chain: str, uid: str, kind: Literal["checkpoint", "handoff"], ordinal: int, mark: str) -> str:
     """The key of a session's document.
 

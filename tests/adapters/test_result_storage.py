@@ -54,7 +54,8 @@ def test_a_key_that_leads_elsewhere_is_neither_read_nor_written_nor_deleted(
 ) -> None:
     """As a row that somebody has changed may name it; the error names the key."""
     key = str(victim) if key == "absolute" else key
-    for touch in (documents.read, documents.delete, lambda key: documents.write(key, "gone")):
+    touches = (documents.read, documents.delete, lambda key: documents.write(key, "gone"))
+    for touch in (*touches, documents.measure, documents.delete_folder):
         with pytest.raises(StorageError) as refused:
             touch(key)
         one_line(refused.value, "results storage: got the key", "expected names below perpetual/")
@@ -81,3 +82,33 @@ def test_a_hostile_id_is_written_below_the_storage(documents: StoredDocuments, v
     folder = victim.parent / "storage" / chain_folder("mine", "0123456789abcdef")
     assert len([path for path in folder.rglob("*") if path.is_file()]) == len(ids)
     assert sorted(path.name for path in victim.parent.iterdir()) == ["storage", "victim"]
+
+
+def test_a_folder_is_measured_and_deleted_with_all_that_it_holds(documents: StoredDocuments, victim: Path) -> None:
+    """And nothing beside it; the folder around it goes with the last of its folders. Again, it is no error."""
+    for key in ("perpetual/mine-01/units/a/1", "perpetual/mine-01/units/b/1", "perpetual/mine-01/batches/c"):
+        documents.write(key, "12345")
+    documents.write("perpetual/mine-012/units/a/1", "another chain's")
+    around = victim.parent / "storage" / "perpetual" / "mine-01"
+    (around / "units" / "outside").symlink_to(victim)
+
+    assert documents.measure("perpetual/mine-01/batches") == (1, 5)
+    documents.delete_folder("perpetual/mine-01/units")
+    assert [path.name for path in around.iterdir()] == ["batches"]
+    for _ in range(2):
+        documents.delete_folder("perpetual/mine-01/batches")
+
+    assert not around.exists()
+    assert documents.measure("perpetual/mine-01/batches") == (0, 0)
+    assert documents.read("perpetual/mine-012/units/a/1") == "another chain's"
+    assert victim.read_text() == "still there"
+
+
+def test_a_storage_that_is_not_there_has_no_empty_folders(tmp_path: Path) -> None:
+    """A disk that is not mounted must not look as if all had been deleted."""
+    away = StoredDocuments(LocalFileSystem(basepath=str(tmp_path / "unmounted")))
+
+    for touch in (away.measure, away.delete_folder):
+        with pytest.raises(StorageError) as refused:
+            touch("perpetual/mine-01/units")
+        one_line(refused.value, "results storage", "unmounted", "is not there")

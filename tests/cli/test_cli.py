@@ -55,6 +55,7 @@ COMMANDS = (
     "check",
     "verify",
     "restore",
+    "prune",
     "automations install",
     "automations list",
     "automations remove",

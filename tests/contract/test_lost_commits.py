@@ -100,7 +100,7 @@ COUNTING: dict[str, Callable[[Started], Any]] = {
     "add_document": lambda at: at.ledger.add_document("mine", checkpoint_of(at.fence)),
 }
 # These are a person's, at a prompt, whose ledger has no patience: the error is told, and a look shows what was done.
-TOLD_AT_ONCE = {"rebuild", "repair_items", "forget_document"}
+TOLD_AT_ONCE = {"rebuild", "repair_items", "forget_document", "retire", "forget", "tidy_pools"}
 
 
 @dataclass

@@ -159,9 +159,14 @@ def of_session(fence: Fence) -> dict[str, Any]:
 
 
 def reopen(connection: Connection, chain: str, now: float) -> None:
-    """A chain that was over has work again."""
+    """A chain that was over has work again; a cancelled one stays so, but somebody wants something of it."""
     connection.execute(
         update(t.chains)
         .where(t.chains.c.name == chain, t.chains.c.status.in_(OVER))
         .values(status=ChainStatus.WAITING, reason="it has new work; start a run to go on", updated_at=now)
+    )
+    connection.execute(
+        update(t.chains)
+        .where(t.chains.c.name == chain, t.chains.c.status == ChainStatus.CANCELLED)
+        .values(updated_at=now)
     )

@@ -180,6 +180,10 @@ class ChainControl(LedgerWriter):
             )
             row = lock_chain(connection, name)
             assert row is not None
+            if added and owner != name:
+                # It may have been forgotten meanwhile: from here on it is not, as this chain works on it.
+                lock_queue(connection, owner, shared=True)
+                _check_owner(connection, owner)
             if row.queue != owner:
                 raise InvalidInput.of("chain", name, f"one of the queue of {owner}; it works on that of {row.queue}")
             if added and template is not None:

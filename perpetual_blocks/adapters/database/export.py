@@ -137,6 +137,9 @@ def _put(connection: Connection, table: str, batch: list[dict[str, object]]) -> 
     if table != "pool_spending":
         insert_all_if_new(connection, TABLES[table], batch) if batch else None
         return
+    accounts = {(str(row["pool"]), str(row["resource"]), str(row["holder"])) for row in batch}
+    for pool, resource, holder in sorted(accounts):
+        pools.recall(connection, pool, resource, holder)  # where the chain was forgotten, this is told anew
     for row in batch:
         amount, at, failure = (row.pop(name) for name in ("amount", "at", "failure"))
         pools.settle(connection, pools.PoolUnit(**row), amount, at, failure)  # type: ignore[arg-type]

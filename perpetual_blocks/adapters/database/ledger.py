@@ -15,6 +15,7 @@ from perpetual_blocks.adapters.database.control import ChainControl
 from perpetual_blocks.adapters.database.documents import DocumentWriter
 from perpetual_blocks.adapters.database.items import ItemWriter
 from perpetual_blocks.adapters.database.repair import ChainRepair
+from perpetual_blocks.adapters.database.retention import ChainRetention
 from perpetual_blocks.adapters.database.sessions import SessionWriter
 from perpetual_blocks.adapters.database.units import UnitWriter
 from perpetual_blocks.clock import Clock, SystemClock
@@ -23,7 +24,7 @@ from perpetual_blocks.patience import Patience
 DEFAULT_LEASE_SECONDS = 60.0
 
 
-class SqlLedger(SessionWriter, UnitWriter, ItemWriter, DocumentWriter, ChainControl, ChainRepair):
+class SqlLedger(SessionWriter, UnitWriter, ItemWriter, DocumentWriter, ChainControl, ChainRepair, ChainRetention):
     """The ledger in an SQLite file (or in memory, `sqlite://`), or in a PostgreSQL database.
 
     Args:

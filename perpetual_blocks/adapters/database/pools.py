@@ -9,32 +9,41 @@ A member's `used` is a running total, so that a reservation costs the same with 
 million. It counts the spending since the pool's `since`; when a window moves on, what falls out of it is taken away.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, func, insert, literal, select, update
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.engine import insert_if_new
+from perpetual_blocks.adapters.database.rows import window_of
 from perpetual_blocks.budget import Spend
 from perpetual_blocks.budget.pool import Member, refusal
 from perpetual_blocks.budget.pool import Refusal as Refused
 from perpetual_blocks.errors import InvalidInput
 
 __all__ = [
+    "FORGOTTEN",
     "Grant",
     "PoolRequest",
     "PoolUnit",
     "Refused",
+    "forget",
     "join",
     "level",
+    "outdated",
+    "recall",
     "release",
     "release_all",
     "renew",
     "reserve",
     "settle",
     "spends",
+    "tidy",
 ]
+
+FORGOTTEN = "forgotten chains"
+"""The holder of what chains that were forgotten have spent of pools that count everything: one row for each uid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +112,8 @@ _THIS_MEMBER = and_(_in(t.pool_members), t.pool_members.c.holder == bindparam("o
 _SET_MEMBER = update(t.pool_members).where(_THIS_MEMBER)
 _COUNT = _SET_MEMBER.values(used=t.pool_members.c.used + bindparam("more"))
 _RESERVATIONS = select(t.pool_reservations).where(_in(t.pool_reservations))
+_SPENDS_BEFORE = and_(_in(t.pool_spending), t.pool_spending.c.at < bindparam("until"))
+_RAN_OUT = and_(_in(t.pool_reservations), t.pool_reservations.c.expires_at <= bindparam("now"))
 _RELEASE = delete(t.pool_reservations).where(_is_unit(t.pool_reservations))
 _SET_RESERVATION = update(t.pool_reservations).where(_is_unit(t.pool_reservations))
 _ADD_RESERVATION = insert(t.pool_reservations)
@@ -213,6 +224,106 @@ def spends(connection: Connection, pool: str, resource: str, since: float) -> li
         .order_by(t.pool_spending.c.at)
     )
     return [Spend(at, amount) for at, amount in connection.execute(rows)]
+
+
+# Forgetting -----------------------------------------------------------------------------------------------------------
+
+
+def forget(connection: Connection, holders: Collection[str]) -> None:
+    """Lets holders go that will not spend any more: their guarantees and their reservations end.
+
+    Of what they have spent, a pool that counts everything keeps the sum. A window keeps each spend until it is out.
+    """
+    columns = select(*(t.pool_members.c[name] for name in ("pool", "resource", "holder")))
+    of_holders = columns.where(t.pool_members.c.holder.in_(holders))
+    # Sorted here, as above.
+    for pool, resource, holder in sorted(tuple(row) for row in connection.execute(of_holders)):
+        since = _lock(connection, pool, resource)
+        key = {"of_pool": pool, "of_resource": resource, "of_holder": holder}
+        connection.execute(_SET_MEMBER, {**key, "share": 0.0, "priority": 0})
+        if since == 0:
+            _sum_up(connection, pool, resource, holder)
+    connection.execute(delete(t.pool_reservations).where(t.pool_reservations.c.holder.in_(holders)))
+
+
+def recall(connection: Connection, pool: str, resource: str, holder: str) -> float:
+    """Takes away the sum of what a forgotten holder has spent, because it is told anew; returns it."""
+    since = _lock(connection, pool, resource)
+    unit = _of(PoolUnit(pool=pool, resource=resource, holder=FORGOTTEN, item=holder))
+    this = _is_unit(t.pool_spending)
+    row = connection.execute(select(t.pool_spending.c.amount, t.pool_spending.c.at).where(this), unit).first()
+    if row is None:
+        return 0.0
+    connection.execute(delete(t.pool_spending).where(this), unit)
+    if row.at >= since:
+        _count(connection, pool, resource, FORGOTTEN, -row.amount)
+    return float(row.amount)
+
+
+def _sum_up(connection: Connection, pool: str, resource: str, holder: str) -> None:
+    of_holder = and_(_in(t.pool_spending), t.pool_spending.c.holder == bindparam("of_holder"))
+    key = {"of_pool": pool, "of_resource": resource, "of_holder": holder}
+    sums = select(func.sum(t.pool_spending.c.amount), func.max(t.pool_spending.c.at)).where(of_holder)
+    spent, at = connection.execute(sums, key).one()
+    connection.execute(delete(t.pool_spending).where(of_holder), key)
+    connection.execute(delete(t.pool_members).where(_THIS_MEMBER), key)
+    if spent:
+        total = spent + recall(connection, pool, resource, holder)
+        settle(connection, PoolUnit(pool=pool, resource=resource, holder=FORGOTTEN, item=holder), total, at)
+
+
+def outdated(connection: Connection, pool: str, resource: str, before: float, now: float) -> int:
+    """How many rows `tidy` would delete, of the spends and reservations."""
+    key = {"of_pool": pool, "of_resource": resource}
+    since = connection.execute(select(t.pools.c.since).where(t.pools.c.name == pool, t.pools.c.resource == resource))
+    until = min(before, _counts_since(pool, since.scalar() or 0.0, now))
+    spends = select(func.count()).select_from(t.pool_spending).where(_SPENDS_BEFORE)
+    reservations = select(func.count()).select_from(t.pool_reservations).where(_RAN_OUT)
+    counted = connection.execute(spends, {**key, "until": until}).scalar_one()
+    return int(counted + connection.execute(reservations, {**key, "now": now}).scalar_one())
+
+
+def tidy(connection: Connection, pool: str, resource: str, before: float, now: float) -> int:
+    """Deletes what a pool does not count any more: spends, if they are older than that too, and reservations that ran
+    out. With them go the members of which nothing is left, and a pool that has none.
+
+    What a pool counts may move back: a clock may be set back, and of programs that share a pool each says for itself
+    from when on spending counts. So no spend goes that is not old as well.
+
+    Returns:
+        How many spends and reservations these were.
+    """
+    key = {"of_pool": pool, "of_resource": resource}
+    since = _counts_since(pool, _lock(connection, pool, resource), now)
+    _show_window(connection, pool, resource, since)
+    spends = connection.execute(delete(t.pool_spending).where(_SPENDS_BEFORE), {**key, "until": min(before, since)})
+    reservations = connection.execute(delete(t.pool_reservations).where(_RAN_OUT), {**key, "now": now})
+    # Such a member is to the pool as one that is not there; a program or a chain that goes on becomes one again.
+    nothing = and_(*(~_has(table) for table in (t.pool_spending, t.pool_reservations)))
+    no_guarantee = and_(t.pool_members.c.share == 0, t.pool_members.c.priority == 0)
+    connection.execute(delete(t.pool_members).where(_in(t.pool_members), no_guarantee, nothing), key)
+    unused = and_(*(~_in_pool(table) for table in (t.pool_spending, t.pool_reservations, t.pool_members)))
+    this = and_(t.pools.c.name == bindparam("of_pool"), t.pools.c.resource == bindparam("of_resource"))
+    connection.execute(delete(t.pools).where(this, unused), key)
+    return spends.rowcount + reservations.rowcount
+
+
+def _counts_since(pool: str, since: float, now: float) -> float:
+    """From when on a pool counts now: its window may have gone on since it was used."""
+    window = window_of(pool) if since else None
+    return max(since, window.since(now)) if window else since
+
+
+def _has(table: Table) -> ColumnElement[bool]:
+    same = and_(*(table.c[name] == t.pool_members.c[name] for name in ("pool", "resource", "holder")))
+    return select(literal(1)).where(same).exists()
+
+
+def _in_pool(table: Table) -> ColumnElement[bool]:
+    return select(literal(1)).where(table.c.pool == t.pools.c.name, table.c.resource == t.pools.c.resource).exists()
+
+
+# What all of these do -------------------------------------------------------------------------------------------------
 
 
 def _lock(connection: Connection, pool: str, resource: str) -> float:

@@ -3,7 +3,8 @@
 from sqlalchemy import Connection, RowMapping, select
 
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.budget import Limit
+from perpetual_blocks.budget import Limit, Window
+from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, Wanted
 from perpetual_blocks.session.ledger import FollowOn
 from perpetual_blocks.work import Item, ItemStatus, Selector
@@ -53,6 +54,18 @@ def session_of(row: RowMapping) -> SessionRecord:
 def pool_key(limit: Limit) -> str:
     """The pool of a limit by its full name: those of one name with different windows are different accounts."""
     return f"{limit.pool}/{limit.window or limit.scope}"
+
+
+def window_of(pool: str) -> Window | None:
+    """The window that a pool's full name tells; None for one in total, and for a program's own, which tells nothing."""
+    # A pool's name may hold a slash, and so does a time zone's.
+    _, *ends = pool.split("/")
+    for start in range(len(ends)):
+        try:
+            return Window.parse("/".join(ends[start:]))
+        except InvalidInput:
+            continue
+    return None
 
 
 def find_chain(connection: Connection, name: str) -> Chain | None:
