@@ -16,9 +16,12 @@ from postgres_server import PostgresServer, running_server
 from stage import HERE, prefect_server, site_environment
 from workbench import wait_until
 
+from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.adapters.local_server import stop
+from perpetual_blocks.session.orchestration import agent_name
 
 AGENTS = 8
+QUEUE = "agents"
 GO = "go"
 WARM_UP_SECONDS = 2.0
 GRACE_SECONDS = 60
@@ -67,18 +70,20 @@ def _rate(server: PostgresServer, folder: Path, environment: Mapping[str, str], 
 
 @contextmanager
 def _working_agents(folder: Path, environment: Mapping[str, str], count: int) -> Iterator[list[Path]]:
-    """So many agents, which are asked to end at the end; yields the files in which each notes its units.
-
-    Each is a chain with items of its own. Where several chains can work on one queue, this is the place to let them.
-    """
+    """So many agents on one queue, which are asked to end at the end; yields the files in which they note their units."""
+    ledger = SqlLedger(environment["PERPETUAL_LEDGER"])
+    names = [agent_name(QUEUE, number + 1) for number in range(count)]
+    for name in names:
+        ledger.add_chain(name, queue=QUEUE)
+    ledger.close()
     all_notes = [folder / f"notes-{number}" for number in range(count)]
     agents = []
     try:
-        for number, notes in enumerate(all_notes):
+        for number, (name, notes) in enumerate(zip(names, all_notes, strict=True)):
             command = [
                 sys.executable,
                 str(HERE / "napping_session.py"),
-                f"agent-{number}",
+                name,
                 str(notes),
                 str(folder / GO),
             ]

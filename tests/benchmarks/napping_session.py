@@ -12,8 +12,8 @@ from pathlib import Path
 
 from perpetual_blocks import Budget, PerpetualAgent, Unit, WorkItem
 
-ITEMS = 10_000
-"""More than a session comes to."""
+ITEMS = 40_000
+"""More than eight sessions come to."""
 
 NAP_SECONDS = 0.02
 
