@@ -70,7 +70,7 @@ def _rate(server: PostgresServer, folder: Path, environment: Mapping[str, str], 
 
 @contextmanager
 def _working_agents(folder: Path, environment: Mapping[str, str], count: int) -> Iterator[list[Path]]:
-    """So many agents on one queue, which are asked to end at the end; yields the files in which they note their units."""
+    """So many agents on one queue, which are asked to end at the end; yields where each notes its units."""
     ledger = SqlLedger(environment["PERPETUAL_LEDGER"])
     names = [agent_name(QUEUE, number + 1) for number in range(count)]
     for name in names:
