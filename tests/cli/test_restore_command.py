@@ -77,7 +77,7 @@ def test_verify_names_what_is_lost_and_repairs_what_it_can(counted: Shell) -> No
         ("result", False),
     ]
     [lost] = again.json()["problems"]
-    assert "session 1 made it in flow run" in lost["found"]
+    assert "session 1 of mine made it in flow run" in lost["found"]
     assert lost["advice"].startswith("the result is lost")
 
 

@@ -396,9 +396,9 @@ def _claims(item: Item, mark: str) -> str:
 
 
 def _queue(connection: Connection, queue: str, selector: Selector, now: float) -> Iterator[RowMapping]:
-    """Available items in the order of claiming, page by page: usually the first row is the one, and the
-    second is looked at to see whether it goes into the same batch."""
-    offset, limit = 0, 2
+    """Available items in the order of claiming, page by page: usually the first row is the one, and others
+    find it locked while it is looked at."""
+    offset, limit = 0, 1
     while True:
         these = {"of_queue": queue, "now": now, "many": limit, "after": offset}
         page = connection.execute(candidates(selector), these).mappings().all()

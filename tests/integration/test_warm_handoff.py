@@ -65,16 +65,16 @@ def test_a_served_chain_goes_on_within_a_moment(site: Site) -> None:
 
 def test_it_goes_on_where_the_session_before_is_killed(site: Site) -> None:
     """SIGKILL of the session while its successor waits: that one goes on, without another run in between."""
-    notes = start(site, "killed", n=12, nap=12.0)
-    waiting = successor(site, "killed")
-    os.kill(site.status("killed")["sessions"][0]["pid"], signal.SIGKILL)
+    notes = start(site, "killed-ahead", n=12, nap=6.0)
+    waiting = successor(site, "killed-ahead")
+    os.kill(site.status("killed-ahead")["sessions"][0]["pid"], signal.SIGKILL)
 
-    status = site.chain_over("killed")
+    status = site.chain_over("killed-ahead")
 
     assert (status["status"], status["items"]["completed"]) == ("finished", 12)
     assert [session["state"] for session in status["sessions"]] == ["Crashed", "Finished"]
     assert status["sessions"][1]["flow_run_id"] == waiting
-    assert len(site.runs_of("killed")) == 2
+    assert len(site.runs_of("killed-ahead")) == 2
     assert status["usage"]["tokens"] == 120
     assert len({line.split()[0] for line in notes.read_text().splitlines()}) == 12
 
@@ -82,7 +82,7 @@ def test_it_goes_on_where_the_session_before_is_killed(site: Site) -> None:
 def test_it_is_not_needed_where_the_queue_is_done_first(site: Site) -> None:
     """A person gives up what is left while the successor waits: the session finishes, and the successor ends, without
     having been a session."""
-    start(site, "done", nap=12.0)
+    start(site, "done", nap=6.0)
     waiting = successor(site, "done")
     left = json.loads(site.perpetual("items", "list", "done", "--json", "--status", "available").stdout)
     assert site.perpetual("items", "discard", "done", *(item["id"] for item in left)).returncode == 0
@@ -97,7 +97,7 @@ def test_it_is_not_needed_where_the_queue_is_done_first(site: Site) -> None:
 
 def test_a_pause_is_heard_at_the_fence(site: Site) -> None:
     """`perpetual pause` sends the successor away at once; the session wraps after its unit."""
-    start(site, "paused-ahead", nap=12.0)
+    start(site, "paused-ahead", nap=6.0)
     waiting = successor(site, "paused-ahead")
     assert site.perpetual("pause", "paused-ahead").returncode == 0
     assert site.final_run(waiting)["state_name"] == "Superseded"
@@ -106,7 +106,7 @@ def test_a_pause_is_heard_at_the_fence(site: Site) -> None:
 
 def test_a_successor_is_cancelled_by_itself(site: Site) -> None:
     """Cancelling the run that waits ends it within seconds, and the chain with the session that it waited for."""
-    start(site, "cancelled-ahead", nap=12.0)
+    start(site, "cancelled-ahead", nap=6.0)
     waiting = successor(site, "cancelled-ahead")
     state = {"type": "CANCELLING", "name": "Cancelling"}
     site.call("POST", f"/flow_runs/{waiting}/set_state", {"state": state, "force": False})
@@ -118,7 +118,7 @@ def test_a_successor_is_cancelled_by_itself(site: Site) -> None:
 
 def test_a_successor_that_was_paused_goes_on_when_it_is_resumed(site: Site) -> None:
     """Pausing the run that waits suspends it for as long as a person wants; the chain waits for it meanwhile."""
-    start(site, "suspended-ahead", n=12, nap=8.0)
+    start(site, "suspended-ahead", n=12, nap=6.0)
     waiting = successor(site, "suspended-ahead")
     state = {"type": "PAUSED", "name": "Paused", "state_details": {"pause_timeout": "2100-01-01T00:00:00Z"}}
     site.call("POST", f"/flow_runs/{waiting}/set_state", {"state": state, "force": False})
