@@ -135,7 +135,8 @@ def test_a_successor_that_was_paused_goes_on_when_it_is_resumed(site: Site) -> N
 def test_local_chains_have_successors_too(site: Site) -> None:
     """`perpetual run` starts the next process ahead of the end of the one before."""
     notes = site.folder / "notes"
-    arguments = [f"--param={name}={value}" for name, value in {"notes": notes, "chain": "local", "n": 20}.items()]
+    parameters = {"notes": notes, "chain": "local", "n": 14, "nap": 4.0}
+    arguments = [f"--param={name}={value}" for name, value in parameters.items()]
     done = site.perpetual("run", f"{PACED}:paced", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout)
