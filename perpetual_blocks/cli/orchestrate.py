@@ -30,6 +30,7 @@ HERE = Where()
 LOOK_SECONDS = 1.0
 SHARE_OF_TIME = 0.1
 """How much of the time is spent looking, at most: where that takes long, it is done less often."""
+LONGEST_PAUSE_SECONDS = 10.0
 
 
 def orchestrate(
@@ -147,7 +148,7 @@ class _Crew:
                     return False, report
                 self._start_due(report)
                 self._start_ahead(report)
-                asked.wait(max(LOOK_SECONDS, seconds / SHARE_OF_TIME))
+                asked.wait(min(LONGEST_PAUSE_SECONDS, max(LOOK_SECONDS, seconds / SHARE_OF_TIME)))
 
     def _is_over(self, report: Report) -> bool:
         if report.over:

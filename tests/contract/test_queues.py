@@ -423,6 +423,25 @@ def test_claims_do_not_wait_for_each_other(ledger: SqlLedger) -> None:
 
 
 @pytest.mark.parametrize("ledger", ["postgres"], indirect=True)
+def test_what_is_given_back_meanwhile_makes_nobody_claim_twice(ledger: SqlLedger) -> None:
+    """What lies before the items of a claim is given back while it goes on: each of them is in it once."""
+    first = plan(ledger, *items(*"abcdefgh"))
+    second = join(ledger, "second")
+    held = ledger.claim(second, lambda item: None, more=lambda last, item: item.id <= "c")
+    assert [item.id for item in held.items] == ["a", "b", "c"]
+
+    def more(last: Item, item: Item) -> bool:
+        if item.id == "h":
+            ledger.release(second, held.items, begun=False)
+        return True
+
+    claimed = ledger.claim(first, lambda item: None, more=more)
+
+    assert [item.id for item in claimed.items] == ["d", "e", "f", "g", "h"]
+    assert claim(ledger, second).id == "a"
+
+
+@pytest.mark.parametrize("ledger", ["postgres"], indirect=True)
 def test_what_is_just_being_looked_at_is_not_taken_for_nothing(ledger: SqlLedger) -> None:
     """The last item is passed over by one chain while another one looks: that one does not think that all is done."""
     first = plan(ledger, *items("a"))

@@ -399,10 +399,13 @@ def _queue(connection: Connection, queue: str, selector: Selector, now: float) -
     """Available items in the order of claiming, page by page: usually the first row is the one, and others
     find it locked while it is looked at."""
     offset, limit = 0, 1
+    seen: set[str] = set()
     while True:
         these = {"of_queue": queue, "now": now, "many": limit, "after": offset}
         page = connection.execute(candidates(selector), these).mappings().all()
-        yield from page
+        # Where others have given back what lies before, a page begins with what was on the one before.
+        yield from (row for row in page if row["id"] not in seen)
+        seen.update(row["id"] for row in page)
         if len(page) < limit:
             return
         offset, limit = offset + limit, min(MOST_LOOKED_AT, 4 * limit)
