@@ -80,7 +80,7 @@ class PrefectUnits:
         self._patience = patience
         self._records = StoredDocuments(storage)
         self._outcomes = StoredOutcomes(self._records)
-        self._store = ResultStore(result_storage=storage, serializer=JSONSerializer())
+        self._store = ResultStore(result_storage=storage, serializer=JSONSerializer(), cache_result_in_memory=False)
         self._redactor = redactor or Redactor()
         self._coroutines = Coroutines()
         self._interrupt = Event()
@@ -89,6 +89,8 @@ class PrefectUnits:
             name="work unit",
             task_run_name="{label}",
             persist_result=True,
+            # Prefect would keep the last thousand: a thousand batches are a gigabyte.
+            cache_result_in_memory=False,
             result_storage=slug,
             result_serializer="json",
             cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, parameters: str(parameters["key"])),
