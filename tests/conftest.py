@@ -39,9 +39,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.pop("COLUMNS", None)
 
 TESTS = Path(__file__).parent
-PROCESSES = 3
-"""In how many processes the tests run: one more than two processors have work for, as many tests wait for other
-processes. Each has servers of its own, and those take their time to start."""
+PROCESSES = 2
+"""In how many processes the tests run: each has servers of its own, and those take their time to start."""
 
 LONGEST = (
     "integration",

@@ -35,7 +35,7 @@ def mine(site: Site, deployment: str, chain: str, **parameters: Any) -> dict[str
     """Mines a part of the standard library to the end; the chain's status."""
     given = {"corpus": str(CORPUS), "knowledge": str(site.folder / "knowledge"), "chain": chain, **parameters}
     site.trigger(deployment, given)
-    status = site.chain_over(chain)
+    status = site.chain_over(chain, seconds=400)
     assert status["status"] == "finished", status["reason"]
     expected = {module.name for module in modules(CORPUS)}
     assert status["items"]["completed"] == status["items"]["total"] == len(expected)
