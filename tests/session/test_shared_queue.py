@@ -122,10 +122,8 @@ def test_it_knows_when_to_go_on(ledger: SqlLedger, second: Rig, owner: Fence, cl
     assert end.state is SessionState.FINISHED
 
 
-def test_an_outcome_that_a_dead_chain_had_persisted_is_found(
-    ledger: SqlLedger, second: Rig, clock: BusyClock, owner: Fence
-) -> None:
-    """It is not run again by the chain that takes the item over: outcomes are the queue's."""
+def die_with_an_outcome(rig: Rig) -> None:
+    """Kills a session when its first unit is persisted, and not committed."""
 
     def die(point: str) -> None:
         if point == "unit.committing":
@@ -133,8 +131,15 @@ def test_an_outcome_that_a_dead_chain_had_persisted_is_found(
 
     faults.install(die)
     with pytest.raises(Killed):
-        second.run()
+        rig.run()
     faults.install(None)
+
+
+def test_an_outcome_that_a_dead_chain_had_persisted_is_found(
+    ledger: SqlLedger, second: Rig, clock: BusyClock, owner: Fence
+) -> None:
+    """It is not run again by the chain that takes the item over: outcomes are the queue's."""
+    die_with_an_outcome(second)
     clock.advance(LEASE + 1)
     ledger.heartbeat(owner)
     assert [deed.what for deed in Supervisor(ledger, None, clock, lambda session: None).look_at("second")] == [
@@ -155,15 +160,7 @@ def test_an_outcome_that_a_dead_chain_had_persisted_is_found(
 
 def test_a_chain_finds_its_own_first(ledger: SqlLedger, second: Rig, clock: BusyClock, owner: Fence) -> None:
     """What it had persisted when it died it applies itself, with what it remembered, if nobody has come before."""
-
-    def die(point: str) -> None:
-        if point == "unit.committing":
-            raise Killed
-
-    faults.install(die)
-    with pytest.raises(Killed):
-        second.run()
-    faults.install(None)
+    die_with_an_outcome(second)
     clock.advance(LEASE + 1)
     ledger.heartbeat(owner)
 
