@@ -12,7 +12,7 @@ from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import StorageError, Superseded
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.batch import Batch
-from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason
+from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason, invitation
 from perpetual_blocks.session.documents import UnitKeys
 from perpetual_blocks.session.ledger import Claim, Closing, Fence, Finished, FollowOn, Ledger, Opened
 from perpetual_blocks.session.ports import RunFacts, RunState, UnitRunner, Units
@@ -248,6 +248,21 @@ def run_unit(runner: UnitRunner, item: Item) -> Outcome:
     if failed := batch.failed or ([batch.cut_off] if batch.cut_off else []):
         raise Raised from failed[0].error
     return batch.finished[0].outcome
+
+
+def follow_on_in_memory(uid: str, fence: Fence, not_before: float | None = None) -> FollowOn:
+    """The follow-on of a session whose runs are in memory."""
+    ordinal = fence.ordinal + 1
+    return FollowOn(
+        chain=fence.chain,
+        ordinal=ordinal,
+        idempotency_key=invitation(uid, ordinal),
+        deployment_id="deployment",
+        parameters={"chain": fence.chain},
+        run_name=f"{fence.chain} · {ordinal}",
+        tags=("perpetual",),
+        not_before=not_before,
+    )
 
 
 class DirectRunner:

@@ -181,6 +181,21 @@ def make_shell(folder: Path, **environment: str) -> Shell:
     return Shell(folder, {**kept, **ours, **environment})
 
 
+def make_keeping_shell(folder: Path, server: PrefectServer, agents: str) -> Shell:
+    """A shell with a server, these agents, and a store `kept` whose results and backups are in folders beside it."""
+    shell = make_shell(folder, PREFECT_API_URL=server.api)
+    (shell.folder / "agents.py").write_text(agents)
+    with server.here():
+        for name in ("results", "backup"):
+            LocalFileSystem(basepath=str(shell.folder / name)).save(name, overwrite=True, _sync=True)
+        StatePersistence(
+            ledger=str(shell.folder / "ledger.db"),
+            result_storage="local-file-system/results",
+            backup_storage="local-file-system/backup",
+        ).save("kept", overwrite=True, _sync=True)
+    return shell
+
+
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     """A shell for one test."""

@@ -4,13 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from prefect.filesystems import LocalFileSystem
 from prefect_server import PrefectServer
 from sqlalchemy import text
-from test_cli import AGENTS, Shell, make_shell
+from test_cli import AGENTS, Shell, make_keeping_shell, make_shell
 
 from perpetual_blocks.adapters.database import SqlLedger
-from perpetual_blocks.blocks import StatePersistence
 from perpetual_blocks.cli.output import OK, UNUSABLE
 from perpetual_blocks.session.chain import Wanted
 
@@ -35,16 +33,7 @@ steps = Steps.as_flow()
 @pytest.fixture(scope="module")
 def ready(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """A shell with a server, whose storage holds what two chains have left, of which one had items of several units."""
-    shell = make_shell(tmp_path_factory.mktemp("prune") / "here", PREFECT_API_URL=prefect_server.api)
-    (shell.folder / "agents.py").write_text(AGENTS + MANY)
-    with prefect_server.here():
-        for name in ("results", "backup"):
-            LocalFileSystem(basepath=str(shell.folder / name)).save(name, overwrite=True, _sync=True)
-        StatePersistence(
-            ledger=str(shell.folder / "ledger.db"),
-            result_storage="local-file-system/results",
-            backup_storage="local-file-system/backup",
-        ).save("kept", overwrite=True, _sync=True)
+    shell = make_keeping_shell(tmp_path_factory.mktemp("prune") / "here", prefect_server, AGENTS + MANY)
     for flow, chain in (("count", "counted"), ("steps", "stepped")):
         said = shell("run", f"agents.py:{flow}", "--param", f"chain={chain}", *KEPT)
         assert said.code == OK, said

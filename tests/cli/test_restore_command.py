@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import pytest
-from prefect.filesystems import LocalFileSystem
 from prefect_server import PrefectServer
-from test_cli import AGENTS, Shell, make_shell
+from test_cli import AGENTS, Shell, make_keeping_shell
 
 from perpetual_blocks.adapters.database import SqlLedger
-from perpetual_blocks.blocks import StatePersistence
 from perpetual_blocks.cli.output import NOT_FINISHED, OK, UNUSABLE
 from perpetual_blocks.session.chain import ChainStatus
 
@@ -18,16 +16,7 @@ KEPT = ("--store", "kept")
 @pytest.fixture(scope="module")
 def counted(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """A shell with a server, and a chain that has counted to four and is backed up."""
-    shell = make_shell(tmp_path_factory.mktemp("kept"), PREFECT_API_URL=prefect_server.api)
-    (shell.folder / "agents.py").write_text(AGENTS)
-    with prefect_server.here():
-        for name in ("results", "backup"):
-            LocalFileSystem(basepath=str(shell.folder / name)).save(name, overwrite=True, _sync=True)
-        StatePersistence(
-            ledger=str(shell.folder / "ledger.db"),
-            result_storage="local-file-system/results",
-            backup_storage="local-file-system/backup",
-        ).save("kept", overwrite=True, _sync=True)
+    shell = make_keeping_shell(tmp_path_factory.mktemp("kept"), prefect_server, AGENTS)
     said = shell("run", "agents.py:count", "--param", "upto=4", "--param", "chain=mine", *KEPT)
     assert said.code == OK, said
     return shell

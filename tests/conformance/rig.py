@@ -5,13 +5,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
-from support import KINDS, LEASE, DirectRunner, FakeClock, MemoryDocuments, MemoryRuns, MemorySavedWork
+from support import (
+    KINDS,
+    LEASE,
+    DirectRunner,
+    FakeClock,
+    MemoryDocuments,
+    MemoryRuns,
+    MemorySavedWork,
+    follow_on_in_memory,
+)
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget, Limit
-from perpetual_blocks.session.chain import SessionRequest, SessionState, invitation
-from perpetual_blocks.session.ledger import Fence, FollowOn
+from perpetual_blocks.session.chain import SessionRequest, SessionState
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import Moment, Observer
@@ -86,7 +94,7 @@ class Rig:
             invitation=list(self.runs.created)[-1] if self.runs.created else None,
             settings={"kinds": list(KINDS), "budget": budget.to_json()},
         )
-        return Session(agent, request, budget, world, task="To be tested.", follow_on=follow_on_of).run()
+        return Session(agent, request, budget, world, task="To be tested.", follow_on=follow_on_in_memory).run()
 
     def run_chain(self, budget: Budget = NO_BUDGET, most: int = 20) -> list[SessionEnd]:
         """Runs session after session, each when its follow-on is due, until the chain does not go on."""
@@ -140,21 +148,6 @@ class Rig:
 
 
 MakeRig = Callable[[Sequence[WorkItem], Work], Rig]
-
-
-def follow_on_of(uid: str, fence: Fence, not_before: float | None = None) -> FollowOn:
-    """The follow-on of a session."""
-    ordinal = fence.ordinal + 1
-    return FollowOn(
-        chain=fence.chain,
-        ordinal=ordinal,
-        idempotency_key=invitation(uid, ordinal),
-        deployment_id="deployment",
-        parameters={"chain": fence.chain},
-        run_name=f"{fence.chain} · {ordinal}",
-        tags=("perpetual",),
-        not_before=not_before,
-    )
 
 
 def proves(*ids: str) -> pytest.MarkDecorator:

@@ -5,8 +5,19 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from rig import ONE_UNIT, UNIT_TOKENS, Killed, MakeRig, follow_on_of, item, proves
-from support import LEASE, FakeClock, LedgerFactory, MemoryRuns, claim, close, item_in, one_line, open_session
+from rig import ONE_UNIT, UNIT_TOKENS, Killed, MakeRig, item, proves
+from support import (
+    LEASE,
+    FakeClock,
+    LedgerFactory,
+    MemoryRuns,
+    claim,
+    close,
+    follow_on_in_memory,
+    item_in,
+    one_line,
+    open_session,
+)
 
 from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger
@@ -165,7 +176,7 @@ def test_supervisors_need_no_leader(
     """A supervisor that dies between creating a follow-on and ticking it off, and eight others that come by at once
     after it: there is one flow run."""
     opened = open_session(ledger)
-    close(ledger, opened.fence, follow_on=follow_on_of(opened.chain.uid, opened.fence))
+    close(ledger, opened.fence, follow_on=follow_on_in_memory(opened.chain.uid, opened.fence))
     runs, barrier = MemoryRuns(), Barrier(RACERS)
     ledgers = [make_ledger(address) for _ in range(RACERS)]
 

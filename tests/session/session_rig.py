@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from support import KINDS, DirectRunner, FakeClock, MemoryDocuments, MemoryRuns, MemorySavedWork
+from support import KINDS, DirectRunner, FakeClock, MemoryDocuments, MemoryRuns, MemorySavedWork, follow_on_in_memory
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget, Limit
-from perpetual_blocks.session.chain import SessionRequest, SessionState, invitation
+from perpetual_blocks.session.chain import SessionRequest, SessionState
 from perpetual_blocks.session.ledger import Fence, FollowOn
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.stop import StopRequest
@@ -98,17 +98,7 @@ class Rig:
         return ends
 
     def follow_on(self, uid: str, fence: Fence, not_before: float | None = None) -> FollowOn:
-        ordinal = fence.ordinal + 1
-        return FollowOn(
-            chain=fence.chain,
-            ordinal=ordinal,
-            idempotency_key=invitation(uid, ordinal),
-            deployment_id="deployment",
-            parameters={"chain": fence.chain},
-            run_name=f"{fence.chain} · {ordinal}",
-            tags=("perpetual",),
-            not_before=not_before,
-        )
+        return follow_on_in_memory(uid, fence, not_before)
 
     def told(self, kind: type[Any]) -> list[Any]:
         """The moments of one kind."""
