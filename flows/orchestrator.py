@@ -24,9 +24,9 @@ from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.session.chain import check_chain_name
 from perpetual_blocks.session.orchestration import Bounds
 from perpetual_blocks.session.orchestrator import Orchestrator, Part, Report
+from perpetual_blocks.session.queue_page import agents_to_markdown, done_in_short
 from perpetual_blocks.session.supervisor import Supervisor
-from perpetual_blocks.usage import show
-from perpetual_blocks.work import ItemStatus, Selector
+from perpetual_blocks.work import Selector
 
 PUBLISH_SECONDS = 60.0
 
@@ -91,44 +91,19 @@ def orchestrate(
                 logger.info(wanted)
             if report.over or time.monotonic() - published >= PUBLISH_SECONDS:
                 published = time.monotonic()
-                create_markdown_artifact(page(report), key=f"agents-{queue}", description=_in_short(report))
+                create_markdown_artifact(page(report), key=f"agents-{queue}", description=done_in_short(report.items))
             if report.over:
                 break
             time.sleep(every_seconds)
     finally:
         ledger.close()
-    return Completed(name="Finished" if report.finished else "Stalled", message=_in_short(report))
+    return Completed(name="Finished" if report.finished else "Stalled", message=done_in_short(report.items))
 
 
 def page(report: Report) -> str:
     """How all agents stand, as the page in the UI has it."""
-    rows = [
-        f"| [{agent.chain}](../../runs?tags=chain:{agent.chain}&tag=chain:{agent.chain}) | {agent.state} | "
-        f"{agent.sessions} | {agent.units:,} | {agent.per_minute:,.1f} | {_spent(agent.usage)} | {agent.takes} | "
-        f"{agent.reason.replace('|', '/')} |"
-        for agent in report.agents
-    ]
-    return "\n".join(
-        [
-            f"**{report.queue}**: {_in_short(report)}",
-            "",
-            "| agent | state | sessions | units | a minute | spent | takes | why |",
-            "| --- | --- | ---: | ---: | ---: | --- | --- | --- |",
-            *rows,
-            f"| **together** | | | {report.units:,} | {report.per_minute:,.1f} | {_spent(report.usage)} | | "
-            f"{report.decision.agents} agents: {report.decision.why} |",
-        ]
-    )
-
-
-def _in_short(report: Report) -> str:
-    done, total = report.items_done, sum(report.items.values())
-    discarded = report.items[ItemStatus.DISCARDED]
-    return f"{done:,} of {total:,} items done" + (f", {discarded:,} discarded" if discarded else "")
-
-
-def _spent(usage: dict[str, float]) -> str:
-    return ", ".join(show(name, amount) for name, amount in usage.items() if name != "seconds")
+    decision = f"{report.decision.agents} agents: {report.decision.why}"
+    return f"**{report.queue}**: {done_in_short(report.items)}\n\n{agents_to_markdown(report.agents, decision)}"
 
 
 if __name__ == "__main__":

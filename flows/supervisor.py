@@ -11,6 +11,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from perpetual_blocks.adapters.masking import redactor_for
+from perpetual_blocks.adapters.prefect_events import emit_deeds
 from perpetual_blocks.adapters.prefect_runs import PrefectRuns
 from perpetual_blocks.adapters.process import session_alive
 from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
@@ -37,6 +39,7 @@ def supervise(store: StatePersistence | None = None) -> State[None]:
         ledger.close()
     for deed in deeds:
         logger.log(30 if deed.what in ("late", "failed") else 20, "%s %s: %s", deed.what, deed.chain, deed.why)
+    emit_deeds(deeds, redactor_for())
     if deeds:
         create_markdown_artifact(_page(deeds), key="supervisor", description=f"{len(deeds)} things done or found")
     failed = [deed for deed in deeds if deed.what == "failed"]

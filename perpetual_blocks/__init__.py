@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from perpetual_blocks.adapters.git import worktree as worktree
     from perpetual_blocks.agent import PerpetualAgent as PerpetualAgent
     from perpetual_blocks.blocks import ResourceBudget as ResourceBudget
     from perpetual_blocks.blocks import StatePersistence as StatePersistence
     from perpetual_blocks.budget import Budget as Budget
     from perpetual_blocks.budget import Limit as Limit
+    from perpetual_blocks.errors import Unavailable as Unavailable
+    from perpetual_blocks.files import write_whole as write_whole
     from perpetual_blocks.handoff import Handoff as Handoff
     from perpetual_blocks.session.manners import Manners as Manners
     from perpetual_blocks.usage import define_resource as define_resource
@@ -31,7 +34,10 @@ _HOMES = {
     "Manners": "perpetual_blocks.session.manners",
     "ResourceBudget": "perpetual_blocks.blocks",
     "StatePersistence": "perpetual_blocks.blocks",
+    "Unavailable": "perpetual_blocks.errors",
     "define_resource": "perpetual_blocks.usage",
+    "worktree": "perpetual_blocks.adapters.git",
+    "write_whole": "perpetual_blocks.files",
 }
 
 __all__ = [
@@ -42,10 +48,13 @@ __all__ = [
     "PerpetualAgent",
     "ResourceBudget",
     "StatePersistence",
+    "Unavailable",
     "Unit",
     "WorkItem",
     "__version__",
     "define_resource",
+    "worktree",
+    "write_whole",
 ]
 
 

@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,6 +37,7 @@ class PerpetualAgent(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     _spent: dict[str, float] = PrivateAttr(default_factory=dict)
+    _read_handoff: Callable[[], str | None] | None = PrivateAttr(default=None)
 
     kinds: ClassVar[tuple[str, ...]] = ("default",)
     """The kinds of work items that the agent knows; items of one kind cost about the same."""
@@ -68,6 +69,23 @@ class PerpetualAgent(BaseModel):
     """What a session does when the agent's source, or its deployment's version, is another than the session before had:
     say so and go on; refuse, so that the chain is paused until a person resumes it; or go on without a word."""
 
+    push_commits: ClassVar[bool] = False
+    """Whether the commits of what `commit_changes` names are pushed, as `git push` would. A push that fails is said in
+    the handoff; the next one makes up for it."""
+
+    @property
+    def handoff(self) -> str | None:
+        """The handoff of the session before, as Markdown with its secrets masked: a prompt may begin with it.
+
+        None in a chain's first session, and where the document cannot be read. An isolated unit, and one on a task
+        runner's worker, has an agent that was made anew there, and none: what such units need of it belongs into
+        `unit.context`."""
+        return self._read_handoff() if self._read_handoff is not None else None
+
+    def take_over(self, read_handoff: Callable[[], str | None]) -> None:
+        """Called when a session begins, with what reads the handoff of the session before."""
+        self._read_handoff = read_handoff
+
     def plan(self) -> Iterable[WorkItem]:
         """Yields the work. Asked once for a chain, and again when a finished chain is started again; items that the
         queue has already are left as they are. Items can also be added from a unit, or by `perpetual items add`."""
@@ -88,7 +106,10 @@ class PerpetualAgent(BaseModel):
         """Third step: copies what the agent wants copied. The checkpoint (JSON) itself is copied by the store."""
 
     def commit_changes(self) -> Iterable[Path]:
-        """Fourth step: names the files and folders whose changes are to be committed to their git repository."""
+        """Fourth step: names the files and folders whose changes are to be committed to their git repository.
+
+        Also asked when a session begins whose predecessor was killed: what that one had not committed of them is set
+        aside on the branch `perpetual/<chain>/<session>`, and the files are left as they are."""
         return ()
 
     def create_handoff(self, handoff: Handoff) -> Handoff:

@@ -33,9 +33,14 @@ class SystemClock:
 
 
 def show_time(stamp: str) -> str:
-    """A time stamp of `isoformat` as a person reads it, rounded up to the minute: `2023-11-14 22:14 UTC`."""
+    """A time stamp of what is to come as a person reads it, rounded up to the minute: `2023-11-14 22:14 UTC`."""
     moment = datetime.fromisoformat(stamp) + timedelta(seconds=59, milliseconds=999)
     return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def show_past(stamp: str) -> str:
+    """A time stamp of what has happened, to the minute that it happened in: `2023-11-14 22:13 UTC`."""
+    return f"{datetime.fromisoformat(stamp):%Y-%m-%d %H:%M} UTC"
 
 
 def isoformat(seconds: float | None) -> str | None:

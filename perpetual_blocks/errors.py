@@ -53,6 +53,15 @@ class RunsUnavailable(PerpetualError):
     """Prefect's API cannot be reached now, or refused for a reason that may pass."""
 
 
+class Unavailable(PerpetualError):
+    """A service that all units use cannot be reached now, or refuses everybody: raised by a unit.
+
+    The first one counts as a failed attempt. Where others follow it and no unit succeeds in between, they do not: the
+    session wraps, and the chain tries again later and later. Errors of model clients that say so are understood as
+    they are.
+    """
+
+
 class Fenced(PerpetualError):
     """Another session owns the chain now; this one may commit nothing any more."""
 

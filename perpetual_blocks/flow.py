@@ -20,6 +20,7 @@ from typing import Annotated, Any, get_args, get_origin
 from prefect import Flow
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_logger
 from prefect.task_runners import TaskRunner
 from pydantic import BaseModel, SecretBytes, SecretStr
@@ -30,13 +31,15 @@ from perpetual_blocks.adapters.child import check_guarded
 from perpetual_blocks.adapters.deadlines import grace_seconds
 from perpetual_blocks.adapters.masking import masked, redactor_for
 from perpetual_blocks.adapters.output import guard_output
+from perpetual_blocks.adapters.prefect_events import emit_deeds
 from perpetual_blocks.adapters.prefect_runs import PrefectRuns
 from perpetual_blocks.adapters.remote_unit import Home
 from perpetual_blocks.adapters.serving import wrapping_first
 from perpetual_blocks.adapters.signals import in_background, pass_on
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.blocks import ResourceBudget, StatePersistence
-from perpetual_blocks.blocks.loading import load_budget, load_manners, load_store
+from perpetual_blocks.blocks.forms import explained
+from perpetual_blocks.blocks.loading import chosen_blocks, load_budget, load_manners, load_store
 from perpetual_blocks.budget import Budget, check_metered
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import InvalidInput
@@ -71,20 +74,37 @@ class PerpetualFlow(Flow[..., Any]):
             pass_on(self.signalled)
         return returned
 
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """As Prefect's own; says of a chosen block that cannot be loaded what is wrong with it."""
+        try:
+            return super().validate_parameters(parameters)
+        except ParameterTypeError as error:
+            if not isinstance(error.__cause__, RuntimeError):
+                raise
+            which = str(error.__cause__).partition(" of block type ")[0]
+            raise ParameterTypeError(f"{which}: {explained(error.__cause__)}. Edit it under Blocks") from error
+
     def serve(self, *args: Any, **kwargs: Any) -> None:
         """As Prefect's own; when the serving process is asked to end, its sessions wrap first."""
         with wrapping_first():
             super().serve(*args, **kwargs)
 
     def to_deployment(self, *args: Any, **kwargs: Any) -> Any:
-        """As Prefect's own; finds out first under which name a new process can import this flow."""
+        """As Prefect's own; finds out first under which name a new process can import this flow, and which blocks the
+        run form is to show as chosen."""
         self._take_name_of_variable()
-        return super().to_deployment(*args, **kwargs)
+        return super().to_deployment(*args, **self._with_chosen_blocks(kwargs))
 
     async def ato_deployment(self, *args: Any, **kwargs: Any) -> Any:
-        """As Prefect's own; finds out first under which name a new process can import this flow."""
+        """As Prefect's own; finds out first under which name a new process can import this flow, and which blocks the
+        run form is to show as chosen."""
         self._take_name_of_variable()
-        return await super().ato_deployment(*args, **kwargs)
+        return await super().ato_deployment(*args, **self._with_chosen_blocks(kwargs))
+
+    def _with_chosen_blocks(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A deployment's arguments with the flow's own saved blocks as parameters: Prefect makes references of them."""
+        chosen = chosen_blocks(self.budget, self.store)
+        return {**arguments, "parameters": {**chosen, **(arguments.get("parameters") or {})}}
 
     def _take_name_of_variable(self) -> None:
         check_guarded(self.agent)
@@ -240,7 +260,7 @@ def _signature(agent: type[PerpetualAgent]) -> inspect.Signature:
 def _documentation(agent: type[PerpetualAgent]) -> str:
     described = {name: field.description for name, field in agent.model_fields.items() if field.description}
     described |= {
-        "chain": "The chain to go on with; a new one for each run if empty. Follow-ons are set by the chain itself.",
+        "chain": "The chain to go on with; leave it empty for a new one. In follow-ons it is set by the chain itself.",
         "budget": "What each session may use; the flow's own budget if empty.",
         "store": "Where state is kept; the flow's own store if empty.",
     }
@@ -260,7 +280,9 @@ def run_is_over(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     ledger = load_store(store).get_ledger()
     try:
         supervisor = Supervisor(ledger, PrefectRuns(), SystemClock(), process.session_alive)
-        for deed in supervisor.run_is_over(str(flow_run.id)):
+        deeds = supervisor.run_is_over(str(flow_run.id))
+        for deed in deeds:
             get_logger("perpetual_blocks").info("%s: %s (%s)", deed.chain, deed.why, deed.what)
+        emit_deeds(deeds, redactor_for())
     finally:
         ledger.close()

@@ -21,6 +21,9 @@ from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.code_version import code_version
 from perpetual_blocks.adapters.deadlines import deadlines, flow_timeout_deadline
 from perpetual_blocks.adapters.log_lines import log_moments
+from perpetual_blocks.adapters.open_telemetry import open_telemetry
+from perpetual_blocks.adapters.prefect_events import PrefectEvents
+from perpetual_blocks.adapters.prefect_progress import ShownProgress
 from perpetual_blocks.adapters.prefect_runs import OwnRun, PrefectRuns
 from perpetual_blocks.adapters.prefect_units import PrefectUnits
 from perpetual_blocks.adapters.prices import price
@@ -32,7 +35,8 @@ from perpetual_blocks.blocks import StatePersistence
 from perpetual_blocks.blocks.loading import is_away
 from perpetual_blocks.budget import Budget, Meter
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import Fenced, InvalidInput, Superseded, UnknownChain
+from perpetual_blocks.errors import Fenced, InvalidInput, Superseded, UnknownChain, described
+from perpetual_blocks.form import Withdrawal, answered, ask
 from perpetual_blocks.patience import GRACE_SECONDS, Patience
 from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason, check_chain_name
@@ -46,10 +50,22 @@ from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.supervisor import Supervisor
 from perpetual_blocks.session.turn import SentAway
 from perpetual_blocks.session.world import World
-from perpetual_blocks.telemetry import FenceReached, Moment, SessionStarted
+from perpetual_blocks.telemetry import FenceReached, LastingObserver, Moment, SessionStarted
 
 MOST_ASKED_SECONDS = 3.0
 """How long Prefect's API has to say whether a signal came because a person cancelled the run."""
+
+LAST_SECONDS = 2.0
+"""Kept free of a machine's time for what comes after the session: Prefect hears how its run ended, the process ends."""
+
+SHOWN_SECONDS = 3.0
+"""How long the end of a session waits for what people see of it: pages, events, names."""
+
+KEPT_SECONDS = 5.0
+"""Where the process is about to be killed: what the run's own last state needs."""
+
+LAUNCHED = "PERPETUAL_LAUNCHED"
+"""The environment variable of a process whose starter sees to the next session, as `perpetual run` does."""
 
 INVITATION = "PERPETUAL_INVITATION"
 """The environment variable by which `perpetual run` says which session a run is to be, as an idempotency key does."""
@@ -84,10 +100,16 @@ def run_session(
         backup = StoredDocuments(patience(partial(load_storage, store.backup_storage, "backup_storage"), is_away))
     slug = store.result_storage or None
     units = PrefectUnits(agent, storage, slug, redactor, patience, on_task_runner=on_task_runner)
-    template, label = own.template(), _Label(runs, own)
+    template, name = own.template(), type(agent).__name__
+    shown: tuple[LastingObserver, ...] = (
+        *open_telemetry(name),
+        _Label(runs, own),
+        ShownProgress(ledger, own.id, redactor),
+        PrefectEvents(name, redactor),
+    )
     request = SessionRequest(
         chain=chain,
-        agent=type(agent).__name__,
+        agent=name,
         holder=process.holder_id(),
         host=process.host_name(),
         pid=os.getpid(),
@@ -120,7 +142,7 @@ def run_session(
         price=price,
         watched={"run": partial(_run_wishes, runs, own.id)},
         redactor=redactor,
-        observers=(log_moments(get_run_logger()), label),
+        observers=(log_moments(get_run_logger()), *shown, Withdrawal(ledger, runs, own)),
         alive=process.session_alive,
     )
     session = Session(
@@ -135,6 +157,7 @@ def run_session(
         concurrency=concurrency,
     )
 
+    asked: State[Any] | None = None
     # What others have left undone is done by whoever comes by next.
     with suppress(Exception):
         _declare_dead(ledger, chain)
@@ -142,7 +165,11 @@ def run_session(
         create_follow_ons(ledger, runs, but=chain)
         move_follow_ons(ledger, runs, world.clock)
     try:
+        if (state := patience(partial(answered, ledger, runs, own, chain), is_away)) is not None:
+            return state
         end = session.run()
+        if end.state is SessionState.EXHAUSTED and own.deployment_id:
+            asked = _ask(ledger, runs, own, chain, end.ordinal, manners)
     except SentAway as away:
         get_run_logger().info("%s", away)
         return _sent_away(away, runs, own)
@@ -150,7 +177,9 @@ def run_session(
         get_run_logger().info("Superseded: %s", reason)
         return Completed(name="Superseded", message=str(reason))
     finally:
-        label.close()
+        until = _shown_until(stop)
+        for observer in shown:
+            observer.close(max(0.0, until - time.monotonic()))
         units.close()
         ledger.close()
     if end.state is SessionState.CANCELLED:
@@ -158,6 +187,8 @@ def run_session(
     if end.state is SessionState.PAUSED and own.deployment_id and _stands(runs, own) is RunState.PAUSED:
         # The run itself waits, for as long as a person wants; Prefect's own pause would become Failed.
         raise Pause(state=runs.suspend(own.id))
+    if asked is not None:
+        raise Pause(state=asked)
     return Completed(name=end.state.value, message=_message(end, own, chain))
 
 
@@ -175,6 +206,12 @@ def current_flow_run() -> FlowRun:
     if context is None or context.flow_run is None:
         raise InvalidInput("flow run: a session runs within a flow run; call the flow itself")
     return context.flow_run
+
+
+def _shown_until(stop: StopRequest) -> float:
+    """Until when, by the monotonic clock, the end of a session waits for what is shown of it."""
+    until = time.monotonic() + SHOWN_SECONDS
+    return until if stop.by is None else min(until, stop.by - KEPT_SECONDS)
 
 
 def _sent_away(away: SentAway, runs: PrefectRuns, own: OwnRun) -> State[Any]:
@@ -204,6 +241,19 @@ def _rescue_others(ledger: Ledger, runs: PrefectRuns, name: str) -> None:
                 supervisor.look_at(chain.name)
 
 
+def _ask(
+    ledger: Ledger, runs: PrefectRuns, own: OwnRun, chain: str, ordinal: int, manners: Manners
+) -> State[Any] | None:
+    try:
+        state = ask(ledger, runs, own, chain, ordinal, manners)
+        if state is not None:
+            get_run_logger().info("Suspended: %s", state.message)
+        return state
+    except Exception as error:  # noqa: BLE001 - the chain is exhausted all the same, and a command needs no form
+        get_run_logger().warning("Cannot ask for more: %s", described(error))
+        return None
+
+
 def _stands(runs: PrefectRuns, own: OwnRun) -> RunState | None:
     with suppress(Exception):
         return runs.facts(own.id).state
@@ -227,7 +277,9 @@ def _follow_on(template: RunTemplate, uid: str, fence: Fence, not_before: float 
 
 def _message(end: SessionEnd, own: OwnRun, chain: str) -> str:
     message = end.reason.message
-    if end.state == "Wrapped" and own.deployment_id is None:
+    if end.state is SessionState.EXHAUSTED:
+        message += f"; `perpetual approve {chain}` lets it go on"
+    if end.state == "Wrapped" and own.deployment_id is None and LAUNCHED not in os.environ:
         message += f"; no deployment, so start the next session yourself, or use `perpetual run` (chain {chain})"
     return message
 
@@ -248,14 +300,15 @@ def _version(own: OwnRun) -> str | None:
 
 
 def _until() -> float | None:
-    """When this process will be ended, as far as its environment, or the flow's own timeout, tells."""
+    """When the session must be over, for this process will be ended, as far as its environment, or the flow's own
+    timeout, tells."""
     found = [deadline.at for deadline in deadlines(os.environ)]
     context = FlowRunContext.get()
     if context is not None and context.flow is not None and context.flow_run is not None:
         started = context.flow_run.start_time
         limit = flow_timeout_deadline(context.flow.timeout_seconds, started.timestamp() if started else time.time())
         found += [limit.at] if limit else []
-    return min(found, default=None)
+    return min(found) - LAST_SECONDS if found else None
 
 
 def _new_chain_name(own: OwnRun) -> str:
@@ -289,21 +342,21 @@ class _Label:
                 self._waits = False
                 self._set(run_name(chain, ordinal), chain_tag(chain))
 
-    def close(self) -> None:
-        """Gives a run that has waited for nothing its own name back, and waits until it has it."""
+    def close(self, seconds: float) -> None:
+        """Gives a run that has waited for nothing its own name back, and waits so long until it has it."""
         if self._waits:
             self._set(self._own.name)
-        self._join()
+        self._join(seconds)
 
-    def _join(self) -> None:
+    def _join(self, seconds: float) -> None:
         if self._naming is not None:
-            self._naming.join(MOST_ASKED_SECONDS)
+            self._naming.join(seconds)
 
     def _set(self, name: str, *tags: str) -> None:
         wanted = tuple(dict.fromkeys((*self._tags, *tags)))
         if (name, wanted) == (self._name, self._tags):
             return
-        self._join()
+        self._join(MOST_ASKED_SECONDS)
         self._name, self._tags = name, wanted
 
         def work() -> None:

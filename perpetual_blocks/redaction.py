@@ -17,6 +17,7 @@ from urllib.parse import quote, quote_plus
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 from perpetual_blocks.errors import InvalidInput, PerpetualError, text_of
+from perpetual_blocks.service_errors import is_of_service, stand_in
 
 MASK = "***"
 
@@ -107,6 +108,11 @@ class Redactor:
             case _:
                 return value
 
+    @property
+    def refuses(self) -> bool:
+        """Whether there is anything that `refuse` would refuse."""
+        return bool(self._own)
+
     def refuse(self, value: Any, field: str) -> None:
         """Refuses a JSON value that must be kept as it is and holds a secret of the agent's.
 
@@ -135,7 +141,7 @@ class Redactor:
             error.__notes__ = []
             clean: BaseException = error.with_traceback(None)
         else:
-            clean = type(type(error).__name__, (Masked,), {"__module__": Masked.__module__})(text)
+            clean = stand_in(Masked, type(error).__name__, text, away=is_of_service(error))
         clean.add_note(self(trace).rstrip())
         return clean
 

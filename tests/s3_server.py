@@ -1,18 +1,13 @@
 """An S3 server for tests: moto's, as a process of its own on the loopback address, with a bucket in it."""
 
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
+from perpetual_blocks.cli.demos.s3_server import s3_server
 
-from perpetual_blocks.adapters.local_server import stop
-
-START_SECONDS = 120.0
 USER, PASSWORD, REGION = "tester", "canary-of-the-bucket", "us-east-1"
 
 
@@ -74,33 +69,7 @@ def running_bucket() -> Iterator[Bucket]:
     import moto  # noqa: F401
     import prefect_aws  # noqa: F401
 
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        bucket = Bucket(f"http://127.0.0.1:{port}")
-        _wait_until_it_answers(server, bucket.endpoint)
+    with TemporaryDirectory(prefix="perpetual-s3-") as folder, s3_server(Path(folder) / "server.log") as endpoint:
+        bucket = Bucket(endpoint)
         bucket.make()
         yield bucket
-    finally:
-        stop(server)
-
-
-def free_port() -> int:
-    """A port of the loopback address at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_it_answers(server: "subprocess.Popen[bytes]", endpoint: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            httpx.get(f"{endpoint}/moto-api/", timeout=2)
-        except httpx.HTTPError:
-            time.sleep(0.1)
-        else:
-            return
-    raise RuntimeError(f"moto's server does not answer at {endpoint}")

@@ -1,24 +1,24 @@
 """What several tests share: a clock that stands still, short ways to common objects, and small real implementations."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from perpetual_blocks.adapters.database import SqlLedger
-from perpetual_blocks.agent import PerpetualAgent
+from sqlalchemy import func, select
+
+from perpetual_blocks.adapters.database import SqlLedger, schema
+from perpetual_blocks.adapters.database.engine import reading
+from perpetual_blocks.adapters.database.tallies import counts_of
 from perpetual_blocks.clock import SystemClock
-from perpetual_blocks.errors import StorageError, Superseded
-from perpetual_blocks.faults import reached
+from perpetual_blocks.errors import Superseded
 from perpetual_blocks.session.batch import Batch
 from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionState, StopReason, invitation
 from perpetual_blocks.session.documents import UnitKeys
 from perpetual_blocks.session.ledger import Claim, Closing, Fence, Finished, FollowOn, Ledger, Opened
-from perpetual_blocks.session.ports import RunFacts, RunState, UnitRunner, Units
+from perpetual_blocks.session.ports import RunFacts, RunState, UnitRunner
 from perpetual_blocks.testing import ManualClock
-from perpetual_blocks.work import Item, ItemStatus, Outcome, Unit
-from perpetual_blocks.work.outcome import BatchedOutcome, batch_from_document, batch_to_document
+from perpetual_blocks.work import EVERYTHING, Item, ItemStatus, Outcome, Unit
 
 LEASE = 60.0
 KINDS = ("default", "other")
@@ -141,42 +141,33 @@ def some_item(item: str = "a", **changes: Any) -> Item:
 # Small real implementations of the core's ports ---------------------------------------------------------------------
 
 
-class MemoryDocuments:
-    """Documents in a dictionary, as bytes, as a storage keeps them."""
-
-    def __init__(self) -> None:
-        self.content: dict[str, bytes] = {}
-
-    def write(self, key: str, text: str) -> None:
-        self.content[key] = text.encode()
-
-    def read(self, key: str) -> str:
-        try:
-            return self.content[key].decode()
-        except (KeyError, UnicodeDecodeError) as error:
-            raise StorageError(f"results storage: cannot read {key}: {type(error).__name__}: {error}") from error
-
-    def delete(self, key: str) -> None:
-        self.content.pop(key, None)
-
-
 class MemorySavedWork:
     """Remembers what was backed up, committed and published."""
 
     def __init__(self) -> None:
         self.backups: dict[str, str] = {}
         self.commits: list[str] = []
+        self.asides: dict[str, str] = {}
+        self.pushes = 0
         self.published: dict[int, str] = {}
+        self.told: dict[int, str] = {}
 
     def backup(self, key: str, text: str) -> None:
         self.backups[key] = text
 
-    def commit(self, paths: Any, message: str) -> str | None:
+    def commit(self, paths: Any, message: str, refuse: object) -> str | None:
         self.commits.append(message)
         return f"commit-{len(self.commits)}"
 
+    def set_aside(self, paths: Any, branch: str, message: str, refuse: object) -> str | None:
+        self.asides[branch] = message
+        return f"aside-{len(self.asides)}"
+
+    def push(self, paths: Any) -> None:
+        self.pushes += 1
+
     def publish(self, chain: str, ordinal: int, markdown: str, description: str) -> None:
-        self.published[ordinal] = markdown
+        self.published[ordinal], self.told[ordinal] = markdown, description
 
 
 class MemoryRuns:
@@ -187,6 +178,7 @@ class MemoryRuns:
         self.moved: dict[str, float] = {}
         self.cancelled: list[str] = []
         self.crashes: list[str] = []
+        self.ended: dict[str, tuple[str, str]] = {}
         self.calls = 0
 
     def leaves_room(self, deployment_id: str) -> bool:
@@ -203,6 +195,9 @@ class MemoryRuns:
 
     def crashed(self, flow_run_id: str, why: str) -> None:
         self.crashes.append(flow_run_id)
+
+    def end_suspended(self, flow_run_id: str, name: str, why: str) -> None:
+        self.ended[flow_run_id] = (name, why)
 
     def create(self, follow_on: FollowOn) -> str:
         self.calls += 1
@@ -224,7 +219,7 @@ class Freely:
     def unit(self, item: Item, context: Mapping[str, Any]) -> Unit:
         return Unit(item, context)
 
-    def count(self, usage: Mapping[str, float]) -> None:
+    def count(self, usage: Mapping[str, float], quotas: object) -> None:
         self.counted.append(dict(usage))
 
 
@@ -265,75 +260,6 @@ def follow_on_in_memory(uid: str, fence: Fence, not_before: float | None = None)
     )
 
 
-class DirectRunner:
-    """Runs units in this thread, keeps their outcomes as JSON, and gives a kept outcome back instead of running again.
-
-    Attributes:
-        ran: The keys of the units that the agent was asked for, in order; units that raised included.
-    """
-
-    def __init__(self, agent: PerpetualAgent, clock: FakeClock, seconds: float = 1.0) -> None:
-        self._agent = agent
-        self._clock = clock
-        self._seconds = seconds
-        self.ran: list[str] = []
-        self.kept: dict[str, str] = {}
-
-    def run(self, units: Units) -> None:
-        for unit in units.units():
-            if (kept := self._kept(units)) is not None:
-                units.finish(*kept)
-                continue
-            self.ran.append(units.key if units.single else f"{units.key}: {unit.id}")
-            self._clock.advance(self._seconds)
-            try:
-                outcome = unit.outcome(self._agent.work_unit(unit), self._seconds)
-            except Exception as error:  # noqa: BLE001 - the agent's code may raise anything
-                units.fail(error)
-            else:
-                reached("unit.returned")
-                units.finish(outcome)
-        if made := units.made:
-            batch = [BatchedOutcome(one.item.id, one.item.units + 1, one.item.failures, one.outcome) for one in made]
-            document = made[0].outcome.to_document() if units.single else batch_to_document(batch)
-            self.kept[units.key] = json.dumps(document)
-        if units.finished:
-            reached("unit.persisted")
-
-    def find(self, units: Units) -> None:
-        for _unit in units.units():
-            if (kept := self._kept(units)) is not None:
-                units.finish(*kept)
-
-    def _kept(self, units: Units) -> tuple[Outcome, str] | None:
-        item = units.item
-        for key in units.earlier():
-            document = json.loads(self.kept.get(key, "{}"))
-            if "schema" in document:
-                return Outcome.from_document(document), key
-            for place, one in enumerate(batch_from_document(document) if document else ()):
-                if (one.item, one.unit, one.failures) == (item.id, item.units + 1, item.failures):
-                    return one.outcome, f"{key}#{place}"
-        return None
-
-    def interrupt(self) -> bool:
-        return False
-
-
-class ScriptedMeter:
-    """A meter that reads what the test says."""
-
-    def __init__(self, level: float, capacity: float | None = None) -> None:
-        self.now = level
-        self._capacity = capacity
-
-    def level(self) -> float:
-        return self.now
-
-    def capacity(self) -> float | None:
-        return self._capacity
-
-
 # What runs in other processes ---------------------------------------------------------------------------------------
 
 
@@ -347,6 +273,19 @@ def start_chains(address: str, holder: str, chains: list[str], barrier: Any, ans
             answers.put((chain, holder, "started"))
         except Superseded:
             answers.put((chain, holder, "superseded"))
+
+
+def miscounted(ledger: SqlLedger) -> dict[str, Any]:
+    """The queues whose tally says something else than their items do: what is said, and what is there."""
+    with reading(ledger._engine) as connection:
+        wrong = {}
+        for chain in connection.execute(select(schema.chains.c.name)).scalars().all():
+            rows = select(schema.items.c.status, func.count()).where(schema.items.c.chain == chain)
+            there = {status: count for status, count in connection.execute(rows.group_by(schema.items.c.status))}
+            said = {status: count for status, count in counts_of(connection, chain, EVERYTHING).items() if count}
+            if said != there and set(there) <= set(ItemStatus):
+                wrong[chain] = (said, there)
+        return wrong
 
 
 def open_ledgers(addresses: list[str], name: str, barrier: Any, answers: Any) -> None:

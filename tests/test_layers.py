@@ -1,6 +1,6 @@
 """The layers: imports point to the right only, and the core knows nothing of the world outside.
 
-cli ─► flow flow_run ─► blocks ─► adapters ─► agent session ─► work budget checkpoint handoff ─► telemetry ─► errors …
+cli ─► flow flow_run form ─► blocks ─► adapters ─► agent session ─► work budget checkpoint handoff ─► errors …
 """
 
 import ast
@@ -14,14 +14,14 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "perpetual_blocks"
 LAYERS = (
     ("cli", "testing"),
-    ("flow", "flow_run"),
+    ("flow", "flow_run", "form"),
     ("blocks",),
     ("adapters",),
     ("agent", "session"),
     ("work", "budget", "checkpoint", "handoff"),
     ("telemetry",),
     ("patience",),
-    ("errors", "clock", "usage", "faults", "redaction"),
+    ("errors", "clock", "usage", "faults", "files", "redaction", "service_errors"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 CORE = {name for names in LAYERS[LAYER["session"] :] for name in names}

@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 from pydantic import BaseModel
 
 from doc_mining.facts import ClassFact, FunctionFact, ModuleFacts
 from doc_mining.models import counted, split_sentences
+from perpetual_blocks import write_whole
 
 
 class ModuleRecord(BaseModel):
@@ -30,8 +30,8 @@ def write_record(folder: Path, record: ModuleRecord) -> tuple[Path, Path]:
     """Write a module's record and its page, and return their paths in that order."""
     data, page = (folder / "modules" / f"{record.name}.{suffix}" for suffix in ("json", "md"))
     # The index is made from the records, so the page comes first: what is indexed has its page.
-    _write(page, _page(record))
-    _write(data, record.model_dump_json(indent=2) + "\n")
+    write_whole(page, _page(record))
+    write_whole(data, record.model_dump_json(indent=2) + "\n")
     return data, page
 
 
@@ -45,20 +45,9 @@ def write_index(folder: Path) -> Path:
     """Write `index.json` and `index.md` from the records that are there; return the path of the second."""
     records = read_records(folder)
     data, page = folder / "index.json", folder / "index.md"
-    _write(data, json.dumps([_entry(record) for record in records], indent=2, ensure_ascii=False) + "\n")
-    _write(page, "\n\n".join(_index(records)) + "\n")
+    write_whole(data, json.dumps([_entry(record) for record in records], indent=2, ensure_ascii=False) + "\n")
+    write_whole(page, "\n\n".join(_index(records)) + "\n")
     return page
-
-
-def _write(path: Path, text: str) -> None:
-    """Put a file in place whole, so that neither a reader nor a crash ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # The page of a module -------------------------------------------------------------------------------------

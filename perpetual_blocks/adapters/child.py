@@ -23,6 +23,7 @@ import psutil
 from perpetual_blocks.adapters.remote_unit import RemoteUnit
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.errors import InvalidInput, PerpetualError, text_of
+from perpetual_blocks.service_errors import is_of_service, stand_in
 from perpetual_blocks.work import CutOff, Unit
 
 LOOK_SECONDS = 0.1
@@ -95,10 +96,10 @@ def _follow(child: SpawnProcess, pipe: Connection, unit: Unit, interrupt: Event)
                 unit.spend(**amounts)
             case ["done", document]:
                 return dict(document)
-            case ["cut off", text, resource]:
-                raise CutOff(text, resource)
-            case ["raised", name, text, trace]:
-                error = type(name, (RaisedInChild,), {})(text)
+            case ["cut off", text, resource, needed]:
+                raise CutOff(text, resource, needed)
+            case ["raised" | "away" as how, name, text, trace]:
+                error = stand_in(RaisedInChild, name, text, away=how == "away")
                 error.add_note(trace)
                 raise error
             case None if over:  # and all that it had said was heard
@@ -178,7 +179,8 @@ def _work(remote: RemoteUnit, handed_over: float, pipe: Connection) -> None:
         done = remote.work(agent, wrap.is_set, lambda spent: send("spent", spent), time.time() - handed_over)
         answer: tuple[Any, ...] = ("done", done)
     except CutOff as error:
-        answer = ("cut off", str(error), error.resource)
+        answer = ("cut off", str(error), error.resource, error.needed)
     except BaseException as error:  # noqa: BLE001 - the session wants to know, whatever it is
-        answer = ("raised", type(error).__name__, text_of(error), traceback.format_exc())
+        how = "away" if is_of_service(error) else "raised"  # what class it has, and what caused it, stays here
+        answer = (how, type(error).__name__, text_of(error), traceback.format_exc())
     send(*answer)

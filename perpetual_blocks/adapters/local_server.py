@@ -37,7 +37,7 @@ def local_server() -> Iterator[str]:
     Raises:
         ServerDidNotStart: as it says.
     """
-    port = _free_port()
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix="perpetual-server-") as folder:
         log = Path(folder) / "server.log"
@@ -88,7 +88,8 @@ def _wait_until_healthy(server: "subprocess.Popen[bytes]", address: str, log: Pa
     raise ServerDidNotStart(f"prefect server: did not answer at {address} ({last[0].strip()})")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
     # Not Prefect's usual port: of two commands that start a server at once, one would talk to the other's.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

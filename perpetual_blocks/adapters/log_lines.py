@@ -55,7 +55,7 @@ def log_moments(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> Observ
                     show_bytes(budget),
                 )
             case FollowOnAnnounced(_, ordinal, seconds):
-                logger.info("Some %.0f s to the end of this session: session %d is started ahead", seconds, ordinal)
+                logger.info("Some %.0f s to the end of this session; then session %d goes on", seconds, ordinal)
             case FenceReached(chain, ordinal):
                 logger.info("Waits for session %d of %s to end", ordinal - 1, chain)
             case SessionEnded(chain, ordinal, state, reason):

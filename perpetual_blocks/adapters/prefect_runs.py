@@ -1,5 +1,6 @@
 """Flow runs through Prefect's API: the one we are, and the one that follows."""
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
+from prefect.input.run_input import keyset_from_paused_state
 from prefect.states import Cancelled, Completed, Crashed, Scheduled, Suspended
 
 from perpetual_blocks.errors import InvalidInput, RunsUnavailable
@@ -155,13 +157,56 @@ class PrefectRuns:
 
     def superseded(self, flow_run_id: str) -> None:
         """Ends a suspended run whose chain goes on in another one."""
-        state: State[Any] = Completed(name="Superseded", message="its chain goes on in another run")
-        self._end(flow_run_id, {RunState.PAUSED}, state)
+        self.end_suspended(flow_run_id, "Superseded", "its chain goes on in another run")
+
+    def end_suspended(self, flow_run_id: str, name: str, why: str) -> None:
+        """Ends a suspended run as Completed, with this name."""
+        self._end(flow_run_id, {RunState.PAUSED}, Completed(name=name, message=why))
+
+    def ask(self, flow_run_id: str, key: str, form: dict[str, Any], text: str, why: str) -> State[None]:
+        """Suspends a run until somebody has filled in a form.
+
+        Args:
+            key: Names the question; the same one may be asked again.
+            form: The JSON schema of its fields; one of them is required, as the server does not keep an empty answer.
+            text: Markdown that is shown above them.
+            why: The state's message.
+        """
+        state: State[None] = Suspended(pause_expiration_time=datetime.now(UTC) + LONG, pause_key=key, message=why)
+        keys = keyset_from_paused_state(state)
+        state.state_details.run_input_keyset = {str(name): value for name, value in keys.items()}
+        run = UUID(flow_run_id)
+        with _client() as client:
+            for name, value in ((keys["schema"], form), (keys["description"], text)):
+                if _input(client, run, name) is not None:
+                    client.delete_flow_run_input(run, name)
+                client.create_flow_run_input(run, name, json.dumps(value))
+            client.set_flow_run_state(run, state, force=True)
+        return state
+
+    def answer(self, flow_run_id: str, key: str) -> dict[str, Any] | None:
+        """What somebody has filled in, the form's defaults for what was left out; None where nobody has."""
+        keys, run = keyset_from_paused_state(Suspended(pause_key=key)), UUID(flow_run_id)
+        with _client() as client:
+            given, form = (_input(client, run, keys[name]) for name in ("response", "schema"))
+        if given is None or form is None:
+            return None
+        return {**{name: field["default"] for name, field in form["properties"].items() if "default" in field}, **given}
 
     def _end(self, flow_run_id: str, among: set[RunState], state: State[Any]) -> None:
         if self.facts(flow_run_id).state in among:
             with _client() as client:
                 client.set_flow_run_state(UUID(flow_run_id), state, force=True)
+
+
+def _input(client: SyncPrefectClient, run: UUID, key: str) -> Any:
+    """What a run was given under a key; None for nothing."""
+    try:
+        return json.loads(client.read_flow_run_input(run, key))
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == 404:
+            return None
+        raise
 
 
 def _scheduled(at: float) -> State[None]:

@@ -1,8 +1,8 @@
 """Units as Prefect tasks, whose outcomes Prefect persists as JSON under our keys."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
@@ -16,6 +16,7 @@ from prefect.serializers import JSONSerializer
 
 from perpetual_blocks.adapters.child import run_in_child
 from perpetual_blocks.adapters.coroutines import Coroutines
+from perpetual_blocks.adapters.open_telemetry import is_tracing, unit_span
 from perpetual_blocks.adapters.outcome_records import StoredOutcomes
 from perpetual_blocks.adapters.result_storage import StoredDocuments
 from perpetual_blocks.adapters.task_runner_units import run_by_task_runner
@@ -84,6 +85,7 @@ class PrefectUnits:
         self._redactor = redactor or Redactor()
         self._coroutines = Coroutines()
         self._interrupt = Event()
+        self._span: Callable[[Unit], AbstractContextManager[Any]] = unit_span if is_tracing() else nullcontext
         self._running: dict[str, _Run] = {}
         self._task = task(
             name="work unit",
@@ -211,6 +213,10 @@ class PrefectUnits:
             run.units.finish(outcome)
 
     def _work_unit(self, unit: Unit) -> Outcome:
+        with self._span(unit):
+            return self._try(unit)
+
+    def _try(self, unit: Unit) -> Outcome:
         try:
             outcome = self._do(unit)
             for name, value in _saved_as_it_is(outcome):

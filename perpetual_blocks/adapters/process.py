@@ -40,16 +40,46 @@ def container_memory_limit(root: Path = Path("/")) -> int | None:
     Args:
         root: where `/proc` and `/sys` are.
     """
+    found = _narrowest_group(root)
+    return found[0] if found else None
+
+
+def container_memory_used(root: Path = Path("/")) -> int | None:
+    """The bytes of memory that are in use in the control group that limits this process, by all of its processes; None
+    where there is no such limit.
+
+    What the kernel would give up rather than kill, files that nobody uses at the moment, does not count, as Kubernetes
+    has it in its working set.
+    """
+    found = _narrowest_group(root)
+    return None if found is None else _used(found[1])
+
+
+def _used(folder: Path) -> int | None:
+    used = _limit(folder / "memory.current") or _limit(folder / "memory.usage_in_bytes")
+    return None if used is None else max(0, used - _inactive_files(folder / "memory.stat"))
+
+
+def _narrowest_group(root: Path) -> tuple[int, Path] | None:
+    """The limit and the folder of the group whose limit is reached first."""
     limits = [
-        limit
+        (limit, folder)
         for mount, group, file in _memory_groups(root)
         for folder in (mount / group, *(mount / group).parents)
         if folder.is_relative_to(mount) and (limit := _limit(folder / file)) is not None
     ]
     # Version 1 says "no limit" with a number near 2**63: more than a machine has, so it needs no case of its own.
-    machine = psutil.virtual_memory().total
-    smallest = min(limits, default=machine)
-    return smallest if smallest < machine else None
+    smallest = min(limits, default=None)
+    return smallest if smallest is not None and smallest[0] < psutil.virtual_memory().total else None
+
+
+def _inactive_files(stat: Path) -> int:
+    """Of a group's statistics: version 1 says `total_inactive_file` of the group and those below it."""
+    try:
+        numbers = dict(line.split(" ", 1) for line in stat.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(numbers.get("total_inactive_file") or numbers.get("inactive_file") or 0)
 
 
 def _memory_groups(root: Path) -> list[tuple[Path, str, str]]:
@@ -83,16 +113,22 @@ class MemoryMeter:
     """The level and the capacity of this process's memory."""
 
     def __init__(self, root: Path = Path("/")) -> None:
-        # Once: a budget must not move while a session works within it.
-        self._capacity = container_memory_limit(root)
+        # Once: what an administrator changes while a session works is for the next one.
+        self._group = _narrowest_group(root)
 
     def level(self) -> float:
         """Bytes in use now."""
         return float(tree_memory())
 
     def capacity(self) -> float | None:
-        """Bytes that may be in use; None if only the machine limits them."""
-        return None if self._capacity is None else float(self._capacity)
+        """Bytes that may be in use: the container's limit, less what others in it use now; None if only the machine
+        limits them."""
+        if self._group is None:
+            return None
+        limit, folder = self._group
+        used = _used(folder)
+        others = 0 if used is None else max(0, used - tree_memory())
+        return float(max(1, limit - others))
 
 
 def cpu_seconds() -> float:

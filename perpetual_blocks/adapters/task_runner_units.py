@@ -15,6 +15,7 @@ from perpetual_blocks.adapters.masking import redactor_for
 from perpetual_blocks.adapters.remote_unit import RemoteUnit
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.errors import text_of
+from perpetual_blocks.service_errors import is_of_service, stand_in
 from perpetual_blocks.session.ports import RunPaused
 from perpetual_blocks.usage import add
 from perpetual_blocks.work import CutOff, Unit
@@ -34,11 +35,22 @@ class UnitEnded(Exception):
         text: What that said.
         usage: What it had spent.
         resource: What had no room, where it was cut off.
+        needed: How much of it the unit needs, where it said so.
+        away: Whether not the unit is to blame, but a service that is away.
     """
 
-    def __init__(self, name: str, text: str, usage: dict[str, float], resource: str | None = None) -> None:
-        super().__init__(name, text, usage, resource)
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        usage: dict[str, float],
+        resource: str | None = None,
+        needed: float | None = None,
+        away: bool = False,
+    ) -> None:
+        super().__init__(name, text, usage, resource, needed, away)
         self.name, self.text, self.usage, self.resource = name, text, usage, resource
+        self.needed, self.away = needed, away
 
     def __str__(self) -> str:
         return f"{self.name}: {self.text}"
@@ -64,8 +76,8 @@ def run_by_task_runner(agent: PerpetualAgent, unit: Unit) -> dict[str, Any]:
     if isinstance(returned, UnitEnded):
         unit.spend(returned.usage)
         if returned.resource is not None:
-            raise CutOff(returned.text, returned.resource)
-        error = type(returned.name, (RaisedByWorker,), {})(returned.text)
+            raise CutOff(returned.text, returned.resource, returned.needed)
+        error = stand_in(RaisedByWorker, returned.name, returned.text, away=returned.away)
         for note in returned.__notes__:
             error.add_note(note)
         raise error
@@ -90,8 +102,8 @@ def work_unit(label: str, remote: RemoteUnit) -> dict[str, Any]:
         # Nobody tells a worker that the session is to stop: what it does is waited for.
         return remote.work(agent, lambda: False, told)
     except CutOff as error:
-        raise UnitEnded(type(error).__name__, str(error), spent, error.resource) from None
+        raise UnitEnded(type(error).__name__, str(error), spent, error.resource, error.needed) from None
     except BaseException as error:  # noqa: BLE001 - a unit that calls sys.exit() ends itself, and not the worker
-        ended = UnitEnded(type(error).__name__, masked(text_of(error)), spent)
+        ended = UnitEnded(type(error).__name__, masked(text_of(error)), spent, away=is_of_service(error))
         ended.add_note(masked(traceback.format_exc()))
         raise ended from None

@@ -1,10 +1,13 @@
 """A block as the flow needs it, however it was given: itself, by its name, or not at all."""
 
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
 import httpx
+from prefect.blocks.core import Block
 
+from perpetual_blocks.blocks.forms import explained
 from perpetual_blocks.blocks.resource_budget import ResourceBudget
 from perpetual_blocks.blocks.state_persistence import DEFAULT, StatePersistence
 from perpetual_blocks.budget import Budget
@@ -46,9 +49,28 @@ def load_store(store: StatePersistence | str | None, patience: Patience = IMPATI
     return store or StatePersistence(ledger=DEFAULT)
 
 
+def chosen_blocks(budget: object, store: object) -> dict[str, Block]:
+    """The saved blocks among a flow's own budget and store, by the parameter's name; none if the server is away.
+
+    Raises:
+        InvalidInput: there is no such block, or it is wrong.
+    """
+    chosen: dict[str, Block] = {}
+    for field, kind, given in (("budget", ResourceBudget, budget), ("store", StatePersistence, store)):
+        block = given
+        if isinstance(given, str):
+            with suppress(StorageError):
+                block = _load_block(kind, given, field)
+        if isinstance(block, Block) and block._block_document_id is not None:
+            chosen[field] = block
+    return chosen
+
+
 def _load_block(kind: type[T], name: str, field: str) -> T:
     try:
         return kind.load(name, _sync=True)  # type: ignore[attr-defined, no-any-return]
+    except RuntimeError as error:  # Prefect's, for a block that does not pass its validation
+        raise InvalidInput(f"{field}: the block {name} is wrong: {explained(error)}") from error
     except ValueError as error:
         slug = kind._block_type_slug  # type: ignore[attr-defined]
         raise InvalidInput.of(field, name, f"the name of a {slug} block ({error})") from error

@@ -1,13 +1,18 @@
 """The budget of a session, as a block."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, model_validator
+from pydantic.config import JsonDict
 
+from perpetual_blocks.blocks.forms import filled
 from perpetual_blocks.budget import Budget, Limit
 from perpetual_blocks.budget.limits import DEFAULT_THRESHOLD, Rule, Scope
-from perpetual_blocks.session.manners import Manners
+from perpetual_blocks.session.manners import ASK_HOURS, MOST_ASK_HOURS, Manners
+
+FIRST_ROW: JsonDict = {"resource": "tokens", "amount": 200_000, "scope": "session"}
+"""The limit that a new form shows. The v1 UI shows rows as JSON, and this is where one sees how they are written."""
 
 
 class LimitSettings(BaseModel):
@@ -90,7 +95,13 @@ class ResourceBudget(Block):
         "What a perpetual flow may use, in a session, a quota window or in total: tokens, dollars, calls, time, memory."
     )
 
-    limits: list[LimitSettings] = Field(..., title="Limits", description="One row for each limit.")
+    # Required, or the run form could not submit the block; see `forms.filled`.
+    limits: list[LimitSettings] = Field(
+        ...,
+        title="Limits",
+        description="One row for each limit; an empty list for none.",
+        json_schema_extra={"default": [FIRST_ROW]},
+    )
     max_sessions: int = Field(
         default=0, ge=0, title="Most sessions", description="Of a chain in all; 0 for any number."
     )
@@ -110,6 +121,19 @@ class ResourceBudget(Block):
         description='When nothing starts by itself, as "09:00-17:30 Europe/Berlin"; empty for none.',
     )
 
+    ask_hours: float = Field(
+        default=ASK_HOURS,
+        ge=0,
+        le=MOST_ASK_HOURS,
+        title="Hours to ask",
+        description="For which a run whose total is gone waits for a person to approve more; 0 to end at once.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        return filled(values, limits=[FIRST_ROW])
+
     @model_validator(mode="after")
     def _check(self) -> "ResourceBudget":
         self.get_budget()
@@ -127,6 +151,7 @@ class ResourceBudget(Block):
             unattended_sessions=self.unattended_sessions or None,
             unattended_cost=self.unattended_cost or None,
             quiet_hours=self.quiet_hours or None,
+            ask_hours=self.ask_hours,
         )
 
     def get_budget(self) -> Budget:

@@ -1,14 +1,15 @@
 """Where a perpetual flow keeps its state, as a block."""
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 from prefect.blocks.core import Block
 from prefect.settings import get_current_settings
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
 from perpetual_blocks.adapters.database import DEFAULT_LEASE_SECONDS, SqlLedger
 from perpetual_blocks.adapters.database.engine import parse_address
+from perpetual_blocks.blocks.forms import filled
 from perpetual_blocks.errors import InvalidInput
 
 DEFAULT = "default"
@@ -43,11 +44,13 @@ class StatePersistence(Block):
     _documentation_url = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
     _description = "Where a perpetual flow keeps its state: its ledger database and its results storage."
 
+    # Required, or the run form could not submit the block; see `forms.filled`.
     ledger: SecretStr = Field(
         ...,
         title="Ledger",
         description='"default" for $PERPETUAL_LEDGER or an SQLite file in Prefect\'s home; a path; sqlite:///path; or '
         "postgresql://user:password@host/database.",
+        json_schema_extra={"default": DEFAULT},
     )
     result_storage: str = Field(
         default="",
@@ -77,6 +80,11 @@ class StatePersistence(Block):
         title="Signing secret",
         description="A Secret block's name: checkpoints are signed with its value, and used only with its signature.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        return filled(values, ledger=DEFAULT)
 
     @field_validator("ledger")
     @classmethod

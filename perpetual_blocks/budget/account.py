@@ -7,12 +7,20 @@ from typing import NamedTuple
 from perpetual_blocks.budget.limits import Limit
 from perpetual_blocks.budget.windows import Spend, Window
 
+FORGOTTEN = 1000
+"""So many spends that do not count any more are kept at most."""
+
+
+SAME_SECONDS = 1.0
+"""Resets that are told in whole seconds, or as a duration from now, are the same although they differ by so much."""
+
 
 class Quota(NamedTuple):
     """What a provider says of a quota window of its own: it knows better than any calendar.
 
     Attributes:
-        remaining: What is left until the reset; None if it did not say.
+        remaining: What is left until the reset, with what counts from then on and the provider has counted already;
+            None if it did not say.
         resets_at: When all of it is free again, in seconds since the Unix epoch.
         at: When it said so.
     """
@@ -20,6 +28,18 @@ class Quota(NamedTuple):
     remaining: float | None
     resets_at: float
     at: float
+
+
+def latest_quota(before: Quota | None, said: Quota) -> Quota:
+    """What holds of what a provider has said twice: the later word.
+
+    Answers to calls that were made at once overtake each other, so that of one window, which ends when both say, the
+    word holds that leaves less.
+    """
+    if before is None or before.remaining is None or said.remaining is None:
+        return said
+    same = abs(before.resets_at - said.resets_at) <= SAME_SECONDS
+    return before if same and before.remaining < said.remaining else said
 
 
 class Account:
@@ -32,15 +52,18 @@ class Account:
     def __init__(self, limit: Limit, spends: Iterable[Spend] = ()) -> None:
         self.limit = limit
         self.quota: Quota | None = None
-        self._spends = list(spends)
-        self._counted = sum(spend.amount for spend in self._spends)
+        before = list(spends)
+        self._counted = sum(spend.amount for spend in before)
+        # Only a window asks when something was spent: a session of a million units need not remember.
+        self._spends = [] if limit.window is None else before
         self._first = 0  # spends before this one do not count any more
 
     def add(self, at: float, amount: float) -> None:
         """Something was spent."""
         if amount > 0:
-            insort(self._spends, Spend(at, amount), lo=self._first)  # another machine's clock may be ahead
             self._counted += amount
+            if self.limit.window is not None:
+                insort(self._spends, Spend(at, amount), lo=self._first)  # another machine's clock may be ahead
 
     def used(self, now: float) -> float:
         """What counts against the limit at that moment, which is never before an earlier one that was asked for."""
@@ -52,6 +75,9 @@ class Account:
             self._first += 1
         if self._first == len(self._spends):
             self._counted = 0.0  # so that roundings do not add up
+        if self._first > FORGOTTEN:
+            del self._spends[: self._first]
+            self._first = 0
         return self._with_quota(self._counted, now)
 
     def later(self, now: float) -> float:
@@ -82,5 +108,5 @@ class Account:
         quota = self.quota
         if quota is None or quota.remaining is None or now >= quota.resets_at:
             return counted
-        since = sum(spend.amount for spend in self._spends if spend.at > quota.at)
+        since = sum(spend.amount for spend in self._spends if spend.at >= quota.at)
         return max(counted, self.limit.amount - quota.remaining + since)

@@ -10,6 +10,7 @@ from math import ceil, inf
 
 from perpetual_blocks.budget.forecast import RISK, Forecast
 from perpetual_blocks.budget.stopping import ADAPTIVE, Reading
+from perpetual_blocks.usage import RESOURCES
 
 MEASURED_UNITS = 3
 """So many units of this session say more of the next ones than those of earlier sessions do."""
@@ -47,8 +48,9 @@ def horizon(
 ) -> Horizon | None:
     """How far it is to the end of a session that a limit of its own will end.
 
-    None where no such limit will within a day: nothing is known yet, nothing is limited, or a window or a total ends it
-    first, after which the chain would have to wait.
+    None where no such limit will within a day: nothing is known yet, nothing is limited, or what ends it first is a
+    window or a total, after which the chain would have to wait, or a gauge: a next process beside this one would take
+    of the memory that there is too little of.
 
     Args:
         seconds: What units have cost of time.
@@ -67,7 +69,7 @@ def horizon(
         if cost is None or cost <= 0:
             continue
         units = _units(reading, cost)
-        if limit.scope == "session":
+        if limit.scope == "session" and RESOURCES[limit.resource].kind != "gauge":
             ends = min(ends, units)
         else:
             waits = min(waits, units)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from perpetual_blocks.budget.forecast import RISK
-from perpetual_blocks.budget.windows import Window
+from perpetual_blocks.budget.windows import Window, parse_length
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.usage import OURS, RESOURCES, define_resource, show
 
@@ -26,7 +26,8 @@ class Limit:
 
     Args:
         resource: tokens, cost, calls, seconds, memory or cpu_seconds; or what `define_resource` has made known.
-        amount: In the resource's own unit: tokens, US dollars, calls, seconds, bytes. Bytes take `"2GiB"` too.
+        amount: In the resource's own unit: tokens, US dollars, calls, seconds, bytes. Bytes take `"2GiB"` too,
+            seconds `"15m"` (s, m, h, d).
         scope: What the amount is for: each `session`; each `window`, by all sessions of the chain; or the whole chain
             together, `total`. A window or a total of seconds counts the time that units take.
         window: With scope `window`: `"day"`, `"month America/Los_Angeles"` (minute, hour, day, week, month; UTC if no
@@ -183,6 +184,8 @@ def _amount(resource: str, amount: object) -> float:
             amount = int(_bytes.validate_python(amount))
         except ValidationError:
             raise InvalidInput.of(f"Limit({resource}).amount", amount, 'bytes, or a size such as "2GiB"') from None
+    if unit in ("seconds", "CPU seconds") and isinstance(amount, str):
+        amount = parse_length(amount, f"Limit({resource}).amount")
     if not _is_number(amount) or amount <= 0:  # type: ignore[operator]
         raise InvalidInput.of(f"Limit({resource}).amount", amount, f"a finite number of {unit} above 0")
     return float(amount)  # type: ignore[arg-type]
@@ -200,7 +203,7 @@ class Budget:
         tokens: Tokens a session.
         cost: US dollars a session.
         calls: Calls a session.
-        seconds: Seconds from the start of the session.
+        seconds: Seconds from the start of the session, or a length of time such as `"15m"`.
         memory: Resident memory of the process and its children: bytes, or a size such as `"2GiB"`.
         cpu_seconds: CPU time of the process and its children since the start of the session.
         own: Resources of your own, a session.
@@ -216,9 +219,9 @@ class Budget:
         tokens: float | Limit | None = None,
         cost: float | Limit | None = None,
         calls: float | Limit | None = None,
-        seconds: float | Limit | None = None,
+        seconds: float | str | Limit | None = None,
         memory: float | str | Limit | None = None,
-        cpu_seconds: float | Limit | None = None,
+        cpu_seconds: float | str | Limit | None = None,
         risk: float = RISK,
         **own: float | str | Limit | None,
     ) -> None:
@@ -264,6 +267,16 @@ class Budget:
         risk = [] if self.risk == RISK else [f"risk={self.risk:g}"]
         return f"Budget({', '.join([*map(repr, self), *risk])})"
 
+    def total(self, resource: str) -> Limit | None:
+        """The limit on a resource in total."""
+        return self._limits.get(f"{resource}/total")
+
+    def with_more(self, amounts: Mapping[str, float]) -> "Budget":
+        """The budget with so much more, by resource, in total; a pool's total is not one chain's to raise."""
+        if not any(amounts.values()):
+            return self
+        return Budget(*(_raised(limit, amounts.get(limit.resource, 0.0)) for limit in self), risk=self.risk)
+
     def check_amounts(self, amounts: Mapping[str, float], where: str) -> None:
         """Refuses work that could never be done.
 
@@ -291,6 +304,12 @@ class Budget:
         for resource in budget.get("resources", []):
             define_resource(*resource)
         return cls(*map(Limit.from_json, budget["limits"]), risk=budget["risk"])
+
+
+def _raised(limit: Limit, more: float) -> Limit:
+    if limit.scope != "total" or limit.pool is not None or not more:
+        return limit
+    return Limit.from_json({**limit.to_json(), "amount": limit.amount + more})
 
 
 def _within(narrow: Limit, wide: Limit) -> bool:

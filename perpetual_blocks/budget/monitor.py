@@ -1,14 +1,15 @@
 """The monitor: how much of each limit is used, and whether the next unit fits."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import inf
-from threading import Event, RLock, Thread
-from typing import Any, Protocol
+from threading import RLock
+from typing import Any
 
-from perpetual_blocks.budget.account import Account, Quota
+from perpetual_blocks.budget.account import Account, Quota, latest_quota
 from perpetual_blocks.budget.forecast import COLD_SHUTDOWN_SHARE, Forecast, Node
+from perpetual_blocks.budget.gauges import Meter, is_gauge, watched
 from perpetual_blocks.budget.limits import Budget, Limit
 from perpetual_blocks.budget.stopping import (
     Expectation,
@@ -24,25 +25,10 @@ from perpetual_blocks.budget.stopping import (
 )
 from perpetual_blocks.budget.windows import Spend
 from perpetual_blocks.clock import Clock
-from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.usage import RESOURCES, add
-
-SAMPLE_SECONDS = 0.2
-"""How often a gauge is read while a unit runs. A peak between two readings is missed."""
-
 
 LEAST_SHUTDOWN_SECONDS = 5.0
 """What is kept of the time before the process is killed, however quick earlier shutdowns were."""
-
-
-class Meter(Protocol):
-    """Reads the level of a gauge: `level()` in the resource's unit, and `capacity()`, the most the machine allows."""
-
-    def level(self) -> float:
-        """The level now, in the resource's unit."""
-
-    def capacity(self) -> float | None:
-        """The most that the machine allows; None where it sets no limit of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +94,7 @@ class BudgetMonitor:
         self.forecasts = {resource: record.forecasts.get(resource) or Forecast() for resource in RESOURCES}
         self._accounts = {limit.name: Account(limit, record.spent_of(limit)) for limit in budget}
         for name, quota in record.quotas.items():
-            self.report(name, quota)
+            self._report(name, quota)
         self._shutdown = {limit.name: self._shutdown_law(limit) for limit in budget}
         self._spent: dict[str, float] = {}
         self._held: dict[object, dict[str, float]] = {}
@@ -148,12 +134,15 @@ class BudgetMonitor:
         if unit is not None:
             self.learn(usage, unit, peaks=peaks, finished=finished)
 
-    def count(self, usage: Mapping[str, float]) -> None:
-        """Counts what a unit has spent."""
+    def count(self, usage: Mapping[str, float], quotas: Mapping[str, Quota] | None = None) -> None:
+        """Counts what a unit has spent, and takes in what it was told of quotas, by the limit's name: both at once, or
+        units that run at the same time could begin on what the provider has already said is gone."""
         self._spent = add(self._spent, usage)
         now = self._clock.now()
         for account in self._accounts.values():
             account.add(now, usage.get(account.limit.resource, 0.0))
+        for name, quota in (quotas or {}).items():
+            self._report(name, quota)
         self.units += 1
 
     def learn(
@@ -186,56 +175,21 @@ class BudgetMonitor:
             counted = [reading for reading in self.readings() if not _is_continuous(reading.limit)]
             self._held[owner] = {r.limit.name: reservation(r, unit) for r in counted if r.limit.pool is None}
 
-    def report(self, name: str, quota: Quota) -> None:
-        """Takes in what a provider says of the window with that limit's name."""
-        if name in self._accounts:
-            self._accounts[name].quota = quota
-
     def refresh(self, limit: Limit, spends: Iterable[Spend]) -> None:
         """Takes in what everybody has spent of a limit with a pool."""
+        quota = self._accounts[limit.name].quota
         self._accounts[limit.name] = Account(limit, spends)
+        self._accounts[limit.name].quota = quota
 
-    @contextmanager
-    def watch(self) -> Iterator[dict[str, float]]:
-        """Watches the gauges while units run, so that their peaks count and not what they left behind.
-
-        What it yields holds the peaks above the level at the start, by resource, when it is over.
-        """
-        peaks: dict[str, float] = {}
-        meters = {limit.resource: self._meters[limit.resource] for limit in self._budget if _is_gauge(limit)}
-        if not meters:
-            yield peaks
-            return
-        before = {name: meter.level() for name, meter in meters.items()}
-        highest = dict(before)
-        over = Event()
-
-        def look() -> None:
-            for name, meter in meters.items():
-                highest[name] = max(highest[name], meter.level())
-
-        def sample() -> None:
-            # A meter that breaks is noticed by the session before its next unit; this one is not to be lost by it.
-            with suppress(Exception):
-                while not over.wait(SAMPLE_SECONDS):
-                    look()
-
-        sampler = Thread(target=sample, name="gauges", daemon=True)
-        sampler.start()
-        try:
-            yield peaks
-        finally:
-            over.set()
-            sampler.join()
-            with suppress(Exception):
-                look()
-            peaks |= {name: max(0.0, highest[name] - before[name]) for name in meters}
+    def watch(self) -> AbstractContextManager[dict[str, float]]:
+        """Watches the gauges while units run; see `watched`."""
+        return watched({limit.resource: self._meters[limit.resource] for limit in self._budget if is_gauge(limit)})
 
     def shut_down(self, usage: Mapping[str, float], seconds: float) -> None:
         """The session has ended in order; learns what that cost."""
         for reading in self.readings():
             resource = reading.limit.resource
-            if reading.limit.scope != "session" or _is_gauge(reading.limit):
+            if reading.limit.scope != "session" or is_gauge(reading.limit):
                 continue
             cost = seconds if resource == "seconds" else usage.get(resource, 0.0)
             self.forecasts[resource].close(cost, graceful=reading.used <= reading.amount, risk=self._budget.risk)
@@ -270,6 +224,15 @@ class BudgetMonitor:
     def too_large(self, unit: Expectation, readings: Sequence[Reading] | None = None) -> str | None:
         """Why this unit fits into no session at all; None when it does into some."""
         return too_large(self._or_now(readings), unit)
+
+    def had_all(self, resource: str, usage: Mapping[str, float]) -> bool:
+        """Whether a unit that has spent this, and is counted, began with as much of the resource as there will ever be:
+        no wider limit than the session's had been used before, or none that mattered."""
+        limits = [reading for reading in self.readings(held=False) if reading.limit.resource == resource]
+        tightest = min(limits, key=lambda reading: reading.remaining, default=None)
+        if tightest is None or tightest.limit.scope == "session":
+            return True
+        return tightest.used <= usage.get(resource, 0.0)
 
     def ready_at(self, unit: Expectation) -> float | None:
         """The first moment at which this unit fits every window and total, in a fresh session.
@@ -360,12 +323,16 @@ class BudgetMonitor:
 
     # Reading --------------------------------------------------------------------------------------------------------
 
+    def _report(self, name: str, quota: Quota) -> None:
+        if name in self._accounts:
+            self._accounts[name].quota = latest_quota(self._accounts[name].quota, quota)
+
     def _or_now(self, readings: Sequence[Reading] | None) -> Sequence[Reading]:
         return self.readings() if readings is None else readings
 
     def _read(self, limit: Limit, *, held: bool) -> Reading:
         resource = limit.resource
-        if _is_gauge(limit):
+        if is_gauge(limit):
             meter = self._meters[resource]
             return self._reading(limit, meter.level(), min(limit.amount, meter.capacity() or limit.amount))
         if limit.name == "seconds":
@@ -382,7 +349,7 @@ class BudgetMonitor:
         forecast = self.forecasts[limit.resource]
         # Nobody but the agent's own hooks can spend what is reported; until one does, a shutdown costs none of it.
         spends = limit.resource == "seconds" or forecast.shutdown_cost(0.01) > 0
-        if limit.scope != "session" or _is_gauge(limit) or not spends:
+        if limit.scope != "session" or is_gauge(limit) or not spends:
             return (Node(0.0, 1.0),)
         return forecast.shutdown_law(limit.amount, COLD_SHUTDOWN_SHARE)
 
@@ -391,21 +358,6 @@ class BudgetMonitor:
         return {name: forecast.to_json() for name, forecast in self.forecasts.items()}
 
 
-def check_metered(budget: Budget, metered: Container[str]) -> None:
-    """Refuses a budget that limits a gauge which nobody reads.
-
-    Raises:
-        InvalidInput: names it.
-    """
-    for limit in budget:
-        if _is_gauge(limit) and limit.resource not in metered:
-            raise InvalidInput.of(f"Budget.{limit.resource}", limit, "a meter for it in the agent's meters")
-
-
-def _is_gauge(limit: Limit) -> bool:
-    return RESOURCES[limit.resource].kind == "gauge"
-
-
 def _is_continuous(limit: Limit) -> bool:
     """Whether a unit uses it while it runs, and not when it is counted."""
-    return _is_gauge(limit) or limit.name == "seconds"
+    return is_gauge(limit) or limit.name == "seconds"

@@ -40,12 +40,17 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """What a session takes beside its units, in seconds, and how full it is when it ends by itself."""
+    """What a session takes beside its units, in seconds, and how full it is when it ends by itself.
+
+    Attributes:
+        parallel: How many seconds of units' work are done in one second: more than one where several run at once.
+    """
 
     resume: float = 1.0
     shutdown: float = 1.0
     gap: float = 10.0
     fullness: float = FULLNESS
+    parallel: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,7 @@ def simulate(
     *,
     spends: Mapping[str, Sequence[Spend]] | None = None,
     pace: Pace | None = None,
+    begun: Mapping[str, float] | None = None,
     draws: int = DRAWS,
     seed: int = 1,
 ) -> Plan:
@@ -144,6 +150,7 @@ def simulate(
         forecasts: What was learned, by resource.
         now: Seconds since the Unix epoch.
         spends: What was spent before and may still count in windows and totals, by the limit's name.
+        begun: What the session at work has used of its own limits, by resource; None where none is at work.
         draws: How many units are simulated in all, about.
         seed: The same plan comes of the same seed.
     """
@@ -160,7 +167,7 @@ def simulate(
     limits = [limit for limit in budget if limit.resource in limited - unknown]
     futures = []
     for number in range(runs):
-        future = _Future(limits, now, spends or {}, pace or Pace(), lump)
+        future = _Future(limits, now, spends or {}, pace or Pace(), lump, begun)
         futures.append(future.go(_steps(work, laws, lump, Random(f"{seed}/{number}"))))
     return Plan(
         units, tuple(sorted(futures, key=lambda run: run.duration)), tuple(sorted((limited | {"seconds"}) & unknown))
@@ -210,7 +217,13 @@ class _Future:
     """One run through what is to come."""
 
     def __init__(
-        self, limits: Sequence[Limit], now: float, spends: Mapping[str, Sequence[Spend]], pace: Pace, lump: int
+        self,
+        limits: Sequence[Limit],
+        now: float,
+        spends: Mapping[str, Sequence[Spend]],
+        pace: Pace,
+        lump: int,
+        begun: Mapping[str, float] | None,
     ) -> None:
         self._lump = lump
         self._session = [limit for limit in limits if limit.scope == "session"]
@@ -223,6 +236,8 @@ class _Future:
         self._stopped_by: dict[str, int] = {}
         self._stretches: list[Stretch] = []
         self._begin(now)
+        if begun is not None:
+            self._now, self._units, self._used = now, 1, dict(begun)
 
     def go(self, steps: Iterable[dict[str, float]]) -> Run:
         """To the end of the work, or of a total."""
@@ -259,7 +274,7 @@ class _Future:
     def _skip(self, cost: Mapping[str, float]) -> None:
         """Goes through the sessions, and the windows, that units which are drawn as one fill by themselves."""
         for limit in self._session:
-            more = int(cost[limit.resource] / (limit.amount * self._pace.fullness))
+            more = int(self._of_session(limit.resource, cost) / (limit.amount * self._pace.fullness))
             if more:
                 self._sessions += more
                 self._stopped_by[limit.name] = self._stopped_by.get(limit.name, 0) + more
@@ -273,10 +288,10 @@ class _Future:
     def _do(self, cost: Mapping[str, float]) -> None:
         if self._lump > 1:
             self._skip(cost)
-        self._now += cost.get("seconds", 0.0)
+        self._now += self._of_session("seconds", cost)
         self._units += 1
         for name, amount in cost.items():
-            self._used[name] = self._used.get(name, 0.0) + amount
+            self._used[name] = self._used.get(name, 0.0) + self._of_session(name, cost)
             self._usage[name] = self._usage.get(name, 0.0) + amount
         for quota in self._quotas:
             quota.add(self._now, cost[quota.limit.resource])
@@ -291,7 +306,12 @@ class _Future:
         if limit.rule == "fixed":
             return used >= limit.amount * limit.threshold
         kept = self._pace.shutdown if limit.resource == "seconds" else 0.0
-        return used + cost[limit.resource] + kept > limit.amount * self._pace.fullness
+        return used + self._of_session(limit.resource, cost) + kept > limit.amount * self._pace.fullness
+
+    def _of_session(self, resource: str, cost: Mapping[str, float]) -> float:
+        """What units use of a session: of its time, less than all of theirs where several run at once."""
+        amount = cost.get(resource, 0.0)
+        return amount / self._pace.parallel if resource == "seconds" else amount
 
     def _run(self, *, finished: bool) -> Run:
         return Run(
@@ -345,7 +365,11 @@ def _number(text: str) -> float | None:
 
 
 def usual_pace(
-    resume: Sequence[float], shutdown: Sequence[float], gaps: Sequence[float], fullness: Sequence[float]
+    resume: Sequence[float],
+    shutdown: Sequence[float],
+    gaps: Sequence[float],
+    fullness: Sequence[float],
+    parallel: Sequence[float] = (),
 ) -> Pace:
     """The pace of a chain's sessions so far, each the median of what was measured."""
     usual = Pace()
@@ -354,4 +378,5 @@ def usual_pace(
         shutdown=median(shutdown) if shutdown else usual.shutdown,
         gap=median(gaps) if gaps else usual.gap,
         fullness=median(fullness) if fullness else usual.fullness,
+        parallel=median(parallel) if parallel else usual.parallel,
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from perpetual_blocks.budget.fit import overrun_risk, reserve, worth_trying
@@ -89,6 +89,10 @@ class Expectation:
     def key(self) -> tuple[object, ...]:
         """Equal for expectations that say the same, and hashable."""
         return (self.kind, self.complexity, *sorted(self.estimate.items()), None, *sorted(self.bound.items()))
+
+    def at_least(self, resource: str, amount: float) -> "Expectation":
+        """The same, of a unit that is known to need so much of a resource."""
+        return replace(self, bound={**self.bound, resource: max(amount, self.bound.get(resource, 0.0))})
 
     def hint(self, resource: str) -> Hint:
         """What it says of one resource."""

@@ -61,7 +61,10 @@ def handoff(chain: str, *, session: int | None = None, json: Json = False, where
         session: The session that wrote it.
         json: Print one JSON object.
     """
+    from prefect.settings import get_current_settings
+
     from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
+    from perpetual_blocks.handoff.markdown import linked
 
     store = where.get_store()
     ledger = store.get_ledger()
@@ -77,6 +80,7 @@ def handoff(chain: str, *, session: int | None = None, json: Json = False, where
     if json:
         print_json({"chain": chain, "session": chosen[0].ordinal, "key": chosen[0].key, "markdown": text})
     elif out.is_terminal:
-        out.print(Markdown(text))
+        ui = get_current_settings().ui_url
+        out.print(Markdown(linked(text, ui) if ui else text))
     else:
         print(text, end="")

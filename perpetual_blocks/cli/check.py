@@ -147,12 +147,12 @@ def _blocks() -> Iterator[Finding]:
 
 def _block(kind: Any, name: str) -> str:
     from perpetual_blocks.adapters.signing import load_signer
+    from perpetual_blocks.blocks.forms import explained
 
     try:
         block = kind.load(name, _sync=True)
     except RuntimeError as error:
-        # Prefect says only that it could not; what it is, pydantic has said before.
-        raise PerpetualError(str(error.__cause__ or error.__context__ or error)) from error
+        raise PerpetualError(f"{explained(error)}. Edit it in the UI, under Blocks") from error
     if hasattr(block, "get_budget"):
         return "; ".join(str(limit) for limit in block.get_budget()) or "no limits"
     load_signer(block.signing_secret)

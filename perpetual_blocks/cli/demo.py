@@ -1,196 +1,51 @@
 """`perpetual demo`: the whole pattern on this machine, with nothing to set up."""
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from uuid import UUID
+from typing import Literal
 
-from rich.panel import Panel
-
-from perpetual_blocks.cli.follow import Follower
-from perpetual_blocks.cli.output import INTERRUPTED, NOT_FINISHED, OK, Json, Where, err, out, print_json
-from perpetual_blocks.cli.render import chain_view
-from perpetual_blocks.errors import PerpetualError
-from perpetual_blocks.session.ledger import Ledger
+from perpetual_blocks.cli.output import Json, Where
 
 HERE = Where()
 
-FLOW = "doc_miner.py"
-DEPLOYMENT = "mine-docs/doc-miner"
-POLL_SECONDS = "1"
-MOST_SECONDS = 900.0
 
+def demo(
+    name: Literal["docs", "tokens", "memory", "time", "quota", "cost"] = "docs",
+    *,
+    folder: Path = Path("perpetual-demo"),
+    json: Json = False,
+    where: Where = HERE,
+) -> int:
+    """See on this machine how work outlives its limits. Starts a local Prefect server if none is configured.
 
-class DemoFailed(PerpetualError):
-    """A part of the demo did not start, or its chain did not end."""
+    docs: mine Python's standard library into a knowledge base, in a chain of runs of a served deployment.
 
+    The others do the same work twice, with the pattern and in a plain loop, under a limit that is really there:
 
-def demo(*, folder: Path = Path("perpetual-demo"), json: Json = False, where: Where = HERE) -> int:
-    """Mine Python's standard library into a knowledge base, in a chain of flow runs that hand over to each other.
+    tokens: an LLM agent with tools, whose model has a small context window.
 
-    Starts a local Prefect server if none is configured, serves the deployment, triggers a run through the API, and
-    shows what happens until the chain is finished.
+    memory: many Parquet files, in a container that is smaller than they are.
 
-    Example: perpetual demo
+    time: a long computation on machines that end after a few seconds.
+
+    quota: an API that answers 429 to one call too many.
+
+    cost: object storage and a model, on an account with little credit.
+
+    Example: perpetual demo quota
 
     Args:
-        folder: Where the knowledge base and the handoffs go.
-        json: Print the chain's status as one JSON object, and nothing else.
+        name: Which one.
+        folder: Where everything goes that it writes.
+        json: Print one JSON object, and nothing else: of docs, the chain's status; of the others, both runs.
     """
-    from perpetual_blocks.adapters.local_server import configured_server, local_server
-    from perpetual_blocks.session.status import chain_status
-
-    chain = f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    chain = f"{'demo' if name == 'docs' else name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     folder = (folder / chain).absolute()
     folder.mkdir(parents=True)
-    store = where.get_store()
-    ledger = store.get_ledger()
-    with ExitStack() as stack:
-        follower = stack.enter_context(Follower(ledger, chain, err, quiet=json))
-        address = configured_server()
-        started_here = address is None
-        if address is None:
-            follower.note("starting a local Prefect server (the first time takes a little longer)")
-            address = stack.enter_context(local_server())
-        os.environ["PREFECT_API_URL"] = address
-        follower.note("serving the deployment " + DEPLOYMENT)
-        stack.enter_context(_served(folder / "serve.log"))
-        stack.enter_context(_settings_for(address))
-        _trigger(chain, folder / "knowledge", where.store)
-        try:
-            status = _follow(follower)
-        except KeyboardInterrupt:
-            err.print(f"stopped; `perpetual status {chain}` shows how far it came", highlight=False)
-            return INTERRUPTED
-        _write_handoffs(ledger, store.result_storage, chain, folder)
-        status = chain_status(ledger, chain)
-        if json:
-            print_json(status)
-        else:
-            follower.close()
-            out.print(chain_view(status))
-            out.print(_where_to_look(folder, chain, address, started_here=started_here))
-            _hold_server(address, started_here=started_here)
-    return OK if status["status"] == "finished" else NOT_FINISHED
+    if name == "docs":
+        from perpetual_blocks.cli.demos.docs import mine_docs
 
+        return mine_docs(chain, folder, where, json=json)
+    from perpetual_blocks.cli.demos.comparison import compare
 
-@contextmanager
-def _served(log: Path) -> Iterator[None]:
-    """Serves the deployment from a process of its own."""
-    from perpetual_blocks.adapters.local_server import stop
-
-    script = flow_file(FLOW)
-    environment = {**os.environ, "PREFECT_RUNNER_POLL_FREQUENCY": POLL_SECONDS}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(script)],
-            cwd=script.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_served(process, log)
-        yield
-    finally:
-        stop(process, seconds=40)
-
-
-def flow_file(name: str) -> Path:
-    """A flow that comes with the package: in the checkout's `flows/`, or inside the installed package."""
-    package = Path(__file__).parents[1]
-    for folder in (package.parent / "flows", package / "_flows"):
-        if (folder / name).is_file():
-            return folder / name
-    raise DemoFailed(f"demo: {name} is neither in {package.parent / 'flows'} nor in {package / '_flows'}")
-
-
-def _wait_until_served(process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        text = log.read_text(errors="replace")
-        if "being served" in text:
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    last = log.read_text(errors="replace").strip().splitlines()[-3:] or ["no output"]
-    raise DemoFailed(f"serve: {FLOW} did not start: {' | '.join(last)} (see {log})")
-
-
-@contextmanager
-def _settings_for(address: str) -> Iterator[None]:
-    """Prefect reads its settings once; this makes them say what the environment says now."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: address}):
-        yield
-
-
-def _trigger(chain: str, knowledge: Path, store: str | None) -> UUID:
-    from prefect.client.orchestration import get_client
-
-    from perpetual_blocks.blocks.loading import load_store
-    from perpetual_blocks.session.follow_on import chain_tag, run_name
-
-    parameters: dict[str, Any] = {"chain": chain, "knowledge": str(knowledge)}
-    if store:
-        parameters["store"] = {"$ref": {"block_document_id": str(load_store(store)._block_document_id)}}
-    with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name(DEPLOYMENT)
-        run = client.create_flow_run_from_deployment(
-            deployment.id, parameters=parameters, name=run_name(chain, 1), tags=[chain_tag(chain)]
-        )
-    return run.id
-
-
-def _follow(follower: Follower) -> dict[str, Any]:
-    deadline = time.monotonic() + MOST_SECONDS
-    while time.monotonic() < deadline:
-        status = follower.look()
-        if status is not None and status["status"] not in ("running", "waiting"):
-            return status
-        time.sleep(0.25)
-    raise DemoFailed(f"demo: the chain did not end within {MOST_SECONDS:g} s; `perpetual status` shows how far it came")
-
-
-def _write_handoffs(ledger: Ledger, result_storage: str, chain: str, folder: Path) -> None:
-    from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
-
-    documents = StoredDocuments(load_storage(result_storage))
-    (folder / "handoffs").mkdir(exist_ok=True)
-    for document in ledger.documents(chain, "handoff"):
-        (folder / "handoffs" / f"session-{document.ordinal}.md").write_text(documents.read(document.key))
-
-
-def _where_to_look(folder: Path, chain: str, address: str, *, started_here: bool) -> Panel:
-    ui = address.removesuffix("/api")
-    shown = os.path.relpath(folder)
-    lines = [
-        f"knowledge base  {shown}/knowledge/index.md",
-        f"handoffs        {shown}/handoffs/",
-        f"runs            {ui}/v2/runs?tags=chain:{chain}",
-        f"again           perpetual status {chain}",
-    ]
-    if started_here and not sys.stdin.isatty():
-        lines.append("the server stops with this command; `prefect server start` shows these runs again")
-    return Panel("\n".join(lines), title="where to look", title_align="left", expand=False)
-
-
-def _hold_server(address: str, *, started_here: bool) -> None:
-    """A person may want to look around before the server that was started for the demo goes away."""
-    if not (started_here and sys.stdin.isatty() and out.is_terminal):
-        return
-    out.print(f"The Prefect UI stays at {address.removesuffix('/api')} until you press Enter.", highlight=False)
-    try:
-        sys.stdin.readline()
-    except KeyboardInterrupt:
-        out.print()
+    return compare(name, chain, folder, where, json=json)

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from perpetual_blocks.cli.output import Json, Where, out, print_json
+from perpetual_blocks.cli.output import Json, Where, err, out, print_json
 from perpetual_blocks.cli.render import items_table, story_view
+from perpetual_blocks.cli.results import read_results
 from perpetual_blocks.clock import isoformat
-from perpetual_blocks.errors import InvalidInput, UnknownChain
+from perpetual_blocks.errors import DamagedDocument, InvalidInput, StorageError, UnknownChain
 from perpetual_blocks.session.attempts import Attempt, Story
 from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.work import Item, ItemStatus, WorkItem
@@ -98,7 +99,7 @@ def add(
 
 @app.command
 def show(chain: str, id: str, *, json: Json = False, where: Where = HERE) -> None:
-    """Show an item with all of its attempts that came to nothing: when, in which session, of what, and what they spent.
+    """Show an item: its result, or why there is none; and each attempt that came to nothing, and what that has spent.
 
     Example: perpetual items show demo json.decoder
 
@@ -109,7 +110,13 @@ def show(chain: str, id: str, *, json: Json = False, where: Where = HERE) -> Non
     """
     ledger = where.open_ledger()
     ledger.chain(chain)
-    told = story_json(ledger.story(chain, id))
+    story = ledger.story(chain, id)
+    told = story_json(story)
+    if story.item.status is ItemStatus.COMPLETED:
+        try:
+            told |= {"result": read_results(where, [story.item]).get(id)}
+        except (StorageError, DamagedDocument) as error:  # it was pruned, or the storage is another machine's
+            err.print(str(error), style="yellow", highlight=False, markup=False)
     print_json(told) if json else out.print(story_view(told), highlight=False)
 
 

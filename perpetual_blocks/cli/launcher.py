@@ -34,12 +34,14 @@ class Launcher:
     """Starts sessions of a flow's chains, each in a fresh process.
 
     Attributes:
+        command: Begins the process; which session it is to be follows, and the name of its store.
         parameters: The flow's, but for the chain.
         to_file: Whether a session's log goes to a file; else to standard error.
     """
 
     ledger: Ledger
     command: list[str]
+    store: str | None
     parameters: dict[str, Any]
     environment: dict[str, str]
     to_file: bool
@@ -50,14 +52,17 @@ class Launcher:
         Args:
             follows: Whether it is a follow-on of the one before, and not one that a person has started.
         """
-        invited = self._invitation(chain) if follows else {}
+        from perpetual_blocks.flow_run import INVITATION, LAUNCHED
+
+        invited = {INVITATION: self._invitation(chain)} if follows else {}
+        ordinal = self.ledger.chain(chain).ordinal + 1 if self.ledger.has_chain(chain) else 1
         with self.log(chain).open("ab") if self.to_file else nullcontext(sys.stderr) as output:
             child = subprocess.Popen(
-                self.command,
+                [*self.command, str(ordinal), *([self.store] if self.store else [])],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env={**self.environment, **invited},
+                env={**self.environment, LAUNCHED: "1", **invited},
                 # A process group of its own: Ctrl-C reaches it through us alone.
                 start_new_session=True,
             )
@@ -81,11 +86,9 @@ class Launcher:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{chain}.log"
 
-    def _invitation(self, name: str) -> dict[str, str]:
-        from perpetual_blocks.flow_run import INVITATION
-
+    def _invitation(self, name: str) -> str:
         chain = self.ledger.chain(name)
-        return {INVITATION: invitation(chain.uid, chain.ordinal + 1)}
+        return invitation(chain.uid, chain.ordinal + 1)
 
 
 def dismiss(ahead: Child | None) -> None:
@@ -129,8 +132,7 @@ def make_launcher(
     with _server_of(environment):
         parameters = resolve_blocks(flow, parameters)
     command = [sys.executable, "-m", "perpetual_blocks.cli.one_session", entrypoint]
-    command += [where.store] if where.store else []
-    return Launcher(ledger, command, parameters, environment, to_file)
+    return Launcher(ledger, command, where.store, parameters, environment, to_file)
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from rich.live import Live
 
 from perpetual_blocks.cli.launcher import Child, Launcher, SessionFailed, make_launcher, on_signals
 from perpetual_blocks.cli.output import INTERRUPTED, NOT_FINISHED, OK, Json, Where, err, out, print_json
-from perpetual_blocks.cli.render import report_view, spent
+from perpetual_blocks.cli.render import report_view
 from perpetual_blocks.cli.run import LOOK_AGAIN_SECONDS, new_name
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import InvalidInput, UnknownChain
+from perpetual_blocks.session.agents import spent
 from perpetual_blocks.session.chain import ChainStatus, check_chain_name
 from perpetual_blocks.session.follow_on import ready_at
 from perpetual_blocks.session.ledger import Ledger

@@ -55,7 +55,7 @@ def _plan(what: str, changes: list[str], param: list[str], where: Where) -> tupl
             raise InvalidInput.of("--param", param[0], "none for a chain: its items are planned already")
         ledger = where.open_ledger()
         chain = ledger.chain(what)
-        budget = with_changes(Budget.from_json(chain.settings.get("budget") or []), changes)
+        budget = with_changes(chain.budget, changes)
         return plan_chain(ledger, chain, budget, time.time()), budget
     flow = load_perpetual_flow(what)
     parameters = parse_parameters(flow, param)

@@ -1,5 +1,6 @@
 """How a chain looks in a terminal."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from perpetual_blocks.clock import show_time
+from perpetual_blocks.clock import show_past, show_time
 from perpetual_blocks.handoff.markdown import told_attempts, why_then
+from perpetual_blocks.session.agents import AgentLine, spent
+from perpetual_blocks.session.approval import Approval
 from perpetual_blocks.session.orchestrator import Report
 from perpetual_blocks.usage import show
+from perpetual_blocks.work.item import DEFAULT_KIND
 
 _COLOURS = {
     "running": "cyan",
@@ -24,6 +28,8 @@ _COLOURS = {
     "cancelled": "red",
 }
 
+NEARLY_FULL = 0.9
+
 
 def chain_view(status: Mapping[str, Any]) -> RenderableType:
     """The whole chain: how far it is, its sessions, what lasts beyond them, its usage and metrics, and advice."""
@@ -31,8 +37,9 @@ def chain_view(status: Mapping[str, Any]) -> RenderableType:
         headline(status),
         sessions_table(status["sessions"]),
         _lasting_limits(status["sessions"]),
+        *_approvals(status["approvals"]),
         _totals(status),
-        *(Text(f"advice: {line}", style="yellow") for line in status["advice"]),
+        *(Text(f"advice: {line}", style="yellow") for line in [*status["advice"], *_unfinished(status)]),
     )
 
 
@@ -46,6 +53,8 @@ def headline(status: Mapping[str, Any]) -> RenderableType:
     if status["status"] == "waiting" and status["resume_at"]:
         last = status["sessions"][-1]["stop_reason"] if status["sessions"] else None
         line.append(f"\ngoes on at {show_time(status['resume_at'])}, {why_then(last)}", style=colour)
+    if status["asks_until"]:
+        line.append(f"\nits run asks for more until {show_time(status['asks_until'])}", style=colour)
     return Group(line, *_shared(status), _items_done(items))
 
 
@@ -61,7 +70,7 @@ def _shared(status: Mapping[str, Any]) -> list[Text]:
 def _items_done(items: Mapping[str, int]) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_row(
-        ProgressBar(total=max(1, items["total"]), completed=items["completed"], width=20),
+        ProgressBar(total=max(1, items["total"]), completed=items["completed"], width=20, complete_style="cyan"),
         f"{items['completed']:,} of {items['total']:,} items",
         Text(_open_items(items), style="dim"),
     )
@@ -98,7 +107,7 @@ def _fullest(limits: Sequence[Mapping[str, Any]]) -> Text | str:
         return ""
     fullest = max(limits, key=lambda limit: limit["used"] / limit["amount"])
     share = fullest["used"] / fullest["amount"]
-    return _bar(fullest) + Text(f" {share:4.0%} {fullest['resource']}")
+    return bar(share) + Text(f" {share:4.0%} {fullest['resource']}")
 
 
 def _lasting_limits(sessions: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -115,14 +124,40 @@ def _lasting_limits(sessions: Sequence[Mapping[str, Any]]) -> RenderableType:
     table.add_column("of", justify="right", no_wrap=True)
     for limit in lasting:
         name = limit["resource"]
-        share = Text(f" {limit['used'] / limit['amount']:4.0%} {show(name, limit['used'])}")
-        table.add_row(escape(limit["name"]), _bar(limit) + share, show(name, limit["amount"]))
+        share = limit["used"] / limit["amount"]
+        used = bar(share) + Text(f" {share:4.0%} {show(name, limit['used'])}")
+        table.add_row(escape(limit["name"]), used, show(name, limit["amount"]))
     return Group("", table)
 
 
-def _bar(limit: Mapping[str, Any]) -> Text:
-    filled = min(10, round(10 * limit["used"] / limit["amount"]))
-    return Text.assemble(("█" * filled, "cyan"), ("░" * (10 - filled), "dim"))
+def bar(share: float) -> Text:
+    """A share of a limit as a bar of ten cells."""
+    filled = min(10, round(10 * share))
+    colour = "cyan" if share < NEARLY_FULL else "yellow" if share <= 1 else "red"
+    return Text.assemble(("█" * filled, colour), ("░" * (10 - filled), "dim"))
+
+
+def _unfinished(status: Mapping[str, Any]) -> list[str]:
+    """What people have to see to, where a chain has ended and something of it is not done."""
+    chain, items = status["chain"], status["items"]
+    if status["status"] != "finished":
+        return []
+    if not items["total"]:
+        return ["There was nothing to do: the agent's plan() yielded no item, and none was added."]
+    if not items["discarded"]:
+        return []
+    return [
+        f"{items['discarded']:,} given up: `perpetual items list {chain} --status discarded` says why, and "
+        f"`perpetual items retry {chain}` gives them another try."
+    ]
+
+
+def _approvals(approvals: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """What was decided when a total was gone; what was approved is in the totals."""
+    return [
+        Text(f"after session {one['session']}: {Approval.from_json({**one, 'at': 0.0})}, {show_past(one['at'])}", "dim")
+        for one in approvals
+    ]
 
 
 def _totals(status: Mapping[str, Any]) -> Text:
@@ -138,12 +173,23 @@ def _totals(status: Mapping[str, Any]) -> Text:
 def report_view(report: Report) -> RenderableType:
     """All agents of a queue: how far it is, one row an agent, and what they come to together."""
     items = {"total": sum(report.items.values()), **{status.value: count for status, count in report.items.items()}}
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table = agents_table(report.agents)
     parts = any(agent.takes != "everything" for agent in report.agents)
+    totals = ("", "", f"{report.units:,}", f"{report.per_minute:,.1f}", spent(report.usage))
+    table.add_row(Text("together", style="bold"), *totals, *(("",) if parts else ()))
+    decision = Text(f"{report.decision.agents} agents: {report.decision.why}", style="dim")
+    line = Text(report.queue, style="bold")
+    return Group(line, _items_done(items), table, decision if not report.over else "")
+
+
+def agents_table(agents: Sequence[AgentLine]) -> Table:
+    """One row an agent of a queue."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    parts = any(agent.takes != "everything" for agent in agents)
     for name in ("agent", "state", "sessions", "units", "a minute", "spent", *(("takes",) if parts else ())):
         numeric = name in ("sessions", "units", "a minute")
         table.add_column(name, justify="right" if numeric else "left", no_wrap=name not in ("spent", "takes"))
-    for agent in report.agents:
+    for agent in agents:
         table.add_row(
             agent.chain,
             agent.state,
@@ -153,46 +199,44 @@ def report_view(report: Report) -> RenderableType:
             spent(agent.usage),
             *((Text(agent.takes, style="dim"),) if parts else ()),
         )
-    totals = ("", "", f"{report.units:,}", f"{report.per_minute:,.1f}", spent(report.usage))
-    table.add_row(Text("together", style="bold"), *totals)
-    decision = Text(f"{report.decision.agents} agents: {report.decision.why}", style="dim")
-    line = Text(report.queue, style="bold")
-    return Group(line, _items_done(items), table, decision if not report.over else "")
-
-
-def spent(usage: Mapping[str, float]) -> str:
-    """What was used, without the seconds, which all agents use at the same time."""
-    return ", ".join(show(name, amount) for name, amount in usage.items() if name != "seconds")
+    return table
 
 
 def items_table(items: Sequence[Mapping[str, Any]]) -> Table:
-    """One row an item."""
+    """One row an item; what is usual of all of them is left out."""
+    columns = {
+        "item": [escape(item["id"]) for item in items],
+        "status": [item["status"] for item in items],
+        "kind": [escape(item["kind"]) if item["kind"] != DEFAULT_KIND else "" for item in items],
+        "priority": [str(item["priority"] or "") for item in items],
+        "units": [str(item["units"]) for item in items],
+        "attempts": [f"{item['attempts']} of {item['max_attempts']}" if item["attempts"] else "" for item in items],
+        "progress": [
+            f"{item['progress'][0]:g} of {item['progress'][1]:g}" if item["progress"] else "" for item in items
+        ],
+        "next action or error": [escape(item["error"] or item["next_action"] or "") for item in items],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells) or name in ("item", "status")}
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("item", "status", "kind", "priority", "units", "attempts", "progress", "next action or error"):
-        table.add_column(name, overflow="fold")
-    for item in items:
-        progress = item["progress"]
-        table.add_row(
-            escape(item["id"]),
-            item["status"],
-            escape(item["kind"]),
-            str(item["priority"]),
-            str(item["units"]),
-            f"{item['attempts']} of {item['max_attempts']}",
-            f"{progress[0]:g} of {progress[1]:g}" if progress else "",
-            escape(item["error"] or item["next_action"] or ""),
-        )
+    for name in shown:
+        table.add_column(name, overflow="fold", no_wrap=name not in ("item", "kind", "next action or error"))
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
 def story_view(story: Mapping[str, Any]) -> RenderableType:
     """One item: where it stands, and each of its attempts that came to nothing."""
     line = Text.assemble((story["id"], "bold"), "  ", story["status"], f"  {story['units']:,} units finished")
+    if story["crashes"]:
+        line.append(f", its process has died {story['crashes']} times in a row")
     if story["retry_at"]:
         line.append(f", tried again at {show_time(story['retry_at'])}")
     parts: list[RenderableType] = [line]
     if story["error"]:
         parts.append(Text(story["error"], style="red"))
+    if "result" in story:
+        parts.append(Text(f"result: {json.dumps(story['result'], ensure_ascii=False)}"))
     attempts = story["story"]
     if not attempts:
         return Group(*parts, Text("no attempt of it has failed", style="dim"))
@@ -206,7 +250,7 @@ def story_view(story: Mapping[str, Any]) -> RenderableType:
             str(attempt["number"]),
             str(attempt["unit"]),
             f"{attempt['chain']} · {attempt['session']}" if several else str(attempt["session"]),
-            show_time(attempt["at"]),
+            show_past(attempt["at"]),
             ", ".join(show(name, amount) for name, amount in attempt["usage"].items() if amount),
             Text(("cut off: " if attempt["cut_off"] else "") + attempt["error"]),
         )

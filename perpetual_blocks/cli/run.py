@@ -15,11 +15,10 @@ from perpetual_blocks.cli.follow import Follower
 from perpetual_blocks.cli.launcher import Child, Launcher, SessionFailed, dismiss, make_launcher, on_signals
 from perpetual_blocks.cli.output import (
     INTERRUPTED,
-    NOT_FINISHED,
-    OK,
     Json,
     Where,
     err,
+    exit_code_of,
     out,
     print_json,
 )
@@ -47,6 +46,7 @@ def run(
     param: Annotated[list[str] | None, Parameter(negative="")] = None,
     queue: str | None = None,
     take: Annotated[list[str] | None, Parameter(negative="")] = None,
+    once: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
     where: Where = HERE,
 ) -> int:
@@ -64,6 +64,7 @@ def run(
         queue: The chain on whose queue it works, beside that one; another machine's agents, say.
         take: What it takes of that queue: an item's id, a beginning of ids as part/*, or kind:NAME; may be given
             several times. Everything if not given.
+        once: One session, on a machine that ends: whoever starts the next machine, as Slurm does, starts the next one.
         json: Print the chain's status as one JSON object.
     """
     from perpetual_blocks.cli.entrypoint import load_perpetual_flow, parse_parameters
@@ -82,13 +83,13 @@ def run(
         to_file = follower.draws or follower.quiet
         launcher = make_launcher(flow, entrypoint, parameters, ledger, where, stack, follower.note, to_file=to_file)
         sessions = _Sessions(ledger, chain, launcher, follower)
-        interrupted = sessions.run_all()
+        interrupted = sessions.run_all(once=once)
     status = chain_status(ledger, chain)
     print_json(status) if json else out.print(chain_view(status))
     if interrupted:
         err.print(f"stopped; go on with --param chain={chain}", highlight=False)
         return INTERRUPTED
-    return OK if status["status"] == "finished" else NOT_FINISHED
+    return exit_code_of(status)
 
 
 def new_name(flow_name: str) -> str:
@@ -106,8 +107,8 @@ class _Sessions:
     launcher: Launcher
     follower: Follower
 
-    def run_all(self) -> bool:
-        """Starts sessions until the chain ends; whether it was interrupted.
+    def run_all(self, *, once: bool) -> bool:
+        """Starts sessions until the chain ends, or one; whether it was interrupted.
 
         Raises:
             InvalidInput: somebody holds the chain.
@@ -115,13 +116,13 @@ class _Sessions:
         self._check_free()
         child, spare = self.launcher.start(self.chain, follows=False), False
         while True:
-            ahead, interrupted = self._attend(child)
+            ahead, interrupted = self._attend(child, once=once)
             try:
                 status = self._end_of(child, ahead, spare=spare)
             except BaseException:
                 dismiss(ahead)
                 raise
-            if interrupted or status["status"] not in GOES_ON:
+            if once or interrupted or status["status"] not in GOES_ON:
                 dismiss(ahead)
                 return interrupted
             if status["resume_at"] is not None or (ahead is not None and ahead.poll() is not None):
@@ -167,7 +168,7 @@ class _Sessions:
                     "chain", chain.name, f"one that may go on; this one is {chain.status} ({why}): `perpetual resume`"
                 )
 
-    def _attend(self, child: Child) -> tuple[Child | None, bool]:
+    def _attend(self, child: Child, *, once: bool) -> tuple[Child | None, bool]:
         """Waits until a session's process has ended; the one that was started ahead of that end, where there is one,
         and whether it was interrupted."""
         interrupted, ahead = False, None
@@ -186,7 +187,7 @@ class _Sessions:
                 except TimeoutExpired:
                     latest = _latest(self.follower.look())
                 ends = latest and latest["pid"] == child.pid and latest["state"] == "Running" and latest["ends_at"]
-                if ends and ahead is None and not interrupted:
+                if ends and ahead is None and not (once or interrupted):
                     ahead = self.launcher.start(self.chain, follows=True)
 
     def _wait(self) -> bool:

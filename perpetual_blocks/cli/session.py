@@ -74,7 +74,7 @@ def start(
     session = ManualSession.start(_world(where), request, task)
     token = encode_token(session.fence)
     if json:
-        print_json({"session": token, "chain": chain, "ordinal": session.fence.ordinal, "task": session.task()})
+        print_json({"session": token, "chain": chain, "ordinal": session.fence.ordinal, **session.left_off()})
     else:
         err.print(f"session {session.fence.ordinal} of {chain}: {session.task()}", highlight=False, markup=False)
         print(token)
@@ -135,6 +135,7 @@ def wrap(
     *,
     session: Token = None,
     commit: Annotated[Iterable[Path], Parameter(negative="")] = (),
+    push: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
     where: Where = HERE,
 ) -> None:
@@ -145,11 +146,12 @@ def wrap(
     Args:
         session: The word that `session start` printed.
         commit: A file or folder whose changes are to be committed; may be given several times.
+        push: Push that commit, as `git push` would.
         json: Print a JSON object.
     """
     paths = _to_commit(commit)
     manual = ManualSession(_world(where), _fence(session))
-    end = manual.wrap(manual.task(), paths)
+    end = manual.wrap(manual.task(), paths, push=push)
     if json:
         print_json({"chain": manual.fence.chain, "state": end.session.value, "reason": end.reason.message})
     else:

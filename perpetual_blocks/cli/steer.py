@@ -13,7 +13,7 @@ from perpetual_blocks.session.chain import Wanted
 if TYPE_CHECKING:
     from perpetual_blocks.adapters.database import SqlLedger
     from perpetual_blocks.adapters.prefect_runs import PrefectRuns
-    from perpetual_blocks.session.ledger import FollowOn
+    from perpetual_blocks.session.ledger import FollowOn, Ledger
 
 HERE = Where()
 
@@ -116,6 +116,7 @@ def supervise(
     """
     import time
 
+    from perpetual_blocks.adapters.masking import redactor_for
     from perpetual_blocks.adapters.process import session_alive
     from perpetual_blocks.adapters.result_storage import StoredDocuments, load_storage
     from perpetual_blocks.clock import SystemClock
@@ -123,9 +124,13 @@ def supervise(
 
     ledger = where.open_ledger()
     documents = StoredDocuments(load_storage(where.get_store().result_storage))
-    supervisor = Supervisor(ledger, _runs(), SystemClock(), session_alive, documents)
+    supervisor = Supervisor(ledger, prefect_runs(), SystemClock(), session_alive, documents)
     while True:
         deeds = supervisor.look()
+        if deeds:
+            from perpetual_blocks.adapters.prefect_events import emit_deeds
+
+            emit_deeds(deeds, redactor_for())
         if json:
             print_json([{"chain": deed.chain, "what": deed.what, "why": deed.why} for deed in deeds])
         elif deeds:
@@ -142,7 +147,11 @@ def supervise(
 
 def _want(chain: str, wanted: Wanted, why: str, *, json: bool, where: Where) -> None:
     ledger = where.open_ledger()
+    asks = ledger.chain(chain).asks_until is not None
     scheduled = ledger.want(chain, wanted, why)
+    if asks and (runs := prefect_runs()) is not None and (waiting := _waiting_run(ledger, chain)) is not None:
+        with suppress(Exception):
+            runs.cancel(waiting, why)
     if scheduled is not None:
         _cancel_run(scheduled, why)
     status = ledger.chain(chain).status
@@ -154,7 +163,8 @@ def _want(chain: str, wanted: Wanted, why: str, *, json: bool, where: Where) -> 
         out.print(f"{chain} is {status.value}", highlight=False)
 
 
-def _runs() -> "PrefectRuns | None":
+def prefect_runs() -> "PrefectRuns | None":
+    """Prefect's flow runs, where a server is configured."""
     from perpetual_blocks.adapters.local_server import configured_server
     from perpetual_blocks.adapters.prefect_runs import PrefectRuns
 
@@ -163,33 +173,41 @@ def _runs() -> "PrefectRuns | None":
 
 def _cancel_run(follow_on: "FollowOn", why: str) -> None:
     """The run would end Superseded if it started; where Prefect can be asked, it does not even start."""
-    runs = _runs()
+    runs = prefect_runs()
     if runs is not None and follow_on.flow_run_id is not None:
         with suppress(Exception):
             runs.cancel(follow_on.flow_run_id, why)
 
 
 def _waiting_run(ledger: "SqlLedger", chain: str) -> str | None:
-    """The flow run that is suspended, where the chain was paused in Prefect's UI."""
+    """The flow run that is suspended, where the chain was paused in Prefect's UI, or asks for more."""
     latest = ledger.sessions(ledger.chain(chain).name)[-1:]
-    return latest[0].flow_run_id if latest and latest[0].state.value == "Paused" else None
+    return latest[0].flow_run_id if latest and latest[0].state.value in ("Paused", "Exhausted") else None
 
 
-def _create(ledger: "SqlLedger", suspended: dict[str, str | None]) -> dict[str, Any]:
-    """Creates the follow-ons of chains that go on; the names of their chains with the runs."""
+def create(ledger: "Ledger", chain: str | None = None) -> dict[str, Any]:
+    """Creates the follow-ons of chains that go on, or of one; the names of their chains with the runs."""
     from perpetual_blocks.session.follow_on import create_follow_ons
 
-    runs = _runs()
+    runs = prefect_runs()
     if runs is None:
         return {}
-    pending = ledger.pending_follow_ons()
-    create_follow_ons(ledger, runs)
-    for flow_run_id in suspended.values():
-        if flow_run_id is not None:
-            with suppress(Exception):
-                runs.superseded(flow_run_id)
+    pending = ledger.pending_follow_ons(chain)
+    create_follow_ons(ledger, runs, chain)
     created = {}
     for follow_on in pending:
         found = ledger.follow_on(follow_on.chain, follow_on.ordinal)
         created[follow_on.chain] = found[0].flow_run_id if found else None
+    return created
+
+
+def _create(ledger: "SqlLedger", suspended: dict[str, str | None]) -> dict[str, Any]:
+    """Creates the follow-ons of chains that go on, in place of suspended runs."""
+    created, runs = create(ledger), prefect_runs()
+    if runs is None:
+        return created
+    for flow_run_id in suspended.values():
+        if flow_run_id is not None:
+            with suppress(Exception):
+                runs.superseded(flow_run_id)
     return created

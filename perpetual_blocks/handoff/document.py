@@ -47,6 +47,19 @@ class SessionLine(BaseModel):
     fullness: float | None
 
 
+class HistoryLine(BaseModel):
+    """How full the limits were when a session ended, for the chart.
+
+    Attributes:
+        used: used / amount, by the limit's name.
+        graceful: Whether it ended through its own shutdown.
+    """
+
+    ordinal: int
+    used: dict[str, float]
+    graceful: bool = True
+
+
 class CalibrationLine(BaseModel):
     """What was foretold of a kind's finished units in one resource, and what they used.
 
@@ -83,7 +96,11 @@ class Handoff(BaseModel):
         outlook: How many sessions, how long and how much are still to come.
         notes: The agent's own, Markdown; `create_handoff` may add to them.
         commit: The git commit of the session's work.
+        checkpoint: The digest of the session's checkpoint; the commit names it, too.
+        flow_run_id: The session's flow run; `previous_run_id` that of the session before, `next_run_id` of the one that
+            goes on, where it is known.
         chain_status: What becomes of the chain.
+        history: The sessions' limits up to this one's, the oldest first, for the chart.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -119,5 +136,9 @@ class Handoff(BaseModel):
     context: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float | None] = Field(default_factory=dict)
     commit: str | None = None
+    checkpoint: str | None = None
     flow_run_id: str | None = None
+    previous_run_id: str | None = None
+    next_run_id: str | None = None
     chain_status: str = ""
+    history: list[HistoryLine] = Field(default_factory=list)

@@ -1,45 +1,56 @@
 """The handoff as Markdown: for the artifact page, the terminal and the next agent's prompt alike."""
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 
 from perpetual_blocks.clock import show_time
 from perpetual_blocks.handoff.document import Handoff, WorkLine
+from perpetual_blocks.handoff.markup import bar, cell, one_line
 from perpetual_blocks.usage import show, show_duration
 
-_BAR = 20
 LISTED = 10
 """How many of the items that were passed over are listed."""
 
 
-def to_markdown(handoff: Handoff) -> str:
-    """The document. Links are relative to an artifact's page, which both of Prefect's UIs understand."""
+def to_markdown(handoff: Handoff, *, picture: str = "") -> str:
+    """The document. Links are relative to an artifact's page, which both of Prefect's UIs understand.
+
+    Args:
+        picture: An SVG that is shown with the budget; for the artifact only, as no agent can read it.
+    """
     done, total = handoff.items.get("completed", 0), sum(handoff.items.values())
     parts = [
         f"# {handoff.chain} · session {handoff.ordinal} · {handoff.state}",
         f"**{done:,} of {total:,} items done.** {_goes_on(handoff)}",
-        f"*Why it stopped:* {_one_line(handoff.stop_message)}.",
-        f"*Outlook:* {_one_line(handoff.outlook)}." if handoff.outlook else "",
+        f"*Why it stopped:* {one_line(handoff.stop_message)}.",
+        f"*Outlook:* {one_line(handoff.outlook)}." if handoff.outlook else "",
         _links(handoff),
         f"## The task\n\n{handoff.task}",
-        _limits(handoff),
+        _limits(handoff, picture),
         f"## Done\n\n{_spent('This session', handoff.units, handoff.usage)}\n"
-        f"{_spent('The chain', handoff.units_total, handoff.usage_total)}"
-        + (f"\n- Committed as `{handoff.commit}`" if handoff.commit else ""),
+        f"{_spent('The chain', handoff.units_total, handoff.usage_total)}" + _committed(handoff),
         _section("Next", (_work(line) for line in handoff.next_items)),
         _section("Discarded", (_dead_letter(line) for line in handoff.discarded)),
         _passed_over(handoff),
-        _section("Chosen automatically", (f"- {_one_line(line)}" for line in handoff.choices)),
-        _section("Advice", (f"- {_one_line(line)}" for line in handoff.advice)),
-        _section("On resuming", (f"- {_one_line(line)}" for line in handoff.resumed)),
-        _section("Went wrong at the end", (f"- {_one_line(line)}" for line in handoff.steps)),
+        _section("Chosen automatically", (f"- {one_line(line)}" for line in handoff.choices)),
+        _section("Advice", (f"- {one_line(line)}" for line in handoff.advice)),
+        _section("On resuming", (f"- {one_line(line)}" for line in handoff.resumed)),
+        _section("Went wrong at the end", (f"- {one_line(line)}" for line in handoff.steps)),
         _section("Notes", handoff.notes),
         _sessions(handoff),
         _calibration(handoff),
-        _folded("Metrics", handoff.metrics),
-        _folded("Context", handoff.context),
+        _section("Metrics", (f"- {name.replace('_', ' ')}: {value:.1%}" for name, value in _known(handoff.metrics))),
+        _folded("State", _state(handoff)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def in_a_line(handoff: Handoff) -> str:
+    """What happened, the most important first: lists cut it after some 45 characters."""
+    done, total = handoff.items.get("completed", 0), sum(handoff.items.values())
+    told = f"Session {handoff.ordinal} {handoff.state.lower()}, {done:,} of {total:,} done"
+    return f"{told}: {one_line(handoff.stop_message)}" if handoff.stop_message else told
 
 
 def _goes_on(handoff: Handoff) -> str:
@@ -55,7 +66,7 @@ def _goes_on(handoff: Handoff) -> str:
             when = f" at {show_time(handoff.resume_at)}" if handoff.resume_at else ""
             return f"The chain goes on by itself{when}: what was committed stands."
         case _:
-            return f"It does not go on by itself. {_what_to_do(handoff.chain, handoff.stop_reason)}"
+            return f"It does not go on by itself. {what_to_do(handoff.chain, handoff.stop_reason)}"
 
 
 def why_then(stop_reason: str | None) -> str:
@@ -65,16 +76,20 @@ def why_then(stop_reason: str | None) -> str:
             return "when what has failed is tried again"
         case "waiting":
             return "when others may have left it something"
+        case "outage":
+            return "when what is away may be back"
         case _:
             return "when there is room"
 
 
-def _what_to_do(chain: str, stop_reason: str) -> str:
+def what_to_do(chain: str, stop_reason: str) -> str:
+    """What a person can do for a chain that does not go on by itself, given why its last session ended."""
     code, _, resource = stop_reason.partition(":")
     again = f"run it again: `perpetual run FILE:FLOW --param chain={chain}`."
     match code:
         case "exhausted":
-            return f"Raise the total limit of {resource}, then {again}"
+            more = f"`perpetual approve {chain} --more {resource}=AMOUNT` lets it go on"
+            return f"{more}; or raise the total limit of {resource}, then {again}"
         case "blocked":
             return f"Mend what the discarded items died of, `perpetual items retry {chain}`, then {again}"
         case "too-large":
@@ -89,31 +104,52 @@ def _what_to_do(chain: str, stop_reason: str) -> str:
             return f"`perpetual status {chain}` says what to do."
 
 
+def _committed(handoff: Handoff) -> str:
+    if not handoff.commit:
+        return ""
+    state = f" with checkpoint {handoff.ordinal} (`{handoff.checkpoint[:16]}`)" if handoff.checkpoint else ""
+    return f"\n- Committed as `{handoff.commit}`{state}"
+
+
 def _links(handoff: Handoff) -> str:
-    tag = f"chain:{handoff.chain}"
-    links = [f"[all runs of this chain](../../runs?tags={tag}&tag={tag})"]
+    tag, ordinal = f"chain:{handoff.chain}", handoff.ordinal
+    runs = {
+        f"← session {ordinal - 1}": handoff.previous_run_id,
+        "this run": handoff.flow_run_id,
+        f"session {ordinal + 1} →": handoff.next_run_id,
+    }
+    links = [f"[{name}](../../runs/flow-run/{run})" for name, run in runs.items() if run]
+    links.append(f"[all runs of this chain](../../runs?tags={tag}&tag={tag})")
     links.append(f"[all handoffs](../key/handoff-{handoff.chain})")
-    if handoff.flow_run_id:
-        links.insert(0, f"[this run](../../runs/flow-run/{handoff.flow_run_id})")
     return " · ".join(links)
 
 
-def _limits(handoff: Handoff) -> str:
+def linked(markdown: str, ui: str) -> str:
+    """The handoff for a reader who is not in Prefect's UI, where its links lead from page to page.
+
+    Args:
+        ui: The UI's address.
+    """
+    return markdown.replace("](../../", f"]({ui}/").replace("](../key/", f"]({ui}/artifacts/key/")
+
+
+def _limits(handoff: Handoff, picture: str) -> str:
+    shown = f"![How full each budget was]({_data_uri(picture)})" if picture else ""
     if not handoff.limits:
-        return ""
+        return f"## Budget\n\n{shown}" if shown else ""
     rows = [
-        f"| {line.name} | `{_bar(line.used / line.amount)}` {line.used / line.amount:.0%} | "
+        f"| {line.name} | `{bar(line.used / line.amount)}`\N{NO-BREAK SPACE}{line.used / line.amount:.0%} | "
         f"{show(line.resource, line.used)} | {show(line.resource, line.amount)} | "
         f"{show(line.resource, line.reserve) if line.reserve else ''} |"
         for line in handoff.limits
     ]
     header = ["| limit | | used | of | kept for the shutdown |", "| --- | --- | ---: | ---: | ---: |"]
-    return "\n".join(["## Budget\n", *header, *rows])
+    table = "\n".join([*header, *rows])
+    return "\n\n".join(part for part in ("## Budget", shown, table) if part)
 
 
-def _bar(fraction: float) -> str:
-    filled = min(_BAR, round(fraction * _BAR))
-    return "█" * filled + "░" * (_BAR - filled)
+def _data_uri(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"
 
 
 def _spent(who: str, units: int, usage: dict[str, float]) -> str:
@@ -125,12 +161,12 @@ def _work(line: WorkLine) -> str:
     text = f"- `{line.id}`"
     if line.progress:
         text += f" ({line.progress[0]:g} of {line.progress[1]:g})"
-    return f"{text}: {_one_line(line.next_action)}" if line.next_action else text
+    return f"{text}: {one_line(line.next_action)}" if line.next_action else text
 
 
 def _dead_letter(line: WorkLine) -> str:
     attempts = told_attempts(line.failed, line.cut_off, line.sessions, line.wasted)
-    return ": ".join(part for part in (_work(line), attempts, _one_line(line.error)) if part)
+    return ": ".join(part for part in (_work(line), attempts, one_line(line.error)) if part)
 
 
 def told_attempts(failed: int, cut_off: int, sessions: Sequence[int], wasted: Mapping[str, float]) -> str:
@@ -148,14 +184,6 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())
-
-
-def _cell(text: str) -> str:
-    return _one_line(text).replace("|", "\\|")
-
-
 def _section(title: str, lines: Iterable[str]) -> str:
     text = "\n".join(lines)
     return f"## {title}\n\n{text}" if text else ""
@@ -166,7 +194,7 @@ def _sessions(handoff: Handoff) -> str:
         return ""
     rows = [
         f"| {line.ordinal} | {line.state} | {line.units:,} | {show('tokens', line.usage.get('tokens', 0))} | "
-        f"{'' if line.fullness is None else f'{line.fullness:.0%}'} | {_cell(line.stop)} |"
+        f"{'' if line.fullness is None else f'{line.fullness:.0%}'} | {cell(line.stop)} |"
         for line in handoff.sessions
     ]
     header = ["| | ended | units | used | full | why |", "| ---: | --- | ---: | ---: | ---: | --- |"]
@@ -174,7 +202,7 @@ def _sessions(handoff: Handoff) -> str:
 
 
 def _passed_over(handoff: Handoff) -> str:
-    lines = [f"- `{item}`: {_one_line(why)}" for item, why in handoff.passed_over.items()]
+    lines = [f"- `{item}`: {one_line(why)}" for item, why in handoff.passed_over.items()]
     more = [f"- and {len(lines) - LISTED:,} more"] if len(lines) > LISTED else []
     return _section("Passed over", [*lines[:LISTED], *more])
 
@@ -183,7 +211,7 @@ def _calibration(handoff: Handoff) -> str:
     if not handoff.calibration:
         return ""
     rows = [
-        f"| {line.resource} | {_cell(line.kind)} | {line.units:,} | {show(line.resource, line.predicted)} | "
+        f"| {line.resource} | {cell(line.kind)} | {line.units:,} | {show(line.resource, line.predicted)} | "
         f"{show(line.resource, line.used)} | {'' if line.ratio is None else f'{line.ratio:.2f}'} | "
         f"{line.p90_coverage:.0%} |"
         for line in handoff.calibration
@@ -195,9 +223,21 @@ def _calibration(handoff: Handoff) -> str:
     return "\n".join(["## Forecasts\n", *header, *rows])
 
 
+def _known(metrics: Mapping[str, float | None]) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in metrics.items() if value is not None]
+
+
+def _state(handoff: Handoff) -> dict[str, object]:
+    """What a program may want of it, as far as there is any."""
+    names = (
+        "chain", "ordinal", "state", "stop_reason", "resume_at", "items", "usage_total", "metrics", "context", "commit",
+        "checkpoint", "flow_run_id", "previous_run_id", "next_run_id",
+    )  # fmt: skip
+    values = handoff.model_dump(include=set(names))
+    return {name: values[name] for name in names if values[name] not in (None, "", {})}
+
+
 def _folded(title: str, value: object) -> str:
-    if not value:
-        return ""
-    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
     fence = "`" * 3
     return f"<details><summary>{title}</summary>\n\n{fence}json\n{text}\n{fence}\n\n</details>"

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from perpetual_blocks.budget import BudgetMonitor, Reading
+from perpetual_blocks.budget import BudgetMonitor, Quota, Reading
 from perpetual_blocks.budget.room import Room
 from perpetual_blocks.session.choosing import BATCH_SECONDS, Chooser
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
-from perpetual_blocks.work import Item, Unit
+from perpetual_blocks.telemetry import ModelUsed
+from perpetual_blocks.work import Item, LlmUsage, Unit
 
 SLICE_SECONDS = 0.01
 """Units that are done in less are not asked for one by one."""
@@ -27,6 +28,7 @@ class Allowances:
         self,
         monitor: BudgetMonitor,
         chooser: Chooser,
+        chain: str,
         world: World,
         stop: StopRequest,
         ladder: Mapping[float, str],
@@ -38,15 +40,25 @@ class Allowances:
         self.clock = world.clock
         self.stop = stop
         self.price = world.price
+        self._tell = world.tell
+        self._chain = chain
         self.concurrent = concurrent
         self.quotas = tuple(limit.name for limit in monitor.budget if limit.window is not None)
         self._ladder = ladder
         self._choices = choices
         self._rung: str | None = None
 
-    def batch(self, first: Item) -> "BatchAllowance":
-        """The allowance of a batch that begins now with this item."""
-        return BatchAllowance(self, first)
+    def batch(self, first: Item, *, beside_others: bool = False) -> "BatchAllowance | None":
+        """The allowance of a batch that begins now with this item; None where others, that run beside it, have begun
+        units since the budget was asked, and there is no room for it any more."""
+        with self.monitor.lock:  # what it holds is held before anybody asks for more
+            if beside_others and self.monitor.refuse(first.expectation) is not None:
+                return None
+            return BatchAllowance(self, first)
+
+    def tell_usage(self, item: Item, used: LlmUsage) -> None:
+        """Tells observers of what a model used; in the thread of the unit."""
+        self._tell(ModelUsed(self._chain, item.id, used.model, used.input_tokens, used.output_tokens))
 
     def rung(self, readings: Sequence[Reading]) -> str | None:
         """Where the budget stands on the agent's ladder."""
@@ -58,7 +70,10 @@ class Allowances:
 
 
 class BatchAllowance:
-    """See `Allowance`. A slice is a run of equal units for which the budget is asked once."""
+    """See `Allowance`. A slice is a run of equal units for which the budget is asked once.
+
+    Made with the monitor's lock held.
+    """
 
     def __init__(self, all_batches: Allowances, first: Item) -> None:
         self._all = all_batches
@@ -71,8 +86,7 @@ class BatchAllowance:
         self._slice_began = 0.0
         self._rung: str | None = None
         self._reserved: Callable[[Item], dict[str, float]] = lambda item: {}
-        with self._monitor.lock:  # what it holds is held before anybody claims more
-            self._begin_slice(first, self._monitor.readings())
+        self._begin_slice(first, self._monitor.readings())
 
     def admits(self, item: Item) -> bool:
         if self._all.stop.reason is not None or self._all.clock.monotonic() >= self._until:
@@ -99,12 +113,14 @@ class BatchAllowance:
             reserved=self._reserved(item),
             extend=partial(self._all.chooser.extend, item),
         )
-        return Unit(item, context, room, price=self._all.price)
+        return Unit(item, context, room, price=self._all.price, used=partial(self._all.tell_usage, item))
 
-    def count(self, usage: Mapping[str, float]) -> None:
+    def count(self, usage: Mapping[str, float], quotas: Mapping[str, Quota]) -> None:
         with self._monitor.lock:
             self._monitor.hold(self, None)
-            self._monitor.count(usage)
+            self._monitor.count(usage, quotas)
+        if quotas:
+            self._unasked = 0  # the budget has changed since it was asked
         for name in self._amounts:
             self._used[name] = self._used.get(name, 0.0) + usage.get(name, 0.0)
 

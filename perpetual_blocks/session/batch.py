@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from perpetual_blocks.budget import Quota
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.session.documents import UnitKeys
 from perpetual_blocks.session.ledger import Claim, Finished
@@ -23,14 +24,14 @@ class Allowance(Protocol):
     def unit(self, item: Item, context: Mapping[str, Any]) -> Unit:
         """The unit, with its room."""
 
-    def count(self, usage: Mapping[str, float]) -> None:
-        """Counts what a unit has spent."""
+    def count(self, usage: Mapping[str, float], quotas: Mapping[str, Quota]) -> None:
+        """Counts what a unit has spent, and takes in what it was told of quotas."""
 
 
 class Unlimited:
     """The allowance of units that are not run, but looked for."""
 
-    def __init__(self, count: Callable[[Mapping[str, float]], None]) -> None:
+    def __init__(self, count: Callable[[Mapping[str, float], Mapping[str, Quota]], None]) -> None:
         self.count = count
 
     def admits(self, item: Item) -> bool:
@@ -153,7 +154,7 @@ class Batch:
             kept_under: The result's key, where it was not done now but found.
         """
         own = self.key if self.single else f"{self.key}#{len(self.made)}"
-        self._allowance.count(outcome.usage)
+        self._allowance.count(outcome.usage, outcome.quotas)
         if kept_under is not None and self.item.claimant not in (None, self._chain):
             # It was made with the memory of another chain of the queue, and is not this one's.
             outcome = replace(outcome, context=None)
@@ -173,4 +174,4 @@ class Batch:
             self.cut_off = Failed(self.item, unit, {**unit.usage, "seconds": seconds}, error)
         else:
             self.failed.append(Failed(self.item, unit, unit.usage, error))
-        self._allowance.count((self.cut_off or self.failed[-1]).usage)
+        self._allowance.count((self.cut_off or self.failed[-1]).usage, unit.quotas)

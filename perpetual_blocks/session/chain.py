@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from perpetual_blocks.budget import Budget
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.session.approval import Approval, granted
 from perpetual_blocks.work import EVERYTHING, Selector
 
 CodePolicy = Literal["warn", "refuse", "go-on"]
@@ -110,6 +112,8 @@ class Chain:
         context_version: The version of its context, as the agent counts it.
         queue: The chain whose items it works on: itself, unless it was made for another one's queue.
         selector: Which of these items it takes.
+        approvals: What was decided when a total of it was gone, the oldest first.
+        asks_until: Until when a run waits for such a decision, where one does, in seconds since the Unix epoch.
     """
 
     name: str
@@ -135,10 +139,17 @@ class Chain:
     context_version: int = 1
     queue: str = ""
     selector: Selector = EVERYTHING
+    approvals: tuple[Approval, ...] = ()
+    asks_until: float | None = None
 
     def __post_init__(self) -> None:
         if not self.queue:
             object.__setattr__(self, "queue", self.name)
+
+    @property
+    def budget(self) -> Budget:
+        """The budget of its latest session, with what was approved since."""
+        return Budget.from_json(self.settings.get("budget") or []).with_more(granted(self.approvals))
 
     @property
     def owns_queue(self) -> bool:
@@ -162,6 +173,7 @@ class SessionRecord:
         template: What a run that goes on from here is made of; None without a deployment.
         ends_at: When it will end, as it said when its end was near, in seconds since the Unix epoch.
         waited: For how many seconds its process had waited at the fence before it began.
+        first_usage: What the first unit that it finished used; None if it has finished none.
     """
 
     ordinal: int
@@ -190,6 +202,7 @@ class SessionRecord:
     template: dict[str, Any] | None = None
     ends_at: float | None = None
     waited: float | None = None
+    first_usage: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,8 @@ class Chooser:
         self._pooled = [limit for limit in monitor.budget if limit.pool is not None]
         self._gone: StopReason | None = None
         self._asked: dict[Any, tuple[Expectation, Refusal | None]] = {}
+        self._fits: Item | None = None  # the latest that does
+        self._needs: dict[str, Expectation] = {}  # of items that were cut off, more than was declared
         self.passed_over: dict[str, str] = {}
         self.discarded: dict[str, str] = {}
 
@@ -52,7 +54,7 @@ class Chooser:
         """
         waited = 0.0
         while True:
-            self._asked = {}
+            self._asked, self._fits = {}, None
             misfit, reserves = partial(self._misfit, readings), partial(self.reserves, readings)
             claim = self._ledger.claim(self._fence, misfit, reserves, _Batch(self._monitor, most).wants)
             if claim.items:
@@ -96,7 +98,9 @@ class Chooser:
 
         None where the item will never have room again: then the next claim says whether others have.
         """
-        ready = self.ready_at([item.expectation])
+        if error.needed is not None:
+            self._needs[item.id] = item.expectation.at_least(error.resource, error.needed)
+        ready = self.ready_at([self._expectation(item)])
         if ready is None:
             self._gone = StopReason(f"exhausted:{error.resource}", str(error))
             return None
@@ -111,15 +115,22 @@ class Chooser:
 
     def _misfit(self, readings: Sequence[Reading], item: Item) -> Misfit | None:
         """Why an item does not fit what is left; those of which the same is said are asked about once."""
-        unit = item.expectation
+        if self._fits is not None and item.is_like(self._fits) and item.id not in self._needs:
+            return None
+        unit = self._expectation(item)
         with self._monitor.lock:
             if unit.key not in self._asked:
                 self._asked[unit.key] = (unit, self._monitor.refuse(unit, readings))
             refusal = self._asked[unit.key][1]
             if refusal is None:
+                if item.id not in self._needs:
+                    self._fits = item
                 return None
             gone = any(reading.limit.scope == "total" for reading in refusal.readings)
             return Misfit(refusal.why, patient=not gone, never=self._monitor.too_large(unit, readings))
+
+    def _expectation(self, item: Item) -> Expectation:
+        return self._needs.get(item.id) or item.expectation
 
     def _nothing_claimed(self, claim: Claim) -> StopReason:
         empty = StopReason("queue-empty", "nothing is left that can be claimed")
@@ -146,6 +157,10 @@ class Chooser:
         limit = refusals[0].readings[0].limit if refusals else self._pooled[0]
         ready, now = self.ready_at([unit for unit, _ in asked]), self._clock.now()
         if ready is None:
+            gone = [
+                reading.limit for refusal in refusals for reading in refusal.readings if reading.limit.scope == "total"
+            ]
+            limit = next(iter(gone), limit)
             # What a unit has run into says more than what is foretold of the others.
             return self._gone or StopReason(f"exhausted:{limit.resource}", refusals[0].why if refusals else why)
         if claim.contended:

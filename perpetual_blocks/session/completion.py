@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from perpetual_blocks.checkpoint import Signer, digest
+from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.redaction import Redactor
 from perpetual_blocks.session.chain import Chain, SessionRecord, SessionState
-from perpetual_blocks.session.documents import checkpoint_now, document_key, handoff_now, masked_markdown
+from perpetual_blocks.session.documents import checkpoint_now, document_key, handoff_now, next_run
 from perpetual_blocks.session.ledger import Document, Ledger
+from perpetual_blocks.session.pages import masked_markdown
 from perpetual_blocks.session.ports import Documents
 
 RECENT = 5
@@ -28,7 +30,7 @@ def complete(
     *,
     signer: Signer | None = None,
     redactor: Redactor | None = None,
-) -> dict[int, str]:
+) -> dict[int, Handoff]:
     """Writes the documents that the chain's latest sessions should have left, and have not.
 
     May be called by several at once: the first one's documents stay.
@@ -39,14 +41,16 @@ def complete(
     Raises:
         StorageError: a document could not be written.
     """
-    ended = [session for session in ledger.sessions(chain.name)[-RECENT:] if session.state is not SessionState.RUNNING]
-    handoffs: dict[int, str] = {}
+    sessions = ledger.sessions(chain.name)[-RECENT:]
+    ended = [session for session in sessions if session.state is not SessionState.RUNNING]
+    handoffs: dict[int, Handoff] = {}
     for kind, session in _missing(ledger, chain, ended):
         if kind == "checkpoint":
             text = checkpoint_now(ledger, chain.name, session.ordinal, _task(chain), now).text(signer)
         else:
             resumed = [f"written by whoever came next: session {session.ordinal} ended without a handoff of its own"]
-            said = handoff_now(
+            following = next((one for one in sessions if one.ordinal == session.ordinal + 1), None)
+            said = handoffs[session.ordinal] = handoff_now(
                 ledger,
                 session,
                 chain.name,
@@ -55,8 +59,9 @@ def complete(
                 resume_at=chain.resume_at,
                 resumed=resumed,
                 failed_steps=[f"{step['step']}: {step['error']}" for step in session.steps if "error" in step],
+                next_run_id=following.flow_run_id if following else next_run(ledger, chain.name, session.ordinal),
             )
-            text = handoffs[session.ordinal] = masked_markdown(said, redactor or Redactor())
+            text = masked_markdown(said, redactor or Redactor())
         key = document_key(chain.name, chain.uid, kind, session.ordinal, secrets.token_hex(3))
         documents.write(key, text)
         document = Document(kind, session.ordinal, key, digest(text), len(text.encode()))

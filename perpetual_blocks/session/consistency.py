@@ -1,6 +1,7 @@
 """What a chain's rows must be among themselves: decided from facts alone."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -44,6 +45,7 @@ class ItemFacts:
     """
 
     id: str
+    kind: str
     status: str
     blockers: int
     waits_for: int
@@ -65,6 +67,7 @@ class ChainFacts:
         lost_dependencies: Items that depend on one that is not there, with its id.
         not_json: Where a column of JSON holds something else: table, row, column.
         others_at_work: Sessions of other chains that work on its queue: their chains and ordinals.
+        tallies: By kind, how many items are said to have been added, and how many of them to be completed.
     """
 
     name: str
@@ -80,6 +83,7 @@ class ChainFacts:
     lost_dependencies: Sequence[tuple[str, str]] = ()
     not_json: Sequence[tuple[str, str, str]] = ()
     others_at_work: Set[tuple[str, int]] = frozenset()
+    tallies: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +98,11 @@ class ResultFacts:
 
 # What is wrong --------------------------------------------------------------------------------------------------------
 
-Repair = Literal["recount", "give back", "copy", "forget"]
+Repair = Literal["recount", "tally", "give back", "copy", "forget"]
 
 REPAIRS: dict[Repair, str] = {
     "recount": "its blockers are counted again",
+    "tally": "they are counted again",
     "give back": "it is available again",
     "copy": "it is copied from the backup storage, if that has it",
     "forget": "its row is forgotten: the checkpoint before it serves, or a new backup is begun",
@@ -132,8 +137,16 @@ def find_wrong_rows(facts: ChainFacts) -> Iterator[Problem]:
     for session in facts.sessions:
         yield from _wrong_session(session)
     running = {(facts.name, session.ordinal) for session in facts.sessions if session.state == SessionState.RUNNING}
+    added, completed = Counter[str](), Counter[str]()
     for item in facts.items:
+        added[item.kind] += 1
+        completed[item.kind] += item.status == ItemStatus.COMPLETED
         yield from _wrong_item(item, running | facts.others_at_work)
+    for kind in sorted({*added, *facts.tallies}):
+        said, counted = facts.tallies.get(kind, (0, 0)), (added[kind], completed[kind])
+        if said != counted:
+            found = f"{said[0]} are said to be there, {said[1]} of them completed; there are {counted[0]}, {counted[1]}"
+            yield Problem(what="tally", where=f"items of kind {kind}", found=found, repair="tally")
     for item_id, other in facts.lost_dependencies:
         yield Problem(
             what="dependency", where=f"item {item_id}", found=f"depends on {other!r}; expected an item of the chain"

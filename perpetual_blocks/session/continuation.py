@@ -1,7 +1,7 @@
 """What becomes of a session and its chain when it stops: pure functions of why, and of what is left."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 
 from perpetual_blocks.errors import LedgerError, RunsUnavailable, StorageError, described
@@ -15,12 +15,14 @@ class Ending:
 
     Attributes:
         goes_on: Whether a follow-on is to be recorded; it is created as soon as the chain waits for it.
+        items: How many items of those that the chain takes have each status, where that was asked for.
     """
 
     session: SessionState
     chain: ChainStatus
     reason: StopReason
     goes_on: bool
+    items: Mapping[ItemStatus, int] = field(default_factory=dict, compare=False)
 
 
 _ENDS_ANYWAY = {
@@ -37,8 +39,8 @@ _HELD = {"paused": (SessionState.PAUSED, ChainStatus.PAUSED)}
 OUTAGE = "outage"
 """The code of a session's end that the world around it is to blame for."""
 
-BACK_OFF_SECONDS = (30.0, 120.0, 480.0)
-"""How long a chain waits after an outage, and after the next ones in a row; then a person is asked."""
+BACK_OFF_SECONDS = (30.0, 120.0, 480.0, *[1800.0] * 18)
+"""How long a chain waits after an outage, and after the next ones in a row: for a night; then a person is asked."""
 
 
 def after_error(error: Exception, errors_in_a_row: int, now: float) -> Ending:
@@ -52,11 +54,17 @@ def after_error(error: Exception, errors_in_a_row: int, now: float) -> Ending:
     """
     if not isinstance(error, StorageError | LedgerError | RunsUnavailable):
         return Ending(SessionState.FAILED, ChainStatus.STALLED, StopReason("error", described(error)), goes_on=False)
-    if errors_in_a_row >= len(BACK_OFF_SECONDS):
-        message = f"{described(error)}; {errors_in_a_row} sessions before ended in the same way"
-        return Ending(SessionState.FAILED, ChainStatus.STALLED, StopReason(OUTAGE, message), goes_on=False)
-    reason = StopReason(OUTAGE, described(error), resume_at=now + BACK_OFF_SECONDS[errors_in_a_row])
-    return Ending(SessionState.FAILED, ChainStatus.WAITING, reason, goes_on=True)
+    reason = outage(described(error), errors_in_a_row, now)
+    goes_on = reason.resume_at is not None
+    return Ending(SessionState.FAILED, ChainStatus.WAITING if goes_on else ChainStatus.STALLED, reason, goes_on=goes_on)
+
+
+def outage(what: str, before: int, now: float) -> StopReason:
+    """Why a session ends that something else is to blame for, and when the next one tries again; never where so many
+    sessions just before have ended in the same way that a person has to see to it."""
+    if before >= len(BACK_OFF_SECONDS):
+        return StopReason(OUTAGE, f"{what}; {before} sessions before ended in the same way")
+    return StopReason(OUTAGE, what, resume_at=now + BACK_OFF_SECONDS[before])
 
 
 def outages_in_a_row(sessions: Sequence[SessionRecord]) -> int:
@@ -101,11 +109,13 @@ def ending(reason: StopReason, counts: Mapping[ItemStatus, int], *, elsewhere: b
     if open_now and code in _HELD:
         session, chain = _HELD[code]
         return Ending(session, chain, reason, goes_on=True)
+    if open_now and code == OUTAGE and reason.resume_at is None:
+        return Ending(SessionState.STALLED, ChainStatus.STALLED, reason, goes_on=False)
     if open_now:
         return Ending(SessionState.WRAPPED, ChainStatus.WAITING, reason, goes_on=True)
     if blocked:
         stuck = StopReason("blocked", f"{blocked} items wait for items that were discarded ({discarded})")
         return Ending(SessionState.STALLED, ChainStatus.STALLED, stuck, goes_on=False)
-    left_out = f"; {discarded} items were discarded" if discarded else ""
+    left_out = f" but {discarded}, which {'were' if discarded > 1 else 'was'} discarded" if discarded else ""
     done = StopReason("queue-empty", f"every item is done{left_out}")
     return Ending(SessionState.FINISHED, ChainStatus.FINISHED, done, goes_on=False)

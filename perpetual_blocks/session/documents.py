@@ -1,21 +1,29 @@
 """The documents of a session, made from what the ledger says."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
-from perpetual_blocks.budget import BudgetMonitor, Reading
+from perpetual_blocks.budget import Forecast, Reading
 from perpetual_blocks.checkpoint import Checkpoint, digest
 from perpetual_blocks.clock import isoformat
-from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, SessionLine, WorkLine, to_markdown
-from perpetual_blocks.redaction import Redactor
+from perpetual_blocks.handoff import (
+    CalibrationLine,
+    Handoff,
+    HistoryLine,
+    LimitLine,
+    SessionLine,
+    WorkLine,
+)
+from perpetual_blocks.handoff.chart import DRAWN
 from perpetual_blocks.session.advice import advice
 from perpetual_blocks.session.attempts import Story
 from perpetual_blocks.session.chain import ChainStatus, SessionRecord, SessionState
 from perpetual_blocks.session.ledger import Document, Ledger
 from perpetual_blocks.session.metrics import success_metrics
+from perpetual_blocks.telemetry import Level
 from perpetual_blocks.usage import add
 from perpetual_blocks.work import Item, ItemStatus
 from perpetual_blocks.work.item import UNIT
@@ -42,14 +50,6 @@ def document_key(chain: str, uid: str, kind: Literal["checkpoint", "handoff"], o
     """
     suffix = "json" if kind == "checkpoint" else "md"
     return f"{chain_folder(chain, uid)}/{kind}s/{ordinal:06d}-{mark}.{suffix}"
-
-
-def masked_markdown(handoff: Handoff, redactor: Redactor) -> str:
-    """The handoff's text without secrets.
-
-    Masked twice: a secret's name is seen in the value, and what the whole text holds is seen in the text.
-    """
-    return redactor(to_markdown(handoff.model_copy(update={"context": redactor.shown(handoff.context)})))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,11 @@ def limits_now(readings: Sequence[Reading]) -> list[dict[str, Any]]:
     ]
 
 
+def levels_now(readings: Sequence[Reading]) -> tuple[Level, ...]:
+    """The same, as observers are told of it."""
+    return tuple(Level(r.limit.name, r.limit.resource, r.limit.scope, r.used, r.amount) for r in readings)
+
+
 def checkpoints_so_far(sessions: Sequence[SessionRecord], checkpoints: Sequence[Document], ordinal: int) -> int:
     """The sequence number of a session's checkpoint: how many the chain has had, with this one.
 
@@ -167,13 +172,16 @@ def handoff_now(
     resumed: Sequence[str] = (),
     failed_steps: Sequence[str] = (),
     commit: str | None = None,
+    checkpoint: str | None = None,
     outlook: str | None = None,
+    next_run_id: str | None = None,
 ) -> Handoff:
     """What a session's handoff says at this moment, before the agent adds to it.
 
     Args:
         this: The session as it will be, or is, when it has ended; its own end counts in the metrics, too.
         chain_status: What becomes of the chain.
+        next_run_id: The flow run that goes on, where it is there already.
     """
     chain, counts = ledger.chain(name), ledger.counts(name)
     sessions = [this if session.ordinal == this.ordinal else session for session in ledger.sessions(name)]
@@ -209,8 +217,27 @@ def handoff_now(
         context=chain.context,
         metrics=success_metrics(sessions, counts),
         commit=commit,
+        checkpoint=checkpoint,
         outlook=outlook,
         flow_run_id=this.flow_run_id,
+        previous_run_id=next((one.flow_run_id for one in sessions if one.ordinal == this.ordinal - 1), None),
+        next_run_id=next_run_id,
+        history=[history_line(session) for session in sessions if session.ordinal <= this.ordinal][-DRAWN:],
+    )
+
+
+def next_run(ledger: Ledger, chain: str, ordinal: int) -> str | None:
+    """The flow run that is to be the session after that one, where it was created."""
+    found = ledger.follow_on(chain, ordinal + 1)
+    return found[0].flow_run_id if found else None
+
+
+def history_line(session: SessionRecord) -> HistoryLine:
+    """How full a session's limits were when it ended."""
+    return HistoryLine(
+        ordinal=session.ordinal,
+        used={limit["name"]: limit["used"] / limit["amount"] for limit in session.limits},
+        graceful=session.graceful or session.state is SessionState.RUNNING,
     )
 
 
@@ -219,10 +246,11 @@ def checkpoint_sizes(ledger: Ledger, chain: str) -> list[int]:
     return [document.size for document in reversed(ledger.documents(chain, "checkpoint"))]
 
 
-def calibration_of(monitor: BudgetMonitor) -> list[CalibrationLine]:
+def calibration_of(forecasts: Mapping[str, Forecast]) -> list[CalibrationLine]:
+    """How well units were foretold, by resource and kind."""
     return [
         CalibrationLine(resource=resource, kind=kind, **figures)
-        for resource, forecast in monitor.forecasts.items()
+        for resource, forecast in forecasts.items()
         for kind, figures in forecast.calibration().items()
     ]
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from perpetual_blocks.budget import Budget, BudgetMonitor
+from perpetual_blocks.budget import BudgetMonitor
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import RunsUnavailable
 from perpetual_blocks.faults import reached
@@ -150,7 +150,7 @@ def ready_at(ledger: Ledger, name: str, clock: Clock) -> float | None:
     items = ledger.items(name, ItemStatus.AVAILABLE, LOOKED_AT, taken=True)
     if not items and latest[0].stop_reason == WAITING and not ledger.is_elsewhere(name):
         return clock.now()
-    budget = Budget.from_json(chain.settings.get("budget") or [])
+    budget = chain.budget
     account = budget_record(ledger, chain, budget, clock.now(), before=chain.ordinal + 1)
     monitor = BudgetMonitor(budget, clock, {}, account)
     fitting = [(item, moment) for item in items if (moment := monitor.ready_at(item.expectation)) is not None]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from perpetual_blocks.budget import Expectation, Limit, Spend
+from perpetual_blocks.session.approval import Approval
 from perpetual_blocks.session.attempts import Story
 from perpetual_blocks.session.chain import (
     Chain,
@@ -50,6 +51,7 @@ class Opened:
         previous: The session before, as it ended.
         took_over: Whether that session was found dead.
         code_changed: What is to be said of code that changed since that session.
+        gap: Seconds since the chain could go on, where nothing but its follow-on was waited for.
     """
 
     fence: Fence
@@ -58,6 +60,7 @@ class Opened:
     previous: SessionRecord | None
     took_over: bool
     code_changed: str | None = None
+    gap: float | None = None
 
 
 DocumentKind = Literal["checkpoint", "handoff", "backup"]
@@ -266,6 +269,15 @@ class UnitCost:
     finished: bool
 
 
+@dataclass(frozen=True, slots=True)
+class KindCount:
+    """The items of one kind: how many have each status, and how many units were finished of them."""
+
+    kind: str
+    items: dict[ItemStatus, int]
+    units: int
+
+
 class Ledger(Protocol):
     """The ledger database. Each method is one transaction; those that take a fence raise `Fenced` when it is old.
 
@@ -371,6 +383,9 @@ class Ledger(Protocol):
     def pool_spends(self, limit: Limit, since: float) -> list[Spend]:
         """What everybody has spent of a limit's pool after a moment, in order."""
 
+    def pool_level(self, limit: Limit) -> tuple[float, float]:
+        """What is used and what is reserved of a limit's pool now, in the resource's unit; cheap, and locks nothing."""
+
     def commit_units(
         self,
         fence: Fence,
@@ -446,9 +461,6 @@ class Ledger(Protocol):
     def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
         """What the latest units of the sessions after that one cost, the oldest first."""
 
-    def first_units(self, chain: str) -> dict[int, dict[str, float]]:
-        """What the first unit that each session finished used, by the session's ordinal; only of those with one."""
-
     def waiting_follow_ons(self) -> list[FollowOn]:
         """Follow-ons that were created to start later, of chains that wait for that moment."""
 
@@ -515,6 +527,20 @@ class Ledger(Protocol):
             InvalidInput: it goes on as it is, or is finished.
         """
 
+    def ask(self, chain: str, ordinal: int, until: float) -> bool:
+        """Records that a run asks a person about the total that is gone, and until when; False where there is nothing
+        to ask any more: that session is not the latest, the chain is not exhausted, or somebody has decided."""
+
+    def approve(self, chain: str, approval: Approval) -> Chain:
+        """Records what was decided about a chain whose total is gone; where it goes on, its follow-on too. Of two
+        decisions at the same moment one counts.
+
+        Raises:
+            UnknownChain: there is no such chain.
+            InvalidInput: it is not exhausted any more, others have decided or gone on, or the amounts are none that it
+                may have.
+        """
+
     def stop_all(self, why: str) -> list[FollowOn]:
         """Holds every chain, and lets none start; returns the follow-ons whose runs are not to start."""
 
@@ -538,6 +564,9 @@ class Ledger(Protocol):
 
     def counts(self, chain: str, *, taken: bool = False) -> dict[ItemStatus, int]:
         """How many items of the chain's queue have each status; with `taken`, of those that the chain takes."""
+
+    def kinds(self, chain: str) -> list[KindCount]:
+        """The kinds of the items of the chain's queue, by name; looks at each item."""
 
     def has_more_than(self, chain: str, count: int) -> bool:
         """Whether more than so many items that the chain takes are available, claimed or blocked."""

@@ -10,16 +10,19 @@ from perpetual_blocks.budget import Budget, BudgetMonitor, check_metered
 from perpetual_blocks.errors import Fenced, LedgerUnavailable, PerpetualError, described
 from perpetual_blocks.faults import reached
 from perpetual_blocks.session.account import budget_record
+from perpetual_blocks.session.agents_files import set_aside
+from perpetual_blocks.session.approval import granted
 from perpetual_blocks.session.chain import Chain, SessionRequest, SessionState, StopReason
 from perpetual_blocks.session.completion import complete
 from perpetual_blocks.session.context import upgraded_context
-from perpetual_blocks.session.continuation import after_error, outages_in_a_row
-from perpetual_blocks.session.documents import checkpoint_now, limits_now
+from perpetual_blocks.session.continuation import Ending, after_error, outages_in_a_row
+from perpetual_blocks.session.documents import checkpoint_now, levels_now, limits_now
 from perpetual_blocks.session.follow_on import FollowOnMaker, create_follow_ons, jitter
 from perpetual_blocks.session.heartbeat import Heartbeat
-from perpetual_blocks.session.ledger import Closing, Opened
+from perpetual_blocks.session.ledger import Closing, Fence, Opened
 from perpetual_blocks.session.manners import Manners, restrain
-from perpetual_blocks.session.restore import Restored, restore
+from perpetual_blocks.session.pages import publish
+from perpetual_blocks.session.restore import Restored, handoff_reader, restore
 from perpetual_blocks.session.shutdown import Shutdown
 from perpetual_blocks.session.steps import STEP_SECONDS, within
 from perpetual_blocks.session.stop import StopRequest
@@ -29,6 +32,7 @@ from perpetual_blocks.session.watch import Look, Watch, wishes
 from perpetual_blocks.session.working import Working
 from perpetual_blocks.session.world import Agent, World
 from perpetual_blocks.telemetry import (
+    BudgetRead,
     CodeChanged,
     ItemsAdded,
     SessionEnded,
@@ -139,14 +143,15 @@ class Session:
             finally:
                 if self._working is not None:
                     self._working.close()
-        self._world.tell(SessionEnded(fence.chain, fence.ordinal, end.session, end.reason.message))
+        self._tell_end(fence, end)
         return SessionEnd(fence.ordinal, end.session, end.reason)
 
     def _resume(self, opened: Opened) -> Restored:
         fence, previous, world = opened.fence, opened.previous, self._world
-        record = budget_record(self._ledger, opened.chain, self._budget, world.clock.now(), before=fence.ordinal)
+        budget = self._budget.with_more(granted(opened.chain.approvals))
+        record = budget_record(self._ledger, opened.chain, budget, world.clock.now(), before=fence.ordinal)
         self._monitor = BudgetMonitor(
-            self._budget,
+            budget,
             world.clock,
             world.meters,
             record,
@@ -170,12 +175,20 @@ class Session:
             if opened.took_over:
                 note = f"session {previous.ordinal} was found dead; what it had committed stands, its claims are free"
                 restored = Restored(restored.verified, (note, *restored.notes))
+        self._agent.take_over(handoff_reader(self._ledger, world.documents, previous, fence.chain))
         if opened.code_changed is not None:
             world.tell(CodeChanged(fence.chain, fence.ordinal, opened.code_changed))
         self._context, upgraded = upgraded_context(self._agent, self._ledger, opened)
-        news = tuple(filter(None, (opened.code_changed, upgraded)))
+        approved = [str(one) for one in opened.chain.approvals if one.goes_on and one.session == fence.ordinal - 1]
+        crashed = previous is not None and previous.state is SessionState.CRASHED
+        aside = set_aside(self._agent, world, fence, previous) if previous is not None and crashed else None
+        news = tuple(filter(None, (aside, opened.code_changed, upgraded, *approved)))
         restored = Restored(restored.verified, (*restored.notes, *news))
-        self._world.tell(SessionStarted(fence.chain, fence.ordinal, opened.took_over, restored.notes))
+        world.tell(
+            SessionStarted(
+                fence.chain, fence.ordinal, opened.took_over, restored.notes, after_crash=crashed, gap=opened.gap
+            )
+        )
         if not opened.chain.planned:
             added = self._ledger.add_items(fence.chain, self._plan(), planned_by=fence)
             self._world.tell(ItemsAdded(fence.chain, added))
@@ -199,8 +212,8 @@ class Session:
         world, now = self._world, self._world.clock.now()
         with suppress(Exception):  # it is about reading; the work goes on without
             written = complete(self._ledger, world.documents, chain, now, signer=world.signer, redactor=world.redactor)
-            for ordinal, handoff in written.items():
-                world.saved_work.publish(chain.name, ordinal, handoff, "written by whoever came next")
+            for handoff in written.values():
+                publish(handoff, world.saved_work, world.redactor)
 
     def _plan(self) -> Iterator[WorkItem]:
         for item in self._agent.plan():
@@ -212,12 +225,33 @@ class Session:
     def _fail(self, opened: Opened, error: Exception) -> None:
         """Records a session that cannot go on. Where the ledger itself is away, the lease runs out instead."""
         fence, message = opened.fence, self._world.redactor(described(error))
+        end = after_error(error, 0, self._world.clock.now())
         if not isinstance(error, LedgerUnavailable):
             with suppress(PerpetualError):
-                self._close_failed(opened, error)
-        self._world.tell(SessionEnded(fence.chain, fence.ordinal, SessionState.FAILED, message))
+                end = self._close_failed(opened, error)
+        reason = replace(end.reason, message=message)
+        self._tell_end(fence, replace(end, session=SessionState.FAILED, reason=reason))
 
-    def _close_failed(self, opened: Opened, error: Exception) -> None:
+    def _tell_end(self, fence: Fence, end: Ending) -> None:
+        with suppress(Exception):  # it may be a meter that failed
+            self._world.tell(BudgetRead(fence.chain, levels_now(self._monitor.readings())))
+        self._world.tell(
+            SessionEnded(
+                fence.chain,
+                fence.ordinal,
+                end.session,
+                end.reason.message,
+                code=end.reason.code,
+                resume_at=end.reason.resume_at,
+                seconds=self._monitor.elapsed(),
+                units=self._monitor.units,
+                usage=self._monitor.spent,
+                items={str(status): count for status, count in end.items.items()},
+                status=end.chain,
+            )
+        )
+
+    def _close_failed(self, opened: Opened, error: Exception) -> Ending:
         world, fence, uid = self._world, opened.fence, opened.chain.uid
         *before, this = self._ledger.sessions(fence.chain)
         now = world.clock.now()
@@ -245,3 +279,4 @@ class Session:
         if follow_on is not None and (runs := world.runs) is not None:
             with suppress(Exception):  # it stays in the outbox for whoever comes by next
                 within(STEP_SECONDS, lambda: create_follow_ons(self._ledger, runs, fence.chain))
+        return end

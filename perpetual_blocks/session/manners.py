@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, StopReason
-from perpetual_blocks.session.continuation import WAITING, Ending
+from perpetual_blocks.session.continuation import OUTAGE, WAITING, Ending
 
 MOST_IDLE = 2
 """Sessions in a row that may end without having finished, or even tried, a unit."""
@@ -29,6 +29,8 @@ MOST_CRASHED = 8
 LONGEST_BACK_OFF = 300.0
 WAITED_SECONDS = 60.0
 """A session that comes to nothing and then waits for so long, for a quota say, is no endless loop."""
+
+ASK_HOURS, MOST_ASK_HOURS = 24.0, 8760
 
 _QUIET = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)(?: (\S+))?")
 _QUIET_EXPECTED = 'two times of day and a time zone, as "22:00-07:00 Europe/Berlin" (UTC if none is named)'
@@ -44,6 +46,8 @@ class Manners:
             resumed, the chain; then it is Paused.
         unattended_cost: How many US dollars these may spend; then it is Paused.
         quiet_hours: When no session starts by itself, and one that runs wraps: `"09:00-17:30 Europe/Berlin"`.
+        ask_hours: For how many hours a run whose total is gone waits, suspended, for a person to approve more; 0 where
+            it does not, and ends at once.
 
     Raises:
         InvalidInput: a bound that is not above 0, or quiet hours that are none.
@@ -53,6 +57,7 @@ class Manners:
     unattended_sessions: int | None = None
     unattended_cost: float | None = None
     quiet_hours: str | None = None
+    ask_hours: float = ASK_HOURS
 
     def __post_init__(self) -> None:
         for name in ("max_sessions", "unattended_sessions", "unattended_cost"):
@@ -60,12 +65,16 @@ class Manners:
             kinds = (int, float) if name == "unattended_cost" else (int,)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value > 0):
                 raise InvalidInput.of(f"Manners.{name}", value, "a number above 0, or None")
+        hours = self.ask_hours
+        if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 <= hours <= MOST_ASK_HOURS:
+            raise InvalidInput.of("Manners.ask_hours", hours, f"a number from 0 to {MOST_ASK_HOURS}")
         if self.quiet_hours is not None:
             _parse_quiet(self.quiet_hours)
 
     def to_json(self) -> dict[str, Any]:
         """As the chain's settings keep it."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        usual = asdict(Manners())
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "Manners":
@@ -198,6 +207,6 @@ def _kind(session: SessionRecord) -> Kind:
         return "evicted"
     # A person, an error that is counted elsewhere, an item that is left alone, or what others do, was the cause.
     others = (SessionState.PAUSED, SessionState.CANCELLED, SessionState.FAILED, SessionState.FINISHED)
-    if session.state in others or session.stop_reason in ("backing-off", WAITING):
+    if session.state in others or session.stop_reason in ("backing-off", WAITING, OUTAGE):
         return "held"
     return "idle"

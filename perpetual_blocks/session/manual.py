@@ -4,13 +4,13 @@ The same ledger, fence and shutdown as everywhere; only the loop is somebody els
 each checkpoint is a unit of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from perpetual_blocks.budget import Budget, BudgetMonitor, Verdict
+from perpetual_blocks.budget import BudgetMonitor, Verdict
 from perpetual_blocks.budget.stopping import Status
 from perpetual_blocks.errors import InvalidInput, UnknownChain
 from perpetual_blocks.handoff import Handoff
@@ -112,8 +112,12 @@ class ManualSession:
         self._ledger.commit_units(self.fence, [Finished(item, outcome, "")], spent, context=said.context)
         return self._monitor().verdict()
 
-    def wrap(self, task: str, commit: Iterable[Path] = ()) -> Ending:
+    def wrap(self, task: str, commit: Iterable[Path] = (), *, push: bool = False) -> Ending:
         """Ends the session in order: checkpoint document, backup, git, handoff, closed.
+
+        Args:
+            commit: The files and folders whose changes are to be committed.
+            push: Whether that commit is pushed.
 
         Raises:
             Fenced: another session has taken over.
@@ -124,7 +128,7 @@ class ManualSession:
         if verdict.status is Status.WRAP_NOW and verdict.reading is not None:
             reason = StopReason(f"budget:{verdict.reading.limit.resource}", verdict.reason)
         return Shutdown(
-            agent=_Hooks(tuple(commit)),
+            agent=_Hooks(tuple(commit), push),
             world=self._world,
             fence=self.fence,
             uid=self._ledger.chain(self.fence.chain).uid,
@@ -133,6 +137,17 @@ class ManualSession:
             resumed=(),
             follow_on=None,
         ).run(reason)
+
+    def left_off(self) -> dict[str, Any]:
+        """Where whoever goes on begins, as JSON: the task, and what the latest checkpoint said of it."""
+        [item] = self._ledger.items(self.fence.chain, limit=1)
+        return {
+            "task": self.task(),
+            "progress": list(item.progress) if item.progress else None,
+            "cursor": item.cursor,
+            "next_action": item.next_action,
+            "context": self._ledger.chain(self.fence.chain).context,
+        }
 
     def task(self) -> str:
         """What the chain is for, as its first session said."""
@@ -152,7 +167,7 @@ class ManualSession:
     def _monitor(self) -> BudgetMonitor:
         record, clock = self._record(), self._world.clock
         chain = self._ledger.chain(self.fence.chain)
-        budget = Budget.from_json(chain.settings["budget"])
+        budget = chain.budget
         account = budget_record(self._ledger, chain, budget, clock.now(), before=self.fence.ordinal)
         elapsed = self._ledger.now() - record.started_at  # both by the ledger's clock
         monitor = BudgetMonitor(budget, clock, self._world.meters, account, elapsed=elapsed)
@@ -165,9 +180,12 @@ class _Hooks:
     """The hooks of an agent that has none."""
 
     commit: tuple[Path, ...]
+    push_commits: bool
     ladder: Mapping[float, str] = field(default_factory=dict)
     context_version: int = 1
     on_code_change: CodePolicy = "warn"
+
+    def take_over(self, read_handoff: Callable[[], str | None]) -> None: ...
 
     def merge_context(self, key: str, current: Any, before: Any, after: Any) -> Any:
         return after

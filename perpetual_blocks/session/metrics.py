@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perpetual_blocks.session.chain import SessionRecord, SessionState
-from perpetual_blocks.usage import Usage, reported
+from perpetual_blocks.usage import reported
 from perpetual_blocks.work import ItemStatus
 
 
@@ -64,19 +64,16 @@ def resume_overhead(sessions: Sequence[SessionRecord]) -> float | None:
     return sum(s.resume_seconds or 0.0 for s in resumed) / total if total > 0 else None
 
 
-def resume_cost(sessions: Sequence[SessionRecord], first_units: Mapping[int, Usage]) -> dict[str, float]:
+def resume_cost(sessions: Sequence[SessionRecord]) -> dict[str, float]:
     """What a resume costs on average, of each resource where it can be known.
 
     * seconds: mean over the sessions that resumed (all but the first) of the seconds before their first unit
     * tokens, cost, calls: max(0, mean over the sessions that resumed and finished a unit of what their first one used,
       minus Σ usage / Σ units of the chain): what it takes to read in again what the session before knew
-
-    Args:
-        first_units: What the first unit that each session finished used, by ordinal.
     """
     seconds = [s.resume_seconds for s in sessions if s.ordinal > 1 and s.resume_seconds is not None]
     found = {"seconds": sum(seconds) / len(seconds)} if seconds else {}
-    firsts = [usage for ordinal, usage in first_units.items() if ordinal > 1]
+    firsts = [s.first_usage for s in sessions if s.ordinal > 1 and s.first_usage is not None]
     units = sum(session.units for session in sessions)
     for name in reported() if firsts and units else ():
         spent = sum(session.usage.get(name, 0.0) for session in sessions)

@@ -5,16 +5,15 @@ from that: with a deployment from the outbox, else whoever looks starts those th
 any two of these, started again, or started twice.
 """
 
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from perpetual_blocks.budget import Budget
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import InvalidInput
 from perpetual_blocks.session.account import pool_spends
+from perpetual_blocks.session.agents import AgentLine, Agents, in_order, together
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, Wanted, check_chain_name
 from perpetual_blocks.session.continuation import WAITING
 from perpetual_blocks.session.documents import chain_usage
@@ -31,18 +30,13 @@ from perpetual_blocks.session.orchestration import (
     is_ending,
     is_going,
     is_resting,
-    state_of,
 )
 from perpetual_blocks.session.ports import Runs
 from perpetual_blocks.session.supervisor import Deed, Supervisor
-from perpetual_blocks.usage import add
 from perpetual_blocks.work import EVERYTHING, ItemStatus, Selector
 
 RESCUE_SECONDS = 10.0
 """How often chains are looked after: whose process is dead, what is to be created, what may begin earlier."""
-
-RATE_SECONDS = 120.0
-"""How far an agent's rate looks back."""
 
 REST = "fewer agents are enough for now"
 
@@ -57,28 +51,6 @@ class Part:
 
     name: str
     selector: Selector
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentLine:
-    """One agent as it stands.
-
-    Attributes:
-        per_minute: Units, of late.
-    """
-
-    chain: str
-    state: str
-    reason: str
-    takes: str
-    sessions: int
-    units: int
-    per_minute: float
-    usage: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """As `perpetual orchestrate --json` prints it."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +102,7 @@ class Report:
     @property
     def usage(self) -> dict[str, float]:
         """What all of them have used."""
-        total: dict[str, float] = {}
-        for agent in self.agents:
-            total = add(total, agent.usage)
-        return total
+        return together(self.agents)
 
     def to_json(self) -> dict[str, Any]:
         """As `perpetual orchestrate --json` prints it."""
@@ -174,7 +143,7 @@ class Orchestrator:
     template: dict[str, Any] | None = None
     runs: Runs | None = None
     _throughput: Throughput = field(default_factory=Throughput)
-    _done: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
+    _agents: Agents = field(default_factory=Agents)
     _looked_after: float | None = None
     _decision: Decision = field(default_factory=lambda: Decision(1, "it begins"))
 
@@ -221,11 +190,7 @@ class Orchestrator:
 
     def _chains(self) -> dict[str, Chain]:
         """All of them by name, the owner first, then those that were made first."""
-        found = self.ledger.chains(self.queue)
-        return {
-            chain.name: chain
-            for chain in sorted(found, key=lambda one: (not one.owns_queue, one.created_at, len(one.name), one.name))
-        }
+        return {chain.name: chain for chain in in_order(self.ledger.chains(self.queue))}
 
     def _look_after(self) -> list[Deed]:
         now = self.clock.monotonic()
@@ -263,7 +228,7 @@ class Orchestrator:
         units: int,
     ) -> Decision:
         used = chain_usage([session for all_of_one in sessions.values() for session in all_of_one])
-        for limit in Budget.from_json(chains[self.queue].settings.get("budget") or []):
+        for limit in chains[self.queue].budget:
             if limit.pool is None or not units:
                 continue
             left = limit.amount - sum(spend.amount for spend in pool_spends(self.ledger, limit, self.clock.now()))
@@ -347,7 +312,7 @@ class Orchestrator:
         self, sessions: dict[str, list[SessionRecord]], items: dict[ItemStatus, int], deeds: Sequence[Deed]
     ) -> Report:
         chains, now = self._chains(), self.clock.now()
-        lines = [self._line(chain, sessions.get(name, []), now) for name, chain in chains.items()]
+        lines = [self._agents.line(chain, sessions.get(name, []), now) for name, chain in chains.items()]
         return Report(
             queue=self.queue,
             planned=chains[self.queue].planned,
@@ -359,24 +324,6 @@ class Orchestrator:
             near_end={name: chain.ordinal for name, chain in chains.items() if _is_near_end(chain, sessions.get(name))},
             at_work=sum(chain.status is ChainStatus.RUNNING for chain in chains.values()),
             over=not any(is_going(chain) or is_ending(chain) for chain in chains.values()),
-        )
-
-    def _line(self, chain: Chain, sessions: Sequence[SessionRecord], now: float) -> AgentLine:
-        units = sum(session.units for session in sessions)
-        done = self._done.setdefault(chain.name, deque())
-        done.append((now, units))
-        while now - done[0][0] > RATE_SECONDS:
-            done.popleft()
-        seconds = now - done[0][0]
-        return AgentLine(
-            chain=chain.name,
-            state=state_of(chain, now),
-            reason=chain.reason,
-            takes=str(chain.selector),
-            sessions=chain.ordinal,
-            units=units,
-            per_minute=60 * (units - done[0][1]) / seconds if seconds > 0 else 0.0,
-            usage=chain_usage(sessions),
         )
 
 

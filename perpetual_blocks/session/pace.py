@@ -1,11 +1,6 @@
 """The pace: how many units at once, and how many of them in a batch."""
 
-from collections.abc import Iterator
-
-THROTTLED = frozenset({"RateLimitError", "TooManyRequests", "TooManyRequestsError", "ThrottlingException"})
-"""What the errors of common clients are called when a service refuses a call because there were too many."""
-
-TOO_MANY_REQUESTS = 429  # RFC 6585
+from perpetual_blocks.service_errors import is_throttled
 
 MOST_IN_BATCH = 1000
 """So many units are given back at most, or run again, when a session dies."""
@@ -61,20 +56,3 @@ class BatchSize:
     def ran(self, units: int) -> None:
         """A batch has ended, of which so many units came to an end."""
         self.most = max(1, min(MOST_IN_BATCH, 2 * units))
-
-
-def is_throttled(error: BaseException) -> bool:
-    """Whether an error, or what caused it, says that there were too many calls."""
-    for one in _causes(error):
-        statuses = {getattr(one, "status_code", None), getattr(getattr(one, "response", None), "status_code", None)}
-        if TOO_MANY_REQUESTS in statuses or type(one).__name__ in THROTTLED:
-            return True
-    return False
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

@@ -1,19 +1,26 @@
 """The plan of a chain, from what its ledger knows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from math import ceil
 
-from perpetual_blocks.budget import Budget, Forecast
+from perpetual_blocks.budget import Budget, Forecast, Record, Spend
 from perpetual_blocks.budget.plan import DRAWS, Pace, Plan, Work, simulate, usual_pace
 from perpetual_blocks.session.account import budget_record, learned_by
-from perpetual_blocks.session.chain import Chain, SessionRecord
+from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord
 from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.session.metrics import own_limits
 from perpetual_blocks.usage import show, show_duration
 from perpetual_blocks.work import Item, ItemStatus, WorkItem
 
+OPEN = (ItemStatus.CLAIMED, ItemStatus.AVAILABLE, ItemStatus.BLOCKED)
+
 MOST_ITEMS = 100_000
+MOST_SPENDS = 500
+
+LATEST, FEW_UNITS = 5, 8
+"""How much work is done at once is told from so many sessions, of those with at least so many units."""
+
 OUTLOOK_ITEMS, OUTLOOK_DRAWS = 5_000, 2_500
 """An outlook is made while the next session waits for this one to end."""
 
@@ -31,22 +38,46 @@ def plan_chain(
     Args:
         forecasts: What was learned, by resource; as the ledger has it if not given.
     """
-    sessions = ledger.sessions(chain.name)
     record = budget_record(ledger, chain, budget, now, before=chain.ordinal + 1, forecasts=forecasts)
-    left = [
-        item
-        for status in (ItemStatus.CLAIMED, ItemStatus.AVAILABLE, ItemStatus.BLOCKED)
-        for item in ledger.items(chain.name, status, MOST_ITEMS, taken=True)
-    ]
-    spends = {limit.name: record.spent_of(limit) for limit in budget}
-    work = _work(left, _units_each(ledger, chain))
-    return simulate(work, budget, record.forecasts, now, spends=spends, pace=_pace(sessions), draws=draws)
+    return plan_rest(ledger, chain, budget, record, now, draws=draws)
+
+
+def plan_rest(
+    ledger: Ledger,
+    chain: Chain,
+    budget: Budget,
+    record: Record,
+    now: float,
+    *,
+    most_items: int = MOST_ITEMS,
+    draws: int = DRAWS,
+    begun: Mapping[str, float] | None = None,
+) -> Plan:
+    """The same, given what has been spent and learned until now.
+
+    Args:
+        most_items: So many are looked at; those beyond are taken to be like them.
+        begun: What the session at work has used of its own limits; None where a new one is to come first.
+    """
+    counts = ledger.counts(chain.name, taken=True)
+    left: list[Item] = []
+    for status in OPEN:
+        if counts.get(status, 0) and len(left) < most_items:
+            left += ledger.items(chain.name, status, most_items - len(left), taken=True)
+    still_open = sum(counts.get(status, 0) for status in OPEN)
+    each = _units_each(ledger, chain)
+    # Of a queue that others work on, too, there is the less for this one.
+    share = max(1.0, still_open / max(1, len(left))) / _workers(ledger, chain)
+    work = list(_scaled(_work(left, each), share))
+    spends = {limit.name: _lumped(record.spent_of(limit)) for limit in budget}
+    pace = _pace(ledger.sessions(chain.name), now)
+    return simulate(work, budget, record.forecasts, now, spends=spends, pace=pace, begun=begun, draws=draws)
 
 
 def outlook(ledger: Ledger, chain: Chain, budget: Budget, now: float, forecasts: Mapping[str, Forecast]) -> str | None:
     """What is to come in a sentence, for a handoff; None where that would take long to say."""
     counts = ledger.counts(chain.name, taken=True)
-    left = sum(counts.get(status, 0) for status in (ItemStatus.CLAIMED, ItemStatus.AVAILABLE, ItemStatus.BLOCKED))
+    left = sum(counts.get(status, 0) for status in OPEN)
     if not 0 < left <= OUTLOOK_ITEMS:
         return None
     plan = plan_chain(ledger, chain, budget, now, OUTLOOK_DRAWS, forecasts)
@@ -82,6 +113,34 @@ def _work(items: Sequence[Item], units_each: float) -> list[Work]:
     return [Work(group[0].expectation, sum(_units_left(item, units_each) for item in group)) for group in groups]
 
 
+def _lumped(spends: Sequence[Spend]) -> Sequence[Spend]:
+    """Several spends as one where there are many, at the moment of the last: each future goes through all."""
+    step = ceil(len(spends) / MOST_SPENDS)
+    if step <= 1:
+        return spends
+    lumps = (spends[start : start + step] for start in range(0, len(spends), step))
+    return [Spend(lump[-1].at, sum(spend.amount for spend in lump)) for lump in lumps]
+
+
+def _scaled(work: Iterable[Work], factor: float) -> Iterator[Work]:
+    """The work with so many times its units, which stay whole numbers."""
+    before = exact = 0.0
+    for one in work:
+        exact += one.units * factor
+        if units := round(exact - before):
+            before += units
+            yield Work(one.expectation, units)
+
+
+def _workers(ledger: Ledger, chain: Chain) -> int:
+    """How many chains take what this one takes of the queue, this one among them."""
+    others = (one for one in ledger.chains(chain.queue) if one.name != chain.name)
+    return 1 + sum(
+        one.status is ChainStatus.RUNNING and (one.selector.takes_all or one.selector == chain.selector)
+        for one in others
+    )
+
+
 def _units_left(item: Item, units_each: float) -> int:
     if item.progress and item.progress[0] > 0:
         done, total = item.progress
@@ -96,7 +155,7 @@ def _units_each(ledger: Ledger, chain: Chain) -> float:
     return max(1.0, units / done) if done else 1.0
 
 
-def _pace(sessions: Sequence[SessionRecord]) -> Pace:
+def _pace(sessions: Sequence[SessionRecord], now: float) -> Pace:
     ended = [session for session in sessions if session.ended_at is not None]
     gaps = [
         after.started_at - (before.ended_at or 0.0)
@@ -116,4 +175,15 @@ def _pace(sessions: Sequence[SessionRecord]) -> Pace:
             for session in by_budget
             if (own := own_limits(session))
         ],
+        [rate for session in sessions[-LATEST:] if (rate := _parallel(session, now)) is not None],
     )
+
+
+def _parallel(session: SessionRecord, now: float) -> float | None:
+    """How many seconds of units' work a session has done in a second; None where it has too few units to tell."""
+    seconds = session.usage.get("seconds", 0.0)
+    beside: float = (session.resume_seconds or 0.0) + sum(step["seconds"] for step in session.steps)
+    at_work = (session.ended_at or now) - session.started_at - beside
+    if session.units < FEW_UNITS or seconds <= 0 or at_work <= 0:
+        return None
+    return seconds / at_work

@@ -3,7 +3,7 @@
 `ledger` has the ledger's, and `adapters` the implementations.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -137,8 +137,15 @@ class Runs(Protocol):
     def cancel(self, flow_run_id: str, why: str) -> None:
         """Cancels a flow run that has not started yet; one that has is left as it is."""
 
+    def end_suspended(self, flow_run_id: str, name: str, why: str) -> None:
+        """Ends a suspended flow run as Completed, with this name; one that is in another state is left as it is."""
+
     def crashed(self, flow_run_id: str, why: str) -> None:
         """Says of a flow run that is not over that its process is dead."""
+
+
+Refuse = Callable[[str, str], None]
+"""Given a text and the name of its file: raises where it must not be committed."""
 
 
 class SavedWork(Protocol):
@@ -147,8 +154,14 @@ class SavedWork(Protocol):
     def backup(self, key: str, text: str) -> None:
         """Copies a document to a second storage, where there is one."""
 
-    def commit(self, paths: Sequence[Any], message: str) -> str | None:
+    def commit(self, paths: Sequence[Any], message: str, refuse: Refuse | None) -> str | None:
         """Commits these paths to their repository; the commit's id, or None where nothing had changed."""
 
+    def set_aside(self, paths: Sequence[Any], branch: str, message: str, refuse: Refuse | None) -> str | None:
+        """Commits what has changed at these paths to a branch of its own, and leaves all else as it is; as `commit`."""
+
+    def push(self, paths: Sequence[Any]) -> None:
+        """Pushes the commits of these paths' repository."""
+
     def publish(self, chain: str, ordinal: int, markdown: str, description: str) -> None:
-        """Shows the handoff where people look."""
+        """Shows the handoff where people look; the description's beginning is what lists have of it."""

@@ -1,11 +1,13 @@
 """Restoring: what a new session checks before its first unit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from perpetual_blocks.checkpoint import Checkpoint, Signer, compare
-from perpetual_blocks.errors import DamagedDocument, StorageError
-from perpetual_blocks.session.ledger import Document
+from perpetual_blocks.checkpoint import Checkpoint, Signer, compare, digest
+from perpetual_blocks.errors import DamagedDocument, PerpetualError, StorageError
+from perpetual_blocks.session.chain import SessionRecord
+from perpetual_blocks.session.ledger import Document, Ledger
 from perpetual_blocks.session.ports import Documents
 
 
@@ -60,3 +62,25 @@ def restore(
             notes.append(f"the checkpoint of session {entry.ordinal} agrees with the ledger in {len(agreed)} fields")
         return Restored((len(agreed), len(agreed) - len(wrong)), tuple(notes))
     return Restored(None, tuple(notes))
+
+
+def handoff_reader(
+    ledger: Ledger, documents: Documents, previous: SessionRecord | None, chain: str
+) -> Callable[[], str | None]:
+    """What reads the handoff of the session before, once, when it is first asked for.
+
+    It is for reading only, so where it is missing, damaged or out of reach it is None, and the work goes on without.
+    """
+
+    @cache
+    def read() -> str | None:
+        if previous is None:
+            return None
+        try:
+            entry = next(one for one in ledger.documents(chain, "handoff") if one.ordinal == previous.ordinal)
+            text = documents.read(entry.key)
+        except (PerpetualError, StopIteration):
+            return None
+        return text if digest(text) == entry.digest else None
+
+    return read

@@ -4,7 +4,7 @@
 2. save state: the checkpoint is written, read back, compared, and then pointed at
 3. back up: the checkpoint and what changed of the ledger's rows go to a second storage; the oldest checkpoints are let
    go
-4. commit the agent's work to git
+4. commit the agent's work to git, and push it where that is wanted
 5. the handoff document
 6. close the session and record the follow-on, in one transaction; then create it, and show the handoff to people
 
@@ -18,6 +18,7 @@ for is recorded as `skipped`. 6 is the minimal save: all that the next session n
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from perpetual_blocks.budget import BudgetMonitor
@@ -27,6 +28,7 @@ from perpetual_blocks.faults import reached
 from perpetual_blocks.handoff import Handoff
 from perpetual_blocks.patience import Patience
 from perpetual_blocks.session.advice import CHECKPOINT_BUDGET
+from perpetual_blocks.session.agents_files import commit_message, refusal
 from perpetual_blocks.session.backup import back_up
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.continuation import Ending, ending
@@ -36,16 +38,17 @@ from perpetual_blocks.session.documents import (
     document_key,
     handoff_now,
     limits_now,
-    masked_markdown,
+    next_run,
 )
 from perpetual_blocks.session.follow_on import FollowOnMaker, create_follow_ons, jitter
 from perpetual_blocks.session.ledger import Closing, Document, Fence
 from perpetual_blocks.session.manners import restrain
+from perpetual_blocks.session.pages import masked_markdown, publish
 from perpetual_blocks.session.planning import outlook
 from perpetual_blocks.session.steps import Steps
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import Agent, World
-from perpetual_blocks.telemetry import CheckpointLarge, StepFailed
+from perpetual_blocks.telemetry import CheckpointLarge, StepEnded, StepFailed
 
 FOLLOW_ON_SECONDS = 45.0
 """For how long the creation of a follow-on is tried again; less than a step may take."""
@@ -90,6 +93,7 @@ class Shutdown:
             lambda step, error: world.tell(StepFailed(fence.chain, step, error)),
             world.redactor,
             killed_at=lambda: self.stop.by,
+            on_end=lambda step, seconds, error: world.tell(StepEnded(fence.chain, step, seconds, error)),
         )
         reason = replace(reason, message=world.redactor(reason.message))
         steps.best_effort("finish_unit", self.agent.finish_unit)
@@ -100,7 +104,7 @@ class Shutdown:
         checkpoint = checkpoint_now(world.ledger, fence.chain, fence.ordinal, self.task, world.clock.now()).text(
             world.signer
         )
-        steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
+        saved = steps.essential("save_state", lambda: self._save("checkpoint", checkpoint))
         size = len(checkpoint.encode())
         if size > CHECKPOINT_BUDGET:
             world.tell(CheckpointLarge(fence.chain, fence.ordinal, size, CHECKPOINT_BUDGET))
@@ -110,24 +114,29 @@ class Shutdown:
         if backup is not None:
             # After the pruning: a restored ledger must not point at a checkpoint that is gone.
             steps.best_effort("back_up_ledger", lambda: back_up(world.ledger, backup, fence))
-        commit = steps.best_effort("commit_changes", lambda: self._commit(end))
-        handoff = self._handoff(end, steps, commit)
-        markdown = steps.best_effort("create_handoff", lambda: self._markdown(self._ask_agent(handoff)))
-        if markdown is None:
+        named: list[Path] = []
+        commit = steps.best_effort("commit_changes", lambda: self._commit(end, saved, named))
+        if commit is not None and self.agent.push_commits:
+            steps.best_effort("push", lambda: world.saved_work.push(named))
+        handoff = self._handoff(end, steps, commit, saved)
+        said = steps.best_effort("create_handoff", lambda: self._said(self._ask_agent(handoff)))
+        if said is None:
             # Whatever the agent's hook does, there is a handoff, and it says what the hook did.
-            markdown = self._markdown(handoff.model_copy(update={"steps": steps.failures()}))
+            said = self._said(handoff.model_copy(update={"steps": steps.failures()}))
+        handoff, markdown = said
         steps.best_effort("handoff", lambda: self._save_handoff(markdown))
         end = self._heard_last(end)
         self._close(end, steps)
         # A successor may be waiting for the closing, and nothing depends on where people look.
-        steps.best_effort("publish", lambda: self._publish(markdown, end))
+        steps.best_effort("publish", lambda: self._publish(handoff, end))
         steps.best_effort("cleanup", self.agent.cleanup)
         return end
 
     def _ending(self, reason: StopReason) -> Ending:
         ledger, now = self.world.ledger, self.world.clock.now()
         chain = self.fence.chain
-        end = ending(reason, ledger.counts(chain, taken=True), elsewhere=ledger.is_elsewhere(chain))
+        counts = ledger.counts(chain, taken=True)
+        end = replace(ending(reason, counts, elsewhere=ledger.is_elsewhere(chain)), items=counts)
         *before, this = ledger.sessions(chain)
         this = replace(this, state=end.session, stop_reason=end.reason.code, ended_at=now)
         return restrain(end, ledger.chain(chain), [*before, this], now)
@@ -135,8 +144,8 @@ class Shutdown:
     def _key(self, kind: Literal["checkpoint", "handoff"]) -> str:
         return document_key(self.fence.chain, self.uid, kind, self.fence.ordinal, self.mark)
 
-    def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> None:
-        """Writes a document, then points at it: a crash in between costs a rewrite and never a lie."""
+    def _save(self, kind: Literal["checkpoint", "handoff"], text: str) -> str:
+        """Writes a document, then points at it: a crash in between costs a rewrite and never a lie. Its digest."""
         documents, key, written = self.world.documents, self._key(kind), digest(text)
         documents.write(key, text)
         reached(f"{kind}.written")
@@ -144,6 +153,7 @@ class Shutdown:
             raise DamagedDocument(f"results storage: {key} was read back with other bytes than were written")
         document = Document(kind, self.fence.ordinal, key, written, len(text.encode()))
         self.world.ledger.record_document(self.fence, document)
+        return written
 
     def _save_handoff(self, markdown: str) -> None:
         self._save("handoff", markdown)
@@ -158,15 +168,14 @@ class Shutdown:
         for key in self.world.ledger.forget_checkpoints(self.fence, self.world.keep_checkpoints):
             self.world.documents.delete(key)
 
-    def _commit(self, end: Ending) -> str | None:
-        paths = list(self.agent.commit_changes())
-        if not paths:
+    def _commit(self, end: Ending, checkpoint: str | None, named: list[Path]) -> str | None:
+        named += self.agent.commit_changes()
+        if not named:
             return None
-        chain, ordinal = self.fence.chain, self.fence.ordinal
-        trailers = f"Perpetual-Chain: {chain}\nPerpetual-Session: {ordinal}\nPerpetual-Stop: {end.reason.code}"
-        return self.world.saved_work.commit(paths, f"{chain}: work of session {ordinal}\n\n{trailers}\n")
+        message = commit_message(self.world.ledger.sessions(self.fence.chain)[-1], self.fence, end, checkpoint)
+        return self.world.saved_work.commit(named, message, refusal(self.world.redactor))
 
-    def _handoff(self, end: Ending, steps: Steps, commit: str | None) -> Handoff:
+    def _handoff(self, end: Ending, steps: Steps, commit: str | None, checkpoint: str | None) -> Handoff:
         ledger, now = self.world.ledger, self.world.clock.now()
         foreseen = None
         with suppress(Exception):  # no handoff is to be lost for an outlook
@@ -190,15 +199,18 @@ class Shutdown:
             self.task,
             chain_status=end.chain,
             resume_at=end.reason.resume_at,
-            calibration=calibration_of(self.monitor),
+            calibration=calibration_of(self.monitor.forecasts),
             resumed=self.resumed,
             failed_steps=steps.failures(),
             commit=commit,
+            checkpoint=checkpoint,
             outlook=foreseen,
+            # One that was announced for this moment is not the one that begins later.
+            next_run_id=self._next_run() if end.goes_on and end.reason.resume_at is None else None,
         )
 
-    def _markdown(self, handoff: Handoff) -> str:
-        return masked_markdown(handoff, self.world.redactor)
+    def _said(self, handoff: Handoff) -> tuple[Handoff, str]:
+        return handoff, masked_markdown(handoff, self.world.redactor)
 
     def _ask_agent(self, handoff: Handoff) -> Handoff:
         changed = self.agent.create_handoff(handoff.model_copy(deep=True))
@@ -206,8 +218,21 @@ class Shutdown:
             raise InvalidInput.of("create_handoff", changed, "the Handoff, changed or not")
         return changed
 
-    def _publish(self, markdown: str, end: Ending) -> None:
-        self.world.saved_work.publish(self.fence.chain, self.fence.ordinal, markdown, end.reason.message)
+    def _publish(self, handoff: Handoff, end: Ending) -> None:
+        # By now the follow-on has a run, and a person may have wanted another end.
+        known: dict[str, object] = {"next_run_id": self._next_run() if end.goes_on else None}
+        if end.session != handoff.state:
+            known |= {
+                "state": end.session,
+                "stop_reason": end.reason.code,
+                "stop_message": end.reason.message,
+                "chain_status": end.chain,
+                "resume_at": None,
+            }
+        publish(handoff.model_copy(update=known), self.world.saved_work, self.world.redactor)
+
+    def _next_run(self) -> str | None:
+        return next_run(self.world.ledger, self.fence.chain, self.fence.ordinal)
 
     def _heard_last(self, end: Ending) -> Ending:
         """The end, unless a person has wanted another one while the session was ending."""

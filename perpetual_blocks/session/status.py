@@ -1,14 +1,16 @@
 """A chain at a glance: the object that `perpetual status --json` prints."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.clock import isoformat
 from perpetual_blocks.session.advice import advice
-from perpetual_blocks.session.chain import SessionRecord, SessionState
+from perpetual_blocks.session.chain import Chain, SessionRecord, SessionState
 from perpetual_blocks.session.documents import chain_usage, checkpoint_sizes
 from perpetual_blocks.session.ledger import Ledger
 from perpetual_blocks.session.metrics import resume_cost, success_metrics
+from perpetual_blocks.work import ItemStatus
 
 
 def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
@@ -20,21 +22,32 @@ def chain_status(ledger: Ledger, name: str) -> dict[str, Any]:
     """
     chain, sessions, counts = ledger.chain(name), ledger.sessions(name), ledger.counts(name)
     return {
+        **in_short(ledger, chain, sessions, counts),
+        "usage": chain_usage(sessions),
+        "metrics": success_metrics(sessions, counts),
+        "resume": resume_cost(sessions),
+        "advice": advice(sessions, checkpoint_sizes(ledger, name)),
+        "updated_at": isoformat(chain.updated_at),
+    }
+
+
+def in_short(
+    ledger: Ledger, chain: Chain, sessions: Sequence[SessionRecord], counts: Mapping[ItemStatus, int]
+) -> dict[str, Any]:
+    """As much of it as is cheap to ask for, again and again."""
+    return {
         "chain": chain.name,
         "status": chain.status.value,
         "reason": chain.reason,
         "agent": chain.agent,
         "queue": chain.queue,
         "takes": str(chain.selector),
-        "others": sorted(one.name for one in ledger.chains(chain.queue) if one.name != name),
+        "others": sorted(one.name for one in ledger.chains(chain.queue) if one.name != chain.name),
         "items": {"total": sum(counts.values()), **{status.value: count for status, count in counts.items()}},
         "resume_at": isoformat(chain.resume_at),
-        "sessions": [_session(session, Budget.from_json(chain.settings.get("budget") or [])) for session in sessions],
-        "usage": chain_usage(sessions),
-        "metrics": success_metrics(sessions, counts),
-        "resume": resume_cost(sessions, ledger.first_units(name)),
-        "advice": advice(sessions, checkpoint_sizes(ledger, name)),
-        "updated_at": isoformat(chain.updated_at),
+        "asks_until": isoformat(chain.asks_until),
+        "approvals": [{**one.to_json(), "at": isoformat(one.at)} for one in chain.approvals],
+        "sessions": [_session(session, chain.budget) for session in sessions],
     }
 
 

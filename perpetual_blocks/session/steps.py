@@ -34,6 +34,10 @@ def _never() -> float | None:
     return None
 
 
+def _unheard(_step: str, _seconds: float, _error: str | None) -> None:
+    return None
+
+
 @dataclass(slots=True)
 class Steps:
     """Runs steps and keeps what came of them in `record`: name, ok, seconds, and the error where there was one.
@@ -44,6 +48,7 @@ class Steps:
     Attributes:
         killed_at: When the process will be killed, by the clock's `monotonic`; None where it is not. It is asked again
             and again, as a signal may come in the middle of a shutdown.
+        on_end: Told of each step that is over: its name, how many seconds it took, and what failed it.
     """
 
     clock: Clock
@@ -51,6 +56,7 @@ class Steps:
     redact: Callable[[str], str] = str
     record: list[dict[str, Any]] = field(default_factory=list)
     killed_at: Callable[[], float | None] = _never
+    on_end: Callable[[str, float, str | None], None] = _unheard
 
     def essential(self, name: str, step: Callable[[], T]) -> T | None:
         """Runs a step that must succeed; what it raises is recorded and raised again.
@@ -101,6 +107,8 @@ class Steps:
         self.record.append(entry)
         try:
             result = step()
+            entry["ok"] = True
+            return result
         except Exception as error:
             if isinstance(error, StepTimedOut) and self._left() <= 0:
                 entry["skipped"] = True
@@ -108,8 +116,7 @@ class Steps:
             raise
         finally:
             entry["seconds"] = round(self.clock.monotonic() - started, 4)
-        entry["ok"] = True
-        return result
+            self.on_end(name, entry["seconds"], entry.get("error"))
 
 
 def within(seconds: float, step: Callable[[], T], left: Callable[[], float] = lambda: math.inf) -> T:

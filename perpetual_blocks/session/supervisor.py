@@ -13,6 +13,7 @@ from typing import Literal
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import PerpetualError, described
 from perpetual_blocks.faults import reached
+from perpetual_blocks.session.asking import close_question
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, StopReason
 from perpetual_blocks.session.completion import RECENT, complete
 from perpetual_blocks.session.continuation import Ending
@@ -41,12 +42,15 @@ class Deed:
 
     Attributes:
         what: `rescued`, `created`, `renewed`, `moved`, `held`, `completed` (a handoff that was missing), `late` (nobody
-            takes the follow-on up) or `failed` (the supervisor could not look).
+            takes the follow-on up), `unanswered` (a question about a total that is gone is closed) or `failed` (the
+            supervisor could not look).
+        status: How the chain stands after a rescue; "" where nothing has changed that.
     """
 
     chain: str
-    what: Literal["rescued", "created", "renewed", "moved", "held", "completed", "late", "failed"]
+    what: Literal["rescued", "created", "renewed", "moved", "held", "completed", "late", "unanswered", "failed"]
     why: str
+    status: str = ""
 
 
 def death(chain: Chain, latest: SessionRecord, now: float, alive: bool | None) -> str | None:
@@ -122,6 +126,8 @@ class Supervisor:
         for chain in self._ledger.chains(queue):
             if chain.status in (ChainStatus.RUNNING, ChainStatus.WAITING):
                 deeds += self._guarded(chain.name, lambda chain=chain: self._look_at(chain))  # type: ignore[misc]
+            if chain.asks_until is not None and self._runs is not None:
+                deeds += self._guarded(chain.name, lambda chain=chain: self._close_question(chain))  # type: ignore[misc]
             if self._clock.now() - chain.updated_at < LOOKED_BACK_SECONDS:
                 deeds += self._guarded(chain.name, lambda name=chain.name: self._tidy(name))  # type: ignore[misc]
         if self._runs is not None:
@@ -192,7 +198,8 @@ class Supervisor:
         reached("supervisor.rescued")
         if end is None:
             return []
-        return [Deed(chain.name, "rescued", f"session {latest.ordinal}: {why}; the chain is {end.chain}")]
+        said = f"session {latest.ordinal}: {why}; the chain is {end.chain}"
+        return [Deed(chain.name, "rescued", said, end.chain)]
 
     def _tidy(self, name: str) -> list[Deed]:
         """Writes the handoff of a session that left none, and ends runs that say that they still run."""
@@ -228,7 +235,7 @@ class Supervisor:
             case "cancelled":
                 why = "the flow run that was to go on was cancelled"
                 held = self._ledger.hold(name, follow_on.ordinal - 1, ChainStatus.CANCELLED, why)
-                return [Deed(name, "held", why)] if held else []
+                return [Deed(name, "held", why, ChainStatus.CANCELLED)] if held else []
             case "renew":
                 why = f"the run that was to be session {follow_on.ordinal} is {run.state} and has not begun it"
                 wait = back_off(renewals + 1)
@@ -243,6 +250,11 @@ class Supervisor:
                 return [Deed(name, "late", why)]
             case "late" | "wait":
                 return []
+
+    def _close_question(self, chain: Chain) -> list[Deed]:
+        assert self._runs is not None
+        why = close_question(self._ledger, self._runs, chain, self._ledger.now())
+        return [Deed(chain.name, "unanswered", why)] if why is not None else []
 
     def _facts(self, flow_run_id: str | None) -> RunFacts | None:
         if self._runs is None or flow_run_id is None:

@@ -104,7 +104,7 @@ class Verification:
         """
         possible = [problem for problem in problems if problem.repair is not None]
         items = [problem.target for problem in possible if isinstance(problem.target, str)]
-        if items:
+        if items or any(problem.repair == "tally" for problem in possible):
             self.ledger.repair_items(self.chain, items)
         for problem in possible:
             if isinstance(problem.target, Document) and not (problem.repair == "copy" and self._copy(problem.target)):

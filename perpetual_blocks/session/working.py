@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any
 
 from perpetual_blocks.budget import BudgetMonitor, Reading, Status
@@ -13,22 +14,27 @@ from perpetual_blocks.session.batch import Batch, Failed, Unlimited
 from perpetual_blocks.session.chain import StopReason
 from perpetual_blocks.session.choosing import Chooser
 from perpetual_blocks.session.context import merged_context
+from perpetual_blocks.session.continuation import OUTAGE, outage, outages_in_a_row
 from perpetual_blocks.session.crew import Crew, LeftBehind
-from perpetual_blocks.session.documents import UnitKeys
+from perpetual_blocks.session.documents import UnitKeys, levels_now
 from perpetual_blocks.session.ledger import Claim, Finished, Opened
 from perpetual_blocks.session.manners import Manners
 from perpetual_blocks.session.pace import BatchSize, Pace
 from perpetual_blocks.session.ports import RunPaused
+from perpetual_blocks.session.services import ServiceWatch
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.successor import Successor
 from perpetual_blocks.session.world import Agent, World
-from perpetual_blocks.telemetry import BudgetWarned, ItemDiscarded, UnitCompleted, UnitCutOff, UnitFailed
+from perpetual_blocks.telemetry import BudgetRead, BudgetWarned, ItemDiscarded, UnitCompleted, UnitCutOff, UnitFailed
 from perpetual_blocks.usage import add
 from perpetual_blocks.work import CutOff, Item, ItemStatus
 
 LEARNED = 32
 """From how many units of a batch, spread over it, the forecasts learn: to learn from each would cost more than tiny
 units do, and these are as good a sample."""
+
+TELL_SECONDS = 1.0
+"""How often at most it is told how the limits stand."""
 
 
 class Working:
@@ -75,13 +81,23 @@ class Working:
         self.passed_over = self._chooser.passed_over
         self.choices: list[str] = []
         self._allowances = Allowances(
-            monitor, self._chooser, world, stop, agent.ladder, self.choices, concurrent=concurrency > 1
+            monitor,
+            self._chooser,
+            self._fence.chain,
+            world,
+            stop,
+            agent.ladder,
+            self.choices,
+            concurrent=concurrency > 1,
         )
         self._crew: Crew[Batch] = Crew(world.clock, stop)
         self._pace = Pace(concurrency)
+        was_away = opened.previous is not None and opened.previous.stop_reason == OUTAGE
+        self._service = ServiceWatch(concurrency, was_away=was_away)
         self._size = BatchSize()
         self._spent: dict[str, float] = {}
         self._warned: set[str] = set()
+        self._tell_next = -inf
 
     def run(self) -> StopReason:
         """Works until something says stop: what that was."""
@@ -94,6 +110,7 @@ class Working:
             with self._monitor.lock:
                 readings = self._monitor.readings()
                 reason = reason or self._reason_to_stop(readings)
+            self._tell_levels(readings)
             if reason is None and is_free:
                 chosen = self._chooser.claim(readings, self._size.most, patient=not self._crew.running)
                 if isinstance(chosen, Claim):
@@ -140,11 +157,15 @@ class Working:
         reached("unit.claimed")
         for item, why in self._chooser.discarded.items():
             self._world.tell(ItemDiscarded(self._fence.chain, item, why))
+        allowance = self._allowances.batch(claim.items[0], beside_others=bool(self._crew.running))
+        if allowance is None:
+            self._ledger.release(self._fence, claim.items, begun=False)
+            return self._settle_next()
         batch = Batch(
             claim,
             self._keys,
             self._context,
-            self._allowances.batch(claim.items[0]),
+            allowance,
             self._world.clock,
             chain=self._fence.chain,
             fresh=self._monitor.units == 0 and not self._crew.running,
@@ -182,6 +203,12 @@ class Working:
                 self._world.tell(BudgetWarned(self._fence.chain, verdict.reading.limit.resource, verdict.reason))
         return None
 
+    def _tell_levels(self, readings: Sequence[Reading]) -> None:
+        now = self._world.clock.monotonic()
+        if now >= self._tell_next:
+            self._tell_next = now + TELL_SECONDS
+            self._world.tell(BudgetRead(self._fence.chain, levels_now(readings)))
+
     def _settle_next(self) -> StopReason | None:
         """Waits for the next batch that ends, and commits what came of it; a reason to stop where it was one."""
         try:
@@ -207,25 +234,29 @@ class Working:
         self.check_reachable()
         self._settle(batch)
         if batch.cut_off is None:
-            return self._stop.reason if self._crew.interrupted else None
+            return self._stop.reason if self._crew.interrupted else self._outage()
         failed = batch.cut_off
         assert isinstance(failed.error, CutOff)
-        self._cut_off(failed, failed.error, fresh=batch.fresh and failed.item is batch.items[0])
+        with self._monitor.lock:
+            fresh = batch.fresh and failed.item is batch.items[0]
+            fresh = fresh and self._monitor.had_all(failed.error.resource, failed.usage)
+        self._cut_off(failed, failed.error, fresh=fresh)
         return self._stop.reason or self._chooser.out_of_room(failed.item, failed.error)
 
     def _settle(self, batch: Batch) -> None:
         with self._monitor.lock:
             for one in batch.finished[:: max(1, len(batch.finished) // LEARNED)]:
                 self._monitor.learn(one.outcome.usage, one.item.expectation, peaks=batch.peaks)
-            for one in batch.finished:
-                for name, quota in one.outcome.quotas.items():
-                    self._monitor.report(name, quota)
         self._commit(batch.finished, batch.left)
         for failed in batch.failed:
             if self._crew.interrupted:
                 self._cut_off(failed, failed.unit.interrupted(), fresh=False)
+                continue
+            self._pace.failed(failed.error, batch.phase)
+            if self._service.is_to_blame(failed.item, failed.error):
+                why = f"unit {failed.item.units + 1} cannot be done while a service is away"
+                self._give_back(failed, f"{failed.item.id}: {why}: {described(failed.error)}", fresh=False)
             else:
-                self._pace.failed(failed.error, batch.phase)
                 self._count_failure(failed.item, failed.usage, failed.error)
         self._size.ran(len(batch.finished) + len(batch.failed))
 
@@ -250,6 +281,7 @@ class Working:
             return
         for one in finished:
             self._pace.succeeded()
+            self._service.succeeded()
             done, progress, usage = one.outcome.done, one.outcome.progress, one.outcome.usage
             self._world.tell(UnitCompleted(self._fence.chain, one.item.id, one.item.units + 1, done, progress, usage))
 
@@ -269,16 +301,31 @@ class Working:
     def _cut_off(self, failed: Failed, error: CutOff, *, fresh: bool) -> None:
         with self._monitor.lock:
             self._monitor.learn(failed.usage, failed.item.expectation, finished=False)
-        why = self._world.redactor(str(error))
+        self._give_back(failed, str(error), fresh=fresh)
+
+    def _give_back(self, failed: Failed, why: str, *, fresh: bool) -> None:
+        """Counts no attempt, but what was spent."""
+        why = self._world.redactor(why)
         self._spent = self._spent_with(failed.usage)
         status = self._ledger.cut_off(self._fence, failed.item, why, failed.usage, self._spent, fresh=fresh)
-        self._world.tell(UnitCutOff(self._fence.chain, failed.item.id, why, discarded=status is ItemStatus.DISCARDED))
+        discarded = status is ItemStatus.DISCARDED
+        self._world.tell(UnitCutOff(self._fence.chain, failed.item.id, why, discarded, failed.usage))
 
     def _count_failure(self, item: Item, usage: dict[str, float], error: BaseException) -> None:
         text = self._world.redactor(described(error))
         self._spent = self._spent_with(usage)
-        self._ledger.fail_unit(self._fence, item, text, usage, self._spent)
-        self._world.tell(UnitFailed(self._fence.chain, item.id, item.attempts + 1, item.max_attempts, text))
+        status = self._ledger.fail_unit(self._fence, item, text, usage, self._spent)
+        discarded = status is ItemStatus.DISCARDED
+        told = UnitFailed(self._fence.chain, item.id, item.attempts + 1, item.max_attempts, text, discarded, usage)
+        self._world.tell(told)
+
+    def _outage(self) -> StopReason | None:
+        """Why the session ends when a service that its units use is away."""
+        if self._service.away is None:
+            return None
+        *before, this = self._ledger.sessions(self._fence.chain)
+        why = f"a service is away, and no unit gets on without it: {described(self._service.away)}"
+        return outage(self._world.redactor(why), 0 if this.units else outages_in_a_row(before), self._world.clock.now())
 
     def _spent_with(self, *usages: dict[str, float]) -> dict[str, float]:
         """What the ledger is to hold of the session's usage. The budget counts what is not committed yet, too."""

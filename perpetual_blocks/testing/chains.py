@@ -1,7 +1,6 @@
 """A whole chain on this machine: session after session, each in a process of its own, and what it comes to."""
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
@@ -14,7 +13,6 @@ from threading import Thread
 from typing import Any
 
 from perpetual_blocks import faults
-from perpetual_blocks.adapters import process
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.adapters.prices import price
 from perpetual_blocks.agent import PerpetualAgent
@@ -33,7 +31,16 @@ from perpetual_blocks.session.loop import Session
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
 from perpetual_blocks.testing.interruptions import RIVAL, Interrupter, Interruption
-from perpetual_blocks.testing.local import LocalDocuments, LocalRuns, LocalUnits, ManualClock, NoSavedWork
+from perpetual_blocks.testing.local import (
+    LocalDocuments,
+    LocalRuns,
+    LocalUnits,
+    ManualClock,
+    NoSavedWork,
+    kept_outcome,
+    local_meters,
+    local_request,
+)
 from perpetual_blocks.testing.processes import Fork, Say
 from perpetual_blocks.work import Unit, WorkItem
 
@@ -285,7 +292,7 @@ def _run(subject: Subject, place: Place, ledger: SqlLedger, clock: ManualClock, 
         runner=units,
         saved_work=NoSavedWork(),
         clock=clock,
-        meters={"memory": process.MemoryMeter(), "cpu_seconds": process.CpuMeter(), **agent.meters},
+        meters=local_meters(agent),
         runs=runs,
         price=price,
     )
@@ -304,20 +311,12 @@ def _request(agent: PerpetualAgent, subject: Subject, ledger: SqlLedger, runs: L
     with suppress(UnknownChain):
         due = ledger.follow_on(CHAIN, ledger.chain(CHAIN).ordinal + 1)
     invited = next((run for run in runs.created() if due and run.idempotency_key == due[0].idempotency_key), None)
-    holder = process.holder_id()
-    return SessionRequest(
-        chain=CHAIN,
-        agent=type(agent).__name__,
-        holder=holder,
-        host=process.host_name(),
-        pid=os.getpid(),
-        process_started=process.process_started(),
-        flow_run_id=invited.flow_run_id if invited else f"run-of-{holder}",
+    request = local_request(agent, subject.budget, CHAIN, invited.flow_run_id if invited else None)
+    return replace(
+        request,
         deployment_id=TEMPLATE.deployment_id,
         invitation=invited.idempotency_key if invited else None,
-        settings={"kinds": list(agent.kinds), "budget": subject.budget.to_json(), "task": agent.task()},
         attended=invited is None,
-        machine=process.machine(),
         template=TEMPLATE.to_json(),
     )
 
@@ -378,17 +377,13 @@ def _final(ledger: SqlLedger, place: Place) -> dict[str, Any]:
             }
             for item in items
         },
-        "results": {item.id: _result(documents, item.result_key) for item in items if item.result_key},
+        "results": {item.id: kept_outcome(documents, item.result_key).result for item in items if item.result_key},
         "context": chain.context,
         "usage": _usage(place.ledger, "failure = 0"),
         UNFINISHED: _usage(place.ledger, "failure > 0"),
         "units of the sessions": sum(session.units for session in ledger.sessions(CHAIN)),
     }
     return place.portable(final)  # type: ignore[no-any-return]
-
-
-def _result(documents: LocalDocuments, key: str) -> Any:
-    return json.loads(documents.read(key))["result"]
 
 
 def _usage(ledger: Path, attempts: str) -> dict[str, dict[str, float]]:

@@ -17,10 +17,12 @@ from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.session.chain import ChainStatus
 from perpetual_blocks.testing.chains import UNFINISHED, Bench, Course, Place, Subject
 from perpetual_blocks.testing.interruptions import MODES, Interruption
 from perpetual_blocks.testing.local import file_contents
 from perpetual_blocks.testing.processes import Fork, Say, check_fork
+from perpetual_blocks.work import ItemStatus
 
 MOST_SESSIONS = 10_000
 """Of the uninterrupted run: one that does not end is a mistake."""
@@ -94,10 +96,11 @@ def assert_resumable(
     """
     check_fork()
     subject = Subject(_maker(agent), budget or Budget(), compare, time.time(), session_seconds)
+    named = [Interruption.parse(only)] if only else None
     began = time.monotonic()
     with _folder() as folder:
         expected = _uninterrupted(subject, Place(folder / "uninterrupted"))
-        cases = [Interruption.parse(only)] if only else chosen(expected.reached, most_cases)
+        cases = named or chosen(expected.reached, most_cases)
         not_reached = _try(subject, folder, cases, expected)
     return Report(
         agent=expected.agent,
@@ -170,6 +173,10 @@ def _uninterrupted(subject: Subject, place: Place) -> Course:
     if course.problem is not None:
         wrong = f"{course.agent} comes to no end when nothing interrupts it: {course.problem}"
         raise AssertionError(f"{wrong}\n{_traces(course, place)}")
+    done = [item for item in course.final["items"].values() if item["status"] == ItemStatus.COMPLETED]
+    if course.final["chain"] == ChainStatus.FINISHED and not done:
+        wrong = f"{course.agent} completes no item of {len(course.final['items'])} when nothing interrupts it"
+        raise AssertionError(f"{wrong}: that shows nothing\n{_traces(course, place)}")
     return course
 
 

@@ -51,6 +51,9 @@ def sources(target: ItemStatus) -> tuple[ItemStatus, ...]:
     return tuple(before for before, after in TRANSITIONS if after is target)
 
 
+DEFAULT_KIND = "default"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkItem:
     """One entry of the queue.
@@ -72,7 +75,7 @@ class WorkItem:
     """
 
     id: str
-    kind: str = "default"
+    kind: str = DEFAULT_KIND
     payload: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     depends_on: tuple[str, ...] = ()

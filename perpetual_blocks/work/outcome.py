@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,8 +28,8 @@ class Outcome:
         usage: What the unit spent, with the `seconds` that it took.
         context: What the unit changed of the agent's context; None where it left it as it was.
         added: Items that the unit added to the queue.
-        quotas: What the provider said of its quota windows, by the limit's name: remaining (or None), the reset, and
-            when it said so, in seconds since the Unix epoch.
+        quotas: What the provider said of its quota windows, by the limit's name: remaining when the unit began (or
+            None), the reset, and when it said so, in seconds since the Unix epoch.
     """
 
     done: bool
@@ -196,4 +196,5 @@ class _Document(BaseModel):
     usage: dict[str, float]
     context: dict[str, Any] | None
     added: list[dict[str, Any]]
-    quotas: dict[str, tuple[float | None, float, float]] = Field(default_factory=dict, strict=False)
+    # As a tuple, which JSON does not have, it tells a reset, which must be there, from what is left until then.
+    quotas: dict[str, Annotated[tuple[float | None, float, float], Field(strict=False)]] = Field(default_factory=dict)

@@ -46,6 +46,7 @@ class Unit:
         room: What the unit may use.
         price: What a model's usage costs, where neither the agent nor the usage itself says it.
         told: Told of each spend as it is recorded.
+        used: Told of what a model used, where a usage object says it.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Unit:
         *,
         price: Price | None = None,
         told: Callable[[dict[str, float]], None] | None = None,
+        used: Callable[[LlmUsage], None] | None = None,
     ) -> None:
         self._item = item
         self.id = item.id
@@ -75,6 +77,7 @@ class Unit:
         self._usage: dict[str, float] = {}
         self._price = price
         self._told = told
+        self._used = used
         self._needs_cost = self._room.limits("cost")
         self._added: list[WorkItem] = []
         self._advanced: Advanced | None = None
@@ -83,6 +86,11 @@ class Unit:
     def usage(self) -> dict[str, float]:
         """What has been spent so far, by resource."""
         return dict(self._usage)
+
+    @property
+    def quotas(self) -> dict[str, Quota]:
+        """What the unit was told of quota windows, by the limit's name; `remaining` as it was when the unit began."""
+        return dict(self._quotas)
 
     def spend(
         self, usage: Mapping[str, float] | object = _NOTHING, /, *, model: str | None = None, **amounts: float
@@ -101,7 +109,7 @@ class Unit:
                 usage; or dollars are limited and those of this usage are not known: its tokens and calls are recorded
                 all the same.
         """
-        if not isinstance(usage, Mapping) or is_llm_usage(usage):
+        if usage is not _NOTHING and (not isinstance(usage, Mapping) or is_llm_usage(usage)):
             # The call was made: what is known of it is counted, whichever part of it is refused.
             try:
                 self._count(amounts)
@@ -113,6 +121,8 @@ class Unit:
             raise InvalidInput.of("unit.spend(model)", model, "the usage of that model beside it, or cost=… instead")
 
     def _spend_on_llm(self, used: LlmUsage, named: set[str]) -> None:
+        if self._used is not None:
+            self._used(used)
         read = {"tokens": used.total_tokens, "calls": used.requests}
         self._count({name: amount for name, amount in read.items() if name not in named})
         if "cost" in named:
@@ -153,14 +163,12 @@ class Unit:
         """
         wanted = validated_usage(amounts, "unit.reserve", tuple(RESOURCES))
         for name, left in self.remaining.items():
-            if (
-                wanted.get(name, 0.0) > left
-                and self._room.extend(name, self._usage.get(name, 0.0) + wanted[name]) is None
-            ):
+            needed = self._usage.get(name, 0.0) + wanted[name] if name in wanted else None
+            if needed is not None and wanted[name] > left and self._room.extend(name, needed) is None:
                 continue
             if left <= 0 or wanted.get(name, 0.0) > left:
                 needs = f"needs {show(name, wanted[name])}" if name in wanted else f"works on without any {name} left"
-                raise CutOff(f"{self.id}: unit {self.number} {needs}; {show(name, left)} left", name)
+                raise CutOff(f"{self.id}: unit {self.number} {needs}; {show(name, left)} left", name, needed)
 
     def report_quota(
         self,
@@ -197,6 +205,9 @@ class Unit:
                 resource if window is None else f"{resource}/{window}",
                 f"one of the budget's windows: {', '.join(self._room.quotas) or 'there is none'}",
             )
+        if remaining is not None:
+            # What the unit has spent by then is counted with the rest of it, when it has ended: after this word.
+            remaining += self._usage.get(resource, 0.0)
         self._quotas[names[0]] = Quota(remaining, resets_at, self._room.now())
 
     def add(self, *items: WorkItem) -> None:
@@ -271,7 +282,7 @@ class Unit:
             usage={**self._usage, "seconds": seconds},
             context=ContextChange.between(self._context_before, copy_json(self.context)) if changed else None,
             added=tuple(self._added),
-            quotas=dict(self._quotas),
+            quotas=self.quotas,
         )
 
 
@@ -307,11 +318,13 @@ class CutOff(PerpetualError):
 
     Attributes:
         resource: What it had no room in.
+        needed: How much of it the unit would have needed altogether, at least, where it said so.
     """
 
-    def __init__(self, message: str, resource: str) -> None:
+    def __init__(self, message: str, resource: str, needed: float | None = None) -> None:
         super().__init__(message)
         self.resource = resource
+        self.needed = needed
 
 
 class Advanced:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, SecretStr
 
-from perpetual_blocks import PerpetualAgent, Unit, WorkItem
+from perpetual_blocks import PerpetualAgent, Unavailable, Unit, WorkItem
 
 
 class Lone(PerpetualAgent):
@@ -42,6 +42,12 @@ class Lone(PerpetualAgent):
     def fail(self, unit: Unit) -> Any:
         unit.spend(tokens=7)
         raise LookupError("no such\npage")
+
+    def find_nobody(self, unit: Unit) -> Any:
+        try:
+            raise Unavailable("the warehouse is closed")
+        except Unavailable as error:
+            raise LookupError("no such page") from error
 
     def leave(self, unit: Unit) -> Any:
         sys.exit(3)

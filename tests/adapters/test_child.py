@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from perpetual_blocks.adapters.remote_unit import Home
 from perpetual_blocks.budget.room import Room
 from perpetual_blocks.clock import SystemClock
 from perpetual_blocks.errors import InvalidInput, described
+from perpetual_blocks.service_errors import is_of_service
 from perpetual_blocks.work import ContextChange, CutOff, Outcome, Unit
 
 REPOSITORY = Path(__file__).parents[2]
@@ -96,6 +96,15 @@ def test_what_a_unit_raises_comes_back() -> None:
     assert unit.usage == {"tokens": 7}
 
 
+def test_whether_a_service_is_away_comes_back() -> None:
+    """What caused the error stays in the child; that nobody is to blame for it does not."""
+    with pytest.raises(RaisedInChild) as raised:
+        run("find_nobody")
+
+    assert described(raised.value) == "LookupError: no such page"
+    assert is_of_service(raised.value)
+
+
 def test_a_unit_that_exits_has_failed() -> None:
     """It ends its own process and nothing else."""
     with pytest.raises(RaisedInChild) as raised:
@@ -150,8 +159,7 @@ def test_a_unit_is_ended_when_it_is_interrupted() -> None:
     unit, interrupt = make_unit("sleep"), Event()
 
     def interrupt_when_it_has_begun() -> None:
-        while not unit.usage:
-            time.sleep(0.05)
+        wait_for(lambda: unit.usage)
         interrupt.set()
 
     Thread(target=interrupt_when_it_has_begun).start()
@@ -219,9 +227,9 @@ def test_a_unit_ends_with_its_session(tmp_path: Path) -> None:
         run("defy", agent=Lone(folder=Path({str(tmp_path)!r})))
     """
     with subprocess.Popen([sys.executable, "-c", code], env=environment()) as session:
-        while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
-            assert session.poll() is None
-            time.sleep(0.05)
+        pids = tmp_path / "pids"
+        wait_for(lambda: (pids.exists() and pids.read_text()) or session.poll() is not None)
+        assert session.poll() is None
         session.kill()
     unit, its_own = map(int, (tmp_path / "pids").read_text().split())
     with suppress(psutil.NoSuchProcess):

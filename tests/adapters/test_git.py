@@ -18,7 +18,11 @@ from perpetual_blocks.errors import GitError
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Git as it is on a new machine: no settings of the person who runs the tests."""
+    as_on_a_new_machine(monkeypatch)
+
+
+def as_on_a_new_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git without any settings of the person who runs the tests."""
     for name in [name for name in os.environ if name.startswith("GIT_")] + ["EMAIL"]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
@@ -28,7 +32,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
     """A repository without any commit."""
-    folder = tmp_path / "repository"
+    return make_empty(tmp_path / "repository")
+
+
+def make_empty(folder: Path) -> Path:
     folder.mkdir()
     git(folder, "init", "--quiet", "--initial-branch=main")
     git(folder, "config", "user.name", "Ada")
@@ -36,14 +43,25 @@ def empty(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository that most tests have a copy of."""
+    with pytest.MonkeyPatch.context() as patch:
+        as_on_a_new_machine(patch)
+        made = make_empty(tmp_path_factory.mktemp("committed") / "repository")
+        (made / "kept.txt").write_text("first\n")
+        (made / "gone.txt").write_text("first\n")
+        git(made, "add", "--all")
+        git(made, "commit", "--quiet", "--message=first")
+    return made
+
+
 @pytest.fixture
-def repository(empty: Path) -> Path:
+def repository(tmp_path: Path, committed: Path) -> Path:
     """A repository whose first commit has `kept.txt` and `gone.txt`."""
-    (empty / "kept.txt").write_text("first\n")
-    (empty / "gone.txt").write_text("first\n")
-    git(empty, "add", "--all")
-    git(empty, "commit", "--quiet", "--message=first")
-    return empty
+    copy = Path(shutil.copytree(committed, tmp_path / "repository"))
+    git(copy, "update-index", "--refresh")  # or the index speaks of other files
+    return copy
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -21,8 +21,6 @@ if sys.argv[2] == "guarded":
 console = Console()
 console.print("began")
 sys.stdin.readline()
-import time
-time.sleep(0.2)
 try:
     console.print("is there anybody?")
     print("no", file=sys.stderr, flush=True)

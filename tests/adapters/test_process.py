@@ -15,6 +15,7 @@ from perpetual_blocks.adapters.process import (
     CpuMeter,
     MemoryMeter,
     container_memory_limit,
+    container_memory_used,
     holder_id,
     host_name,
     is_alive,
@@ -189,13 +190,41 @@ class TestMemoryMeter:
         with running(HOLD.format(size=64 * MIB)):
             assert meter.level() - before > 60 * MIB
 
-    def test_capacity_is_read_once(self, tmp_path: Path) -> None:
-        """The capacity is the container's limit when the meter was made."""
+    def test_limit_is_read_once(self, tmp_path: Path) -> None:
+        """The container's limit counts as it was when the meter was made."""
         place = TestContainerMemoryLimit().place
         place(tmp_path, "0::/\n", {"sys/fs/cgroup/memory.max": f"{300 * MIB}\n"})
         meter = MemoryMeter(tmp_path)
         place(tmp_path, "0::/\n", {"sys/fs/cgroup/memory.max": f"{200 * MIB}\n"})
         assert meter.capacity() == 300.0 * MIB
+
+    @pytest.mark.parametrize(
+        ("cgroup", "files"),
+        [
+            ("0::/\n", {"memory.max": 900, "memory.current": 700, "memory.stat": "inactive_file {}\nother 1"}),
+            (
+                "4:memory:/\n",
+                {
+                    "memory/memory.limit_in_bytes": 900,
+                    "memory/memory.usage_in_bytes": 700,
+                    "memory/memory.stat": "inactive_file 1\ntotal_inactive_file {}",
+                },
+            ),
+        ],
+        ids=["version 2", "version 1"],
+    )
+    def test_others_in_the_container(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cgroup: str, files: dict[str, int | str]
+    ) -> None:
+        """What other processes of the container use is not ours to use; files that nobody needs are."""
+        texts = {
+            f"sys/fs/cgroup/{name}": str(text * MIB) if isinstance(text, int) else text.format(300 * MIB)
+            for name, text in files.items()
+        }
+        place = TestContainerMemoryLimit().place(tmp_path, cgroup, texts)
+        assert container_memory_used(place) == 400 * MIB
+        monkeypatch.setattr(process, "tree_memory", lambda: 100 * MIB)
+        assert MemoryMeter(place).capacity() == (900 - (400 - 100)) * MIB
 
     def test_no_capacity(self, tmp_path: Path) -> None:
         """Without a container's limit there is no capacity."""

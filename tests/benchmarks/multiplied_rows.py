@@ -29,6 +29,11 @@ def multiply_rows(path: Path, chain: str, items: int) -> None:
             _multiply(ledger, "items", "id", own, many)
             spread = f"at - (:many - n) * {SPREAD_SECONDS}"
             _multiply(ledger, "usage", "item", {"item": own["id"], "at": spread}, many)
+        ledger.execute("DELETE FROM tallies")
+        ledger.execute(
+            "INSERT INTO tallies (queue, chain, kind, added, completed) "
+            "SELECT chain, chain, kind, count(*), sum(status = 'completed') FROM items GROUP BY chain, kind"
+        )
         ledger.commit()
         ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 

@@ -8,13 +8,22 @@ from typing import Any
 import pytest
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
+from prefect.exceptions import ParameterTypeError
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from prefect_server import OURS, PrefectServer
 from pydantic import ValidationError
 
-from perpetual_blocks import Budget, Limit
+from perpetual_blocks import Budget, Limit, PerpetualAgent
 from perpetual_blocks.blocks import LimitSettings, ResourceBudget, StatePersistence
+from perpetual_blocks.blocks.loading import chosen_blocks, load_budget
 from perpetual_blocks.blocks.state_persistence import default_ledger
+from perpetual_blocks.cli.check import _blocks
+from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.flow import make_flow
+
+
+class Idle(PerpetualAgent):
+    """Has nothing to do."""
 
 
 @pytest.mark.parametrize("block", [ResourceBudget, StatePersistence], ids=lambda block: str(block._block_type_slug))
@@ -234,13 +243,70 @@ def test_limits_that_contradict_each_other_are_refused() -> None:
         ResourceBudget.model_validate({"limits": rows})
 
 
-@pytest.mark.parametrize("values", [{}, {"limits": None}, {"limits": "tokens"}])
-def test_a_budget_needs_its_list_of_limits(values: dict[str, Any]) -> None:
-    """Something else than a list, or nothing at all, is refused."""
+def test_something_else_than_a_list_of_limits_is_refused() -> None:
+    """The error names the field."""
     with pytest.raises(ValidationError) as refused:
-        ResourceBudget.model_validate(values)
+        ResourceBudget.model_validate({"limits": "tokens"})
 
     assert refused.value.errors()[0]["loc"] == ("limits",)
+
+
+@pytest.mark.parametrize("values", [{}, {"limits": None, "max_sessions": None, "unattended_cost": None}])
+def test_a_budgets_form_that_nobody_touched_means_what_it_showed(values: dict[str, Any]) -> None:
+    """The v1 UI saves nothing of it, and null for numbers that were emptied."""
+    shown = ResourceBudget.model_json_schema()["properties"]
+
+    budget = ResourceBudget.model_validate(values)
+
+    assert budget.get_budget() == Budget(tokens=shown["limits"]["default"][0]["amount"])
+    assert (budget.max_sessions, budget.unattended_cost) == (0, 0)
+
+
+@pytest.mark.parametrize("values", [{}, {"keep_checkpoints": None}])
+def test_a_stores_form_that_nobody_touched_means_what_it_showed(values: dict[str, Any]) -> None:
+    """The default ledger, and all that it shows beside it."""
+    shown = StatePersistence.model_json_schema()["properties"]
+
+    store = StatePersistence.model_validate(values)
+
+    assert store.ledger.get_secret_value() == shown["ledger"]["default"]
+    assert store.keep_checkpoints == shown["keep_checkpoints"]["default"]
+
+
+# What the form let through ------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_block_is_explained_wherever_it_is_used(on_server: PrefectServer) -> None:
+    """The server saves what the v1 UI's JSON field lets through. `perpetual check`, a flow that names the block, and a
+    run that was given it all say what is wrong, field by field."""
+    ResourceBudget.model_construct(limits=[{"resorce": "calls", "window": "soon"}]).save("wrong", _sync=True)
+    document = on_server.get("/block_types/slug/resource-budget/block_documents/name/wrong")
+    flow = make_flow(Idle, "idle", None, None, None, 1, None, __name__)
+    reference = {"$ref": {"block_document_id": document["id"]}}
+
+    [found] = [finding for finding in _blocks() if finding.name == "resource-budget/wrong"]
+    with pytest.raises(InvalidInput) as named:
+        load_budget("wrong")
+    with pytest.raises(ParameterTypeError) as chosen:
+        flow.validate_parameters({"chain": None, "budget": reference, "store": None})
+
+    assert found.ok is False
+    for said in (found.what, str(named.value), str(chosen.value)):
+        assert "limits.0.resorce: Extra inputs are not permitted" in said
+        assert "limits.0.window: is not written as the form says" in said
+    assert "'wrong'" in str(chosen.value)
+
+
+def test_the_run_form_shows_the_flows_own_blocks_as_chosen(on_server: PrefectServer, address: str) -> None:
+    """A deployment has references to them as parameters; what it is given itself goes before them."""
+    ResourceBudget(limits=[]).save("chosen-budget", _sync=True)
+    store = StatePersistence(ledger=address)
+    store.save("chosen-store", _sync=True)
+
+    assert chosen_blocks("chosen-budget", store).keys() == {"budget", "store"}
+    assert chosen_blocks(Budget(tokens=5), StatePersistence(ledger=address)) == {}
+    with pytest.raises(InvalidInput, match="nobody-saved-it"):
+        chosen_blocks("nobody-saved-it", None)
 
 
 def test_a_budget_without_limits_is_one() -> None:
@@ -251,7 +317,6 @@ def test_a_budget_without_limits_is_one() -> None:
 @pytest.mark.parametrize(
     ("values", "field"),
     [
-        ({}, "ledger"),
         ({"ledger": ""}, "ledger"),
         ({"ledger": "  "}, "ledger"),
         ({"ledger": "sqlite://"}, "ledger"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perpetual_blocks.budget import Account, Limit, Quota, Spend, Window
+from perpetual_blocks.budget import Account, Limit, Quota, Spend, Window, latest_quota
 
 DAY = 86_400.0
 MIDNIGHT = 20_000 * DAY
@@ -106,6 +106,26 @@ def test_what_has_no_window_counts_for_good(scope: str) -> None:
 
     assert made.used(10.0) == made.later(1e12) == 7.0
     assert made.releases(10.0) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "expected"),
+    [
+        (None, (5, 100, 1), (5, 100, 1)),
+        ((9, 100, 1), (8, 100, 2), (8, 100, 2)),
+        ((8, 100, 1), (9, 100.4, 2), (8, 100, 1)),  # an answer that was overtaken
+        ((8, 100, 1), (50, 200, 2), (50, 200, 2)),  # the next window
+        ((8, 100, 1), (None, 100, 2), (None, 100, 2)),
+        ((None, 100, 1), (8, 100, 2), (8, 100, 2)),
+    ],
+)
+def test_the_latest_word_holds(
+    before: tuple[float | None, float, float] | None,
+    said: tuple[float | None, float, float],
+    expected: tuple[float | None, float, float],
+) -> None:
+    """Of one window, the one that leaves less: answers of calls that run at once overtake each other."""
+    assert latest_quota(Quota(*before) if before else None, Quota(*said)) == Quota(*expected)
 
 
 def test_roundings_do_not_add_up() -> None:

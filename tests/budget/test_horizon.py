@@ -115,13 +115,16 @@ def test_a_session_that_goes_on_has_units_that_fit() -> None:
     assert horizon([reading(850, Limit("tokens", 1000), forecast)], NOTHING, START, now) == Horizon(2, 4.0)
 
 
-def test_a_gauge_that_does_not_grow_ends_nothing() -> None:
-    """Memory that stays where it is; memory that grows by 10 MB a unit ends the session like a counter."""
-    memory = Limit("memory", 1000, threshold=1.0)
-    flat, grown = seen(20, 10, memory=400), seen(20, 10, memory=500)
-    before = seen(0, 0, memory=400)
-    assert horizon([reading(400, memory)], NOTHING, before, flat) is None
-    assert horizon([reading(500, memory)], NOTHING, before, grown) == Horizon(50, 100.0)
+def test_what_memory_ends_is_not_foretold() -> None:
+    """The next process would take of the same memory. Memory that stays where it is, or lasts longer than something
+    else does, ends nothing."""
+    memory, tokens = Limit("memory", 1000, threshold=1.0), Limit("tokens", 600, threshold=1.0)
+    flat, grown = seen(20, 10, memory=400, tokens=100), seen(20, 10, memory=500, tokens=100)
+    before = seen(0, 0, memory=400, tokens=0)
+    assert horizon([reading(500, memory)], NOTHING, before, grown) is None
+    assert horizon([reading(400, memory), reading(100, tokens)], NOTHING, before, flat) == Horizon(50, 100.0)
+    assert horizon([reading(500, memory), reading(100, tokens)], NOTHING, before, grown) is None
+    assert horizon([reading(450, memory), reading(100, tokens)], NOTHING, before, seen(20, 10, memory=450, tokens=100))
 
 
 @given(

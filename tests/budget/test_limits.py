@@ -44,6 +44,12 @@ def test_memory_is_bytes_or_a_size(amount: float | str, size: float) -> None:
     assert Limit("memory", amount).amount == size
 
 
+@pytest.mark.parametrize("resource", ["seconds", "cpu_seconds"])
+def test_time_is_seconds_or_a_length(resource: str) -> None:
+    """An amount of time is seconds, or text with a unit of time."""
+    assert [Limit(resource, amount).amount for amount in ("90s", "15m", "2h", 0.5)] == [90.0, 900.0, 7200.0, 0.5]
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -56,6 +62,7 @@ def test_memory_is_bytes_or_a_size(amount: float | str, size: float) -> None:
         (("tokens", True), ("Limit(tokens).amount", "True", "number")),
         (("tokens", "200"), ("Limit(tokens).amount", "'200'", "number of tokens")),
         (("tokens", None), ("Limit(tokens).amount", "None", "number")),
+        (("seconds", "15"), ("Limit(seconds).amount", "'15'", "12h")),
         (("memory", "lots"), ("Limit(memory).amount", "'lots'", "2GiB")),
         (("memory", "-1GiB"), ("Limit(memory).amount", "-1GiB")),
         (("memory", "0"), ("Limit(memory).amount", "0", "above 0")),

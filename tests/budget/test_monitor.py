@@ -8,7 +8,7 @@ from threading import Event
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FakeClock, ScriptedMeter
+from support import FakeClock
 
 from perpetual_blocks.budget import (
     Budget,
@@ -22,10 +22,9 @@ from perpetual_blocks.budget import (
     Spend,
     Status,
 )
-from perpetual_blocks.budget import (
-    monitor as monitor_module,
-)
+from perpetual_blocks.budget import gauges as gauges_module
 from perpetual_blocks.budget.forecast import FIRST_CAUTION
+from perpetual_blocks.testing import ScriptedMeter
 
 ANY = Expectation()
 UNIT = Expectation("k")
@@ -151,8 +150,8 @@ def test_a_provider_may_say_what_is_left(clock: FakeClock) -> None:
     monitor = BudgetMonitor(budget, clock, {}, Record(quotas=quotas))
     assert used(monitor) == {"calls/day": 15.0, "calls/1m": 0.0}
 
-    monitor.report("calls/1m", Quota(9.0, clock.now() + 10, clock.now()))
-    monitor.report("tokens/day", Quota(0.0, clock.now() + 10, clock.now()))
+    told = Quota(9.0, clock.now() + 10, clock.now())
+    monitor.count({}, {"calls/1m": told, "tokens/day": told})
 
     assert used(monitor) == {"calls/day": 15.0, "calls/1m": 1.0}
 
@@ -177,7 +176,7 @@ def test_a_gauge_is_read_each_time(clock: FakeClock) -> None:
 @pytest.mark.parametrize(("capacity", "amount"), [(None, 100), (50, 50), (200, 100)])
 def test_the_machine_may_allow_less(clock: FakeClock, capacity: float | None, amount: float) -> None:
     """A limit above what the machine allows is the machine's."""
-    monitor = BudgetMonitor(Budget(memory=100), clock, {"memory": ScriptedMeter(45, capacity)})
+    monitor = BudgetMonitor(Budget(memory=100), clock, {"memory": ScriptedMeter(45, capacity=capacity)})
 
     assert [(reading.used, reading.amount) for reading in monitor.readings()] == [(45, amount)]
 
@@ -199,7 +198,7 @@ class PeakMeter(ScriptedMeter):
 
 def test_the_peak_of_a_unit_is_what_it_cost(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a gauge a unit costs what it was at most above where it began, and not what it left behind."""
-    monkeypatch.setattr(monitor_module, "SAMPLE_SECONDS", 0.001)
+    monkeypatch.setattr(gauges_module, "SAMPLE_SECONDS", 0.001)
     meter = PeakMeter(10, peak=90)
     monitor = BudgetMonitor(Budget(memory=1000), clock, {"memory": meter})
 
@@ -477,7 +476,7 @@ def test_what_was_spent_meanwhile_is_waited_for(clock: FakeClock) -> None:
 def test_a_provider_says_when_there_is_room(clock: FakeClock) -> None:
     """Where a provider says that nothing is left, its own reset is the moment."""
     monitor = BudgetMonitor(Budget(window("calls", 10, "day")), clock, {})
-    monitor.report("calls/day", Quota(0.0, clock.now() + 1234.5, clock.now()))
+    monitor.count({}, {"calls/day": Quota(0.0, clock.now() + 1234.5, clock.now())})
 
     assert monitor.refuse(UNIT) is not None
     assert monitor.ready_at(UNIT) == clock.now() + 1234.5

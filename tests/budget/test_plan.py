@@ -120,3 +120,24 @@ def test_wrong_changes_are_refused(change: str) -> None:
         with_changes(Budget(tokens=1000), [change])
 
     one_line(refused.value, "expected")
+
+
+def test_a_session_at_work_has_used_a_part() -> None:
+    """The first session of the plan is the one at work: it has no resume any more, and less room than the next."""
+    work = [Work(Expectation(estimate={"tokens": 100, "seconds": 5}), 5)]
+
+    made = simulate(work, Budget(tokens=350), {}, NOW, pace=PACE, begun={"tokens": 200.0})
+
+    assert made.quantile(0.5, "sessions") == 3, "one unit, three, and one"
+    assert [stretch.seconds for stretch in made.middle().stretches] == [5 + 2, 10, 1 + 15 + 2, 10, 1 + 5 + 2]
+
+
+def test_several_units_at_once_take_less_time() -> None:
+    """Of a session's time and the clock's, not of what units use together."""
+    parallel = Pace(resume=1, shutdown=2, gap=10, fullness=1.0, parallel=4.0)
+
+    made = plan(100, Budget(seconds=55), pace=parallel, seconds=10)
+
+    assert made.quantile(0.5, "seconds") == 1000
+    assert made.quantile(0.5, "sessions") == 5, "twenty units in each 50 seconds"
+    assert made.quantile(0.5, "duration") == 1000 / 4 + 5 * (1 + 2) + 4 * 10

@@ -5,11 +5,12 @@ import json
 from typing import Any
 
 import pytest
-from support import MemoryDocuments, one_line
+from support import one_line
 
 from perpetual_blocks.checkpoint import Checkpoint, Signer, compare, digest, to_json
 from perpetual_blocks.checkpoint.upgrades import SCHEMA, UPGRADES
 from perpetual_blocks.errors import DamagedDocument, StorageError
+from perpetual_blocks.testing import MemoryDocuments
 
 SIGNER = Signer(b"a secret")
 

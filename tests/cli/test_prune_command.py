@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from prefect_server import PrefectServer
+from shell import AGENTS, Shell, make_keeping_shell, make_shell
 from sqlalchemy import text
-from test_cli import AGENTS, Shell, make_keeping_shell, make_shell
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.cli.output import OK, UNUSABLE
@@ -109,6 +109,24 @@ def test_old_chains_go_with_all_that_they_have_saved(worked: Shell) -> None:
     assert not list((worked.folder / "results" / "perpetual").glob("stepped-*")), "nor are empty folders left"
     assert files(worked, "backup") == backup
     assert chains(worked) == {"counted"}
+
+
+def test_what_items_came_to(worked: Shell) -> None:
+    """The results of all, and that of one; where they are gone, the rest is shown all the same."""
+    told = worked.here("results", "stepped", "--json", *KEPT)
+    lines = worked.here("results", "stepped", *KEPT)
+    one = worked.here("items", "show", "stepped", "3", *KEPT)
+    json = worked.here("items", "show", "stepped", "3", "--json", *KEPT)
+    shutil.rmtree(worked.folder / "results")
+    gone = worked.here("items", "show", "stepped", "3", *KEPT)
+
+    assert told.json() == {str(number): str(number) for number in range(5)}
+    assert '3  "3"' in lines.out.splitlines()
+    assert 'result: "3"' in one.out.splitlines()
+    assert json.json()["result"] == "3"
+    assert gone.code == OK
+    assert "3  completed" in gone.out
+    assert gone.err.startswith("results storage: cannot read ")
 
 
 def test_a_storage_that_is_away_keeps_its_chains(worked: Shell) -> None:

@@ -37,6 +37,8 @@ def view(**changes: Any) -> list[str]:
         "others": [],
         "items": items,
         "resume_at": None,
+        "asks_until": None,
+        "approvals": [],
         "sessions": [session(1)],
         "usage": {"tokens": 1_200_000.0},
         "metrics": {"resume_overhead": 0.062, "graceful_shutdowns": None},
@@ -104,3 +106,27 @@ def test_the_cost_of_a_resume_and_advice() -> None:
     assert lines[-2:] == [f"advice: {line}" for line in advice]
     assert "resume overhead 6%" in lines[-3]
     assert not any("a resume:" in line for line in view())
+
+
+def test_what_was_approved_and_what_is_asked() -> None:
+    """A chain whose total is gone says until when its run asks, and what was decided before."""
+    approved = {"decision": "more", "session": 1, "by": "form", "key": "k", "amounts": {"cost": 2.5}}
+    lines = view(
+        status="exhausted",
+        asks_until="2026-11-27T08:44:00.000Z",
+        approvals=[{**approved, "at": "2026-11-26T08:44:00.000Z"}],
+    )
+    assert "its run asks for more until 2026-11-27 08:44 UTC" in lines
+    assert "after session 1: a person has approved $2.50 more, 2026-11-26 08:44 UTC" in lines
+
+
+def test_a_chain_that_has_ended_says_what_is_left_to_people() -> None:
+    """What was given up, and how it gets another try; or that there was nothing to do. A chain at work says neither."""
+    none = dict.fromkeys(("total", "completed", "available", "claimed", "blocked", "discarded", "cancelled"), 0)
+    given_up = " ".join(view(status="finished", items={**none, "total": 9, "completed": 7, "discarded": 2}))
+    empty = " ".join(view(status="finished", items=none))
+
+    assert "2 given up: `perpetual items list docs --status discarded` says why" in given_up
+    assert "`perpetual items retry docs` gives them another try" in " ".join(given_up.split())
+    assert "plan() yielded no item" in empty
+    assert not any("advice" in line for line in view(items={**none, "total": 9, "completed": 7, "discarded": 2}))

@@ -1,10 +1,11 @@
 """`perpetual verify` and `perpetual restore`, with a flow's own results, documents and backup in real storages."""
 
+import json
 from pathlib import Path
 
 import pytest
 from prefect_server import PrefectServer
-from test_cli import AGENTS, Shell, make_keeping_shell
+from shell import AGENTS, Shell, make_keeping_shell
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.cli.output import NOT_FINISHED, OK, UNUSABLE
@@ -39,6 +40,18 @@ def test_verify_reads_what_prefect_has_persisted(counted: Shell) -> None:
     # The checkpoint, the handoff, the backup's index and its one part.
     assert found["checked"] == {"rows": 6, "documents": 4, "results": 4}
     assert (shown.code, shown.out) == (OK, "mine: whole (6 rows, 4 documents, 4 results)\n")
+
+
+def test_results_are_what_units_have_returned(counted: Shell) -> None:
+    """As an object by id, and a line for each; of a chain that is not there, the error of all commands."""
+    said = counted.here("results", "mine", *KEPT, "--json")
+    shown = counted.here("results", "mine", *KEPT)
+
+    found = said.json()
+    assert len(found) == 4
+    assert [line.partition("  ")[0] for line in shown.out.splitlines()] == list(found)
+    assert [json.loads(line.partition("  ")[2]) for line in shown.out.splitlines()] == list(found.values())
+    counted.here("results", "nothing", *KEPT).is_refusal("chain", "'nothing'", "mine")
 
 
 def test_verify_names_what_is_lost_and_repairs_what_it_can(counted: Shell) -> None:

@@ -5,16 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
-from support import (
-    KINDS,
-    LEASE,
-    DirectRunner,
-    FakeClock,
-    MemoryDocuments,
-    MemoryRuns,
-    MemorySavedWork,
-    follow_on_in_memory,
-)
+from support import KINDS, LEASE, FakeClock, MemoryRuns, MemorySavedWork, follow_on_in_memory
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.agent import PerpetualAgent
@@ -23,6 +14,7 @@ from perpetual_blocks.session.chain import SessionRequest, SessionState
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import Moment, Observer
+from perpetual_blocks.testing import LocalUnits, MemoryDocuments
 from perpetual_blocks.work import Item, Unit, WorkItem
 
 Work = Callable[[Unit], Any]
@@ -60,7 +52,7 @@ class Rig:
         self.clock = clock
         self._items = items
         self._work = work
-        self._kept: dict[str, str] = {}
+        self._kept = MemoryDocuments()
         self._documents, self._saved_work = MemoryDocuments(), MemorySavedWork()
         self.runs = MemoryRuns()
         self.ran: list[str] = []
@@ -71,8 +63,7 @@ class Rig:
         """Runs the chain's next session, as the follow-on of the one before where there is one."""
         self._started += 1
         agent = self._agent()
-        runner = DirectRunner(agent, self.clock)
-        runner.kept = self._kept
+        runner = LocalUnits(agent, self._kept, self.clock)
         world = World(
             ledger=self.ledger,
             documents=self._documents,
@@ -125,7 +116,7 @@ class Rig:
         """The result that an item's row points at."""
         key = self.found(id).result_key
         assert key is not None, f"{id} has no result"
-        return json.loads(self._kept[key])["result"]
+        return json.loads(self._kept.read(key))["result"]
 
     def told(self, kind: type[Any]) -> list[Any]:
         """The moments of one kind."""

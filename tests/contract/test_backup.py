@@ -10,19 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from postgres_server import address_of
 from sqlalchemy import select
-from support import (
-    KINDS,
-    LEASE,
-    FakeClock,
-    LedgerFactory,
-    MemoryDocuments,
-    claim,
-    close,
-    commit_unit,
-    item_in,
-    one_line,
-    open_session,
-)
+from support import KINDS, LEASE, FakeClock, LedgerFactory, claim, close, commit_unit, item_in, one_line, open_session
 
 from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger, schema
@@ -34,6 +22,7 @@ from perpetual_blocks.session.backup import BackupIndex, Indexes, back_up, index
 from perpetual_blocks.session.chain import ChainStatus, SessionState
 from perpetual_blocks.session.consistency import find_wrong_rows
 from perpetual_blocks.session.ledger import Document, Fence, FollowOn, Misfit, Reserve
+from perpetual_blocks.testing import MemoryDocuments
 from perpetual_blocks.work import ItemStatus, Outcome, WorkItem
 
 DATABASES = ("sqlite-file", "postgres")

@@ -641,7 +641,6 @@ def test_forecasts_are_kept_with_the_end_of_their_session(ledger: SqlLedger, clo
 
 def test_the_first_units_of_sessions(ledger: SqlLedger, clock: FakeClock) -> None:
     """Of each session the first unit that was finished counts: not what failed before it, nor another chain's."""
-    assert ledger.first_units("mine") == {}
     fence = open_session(ledger).fence
     ledger.add_items("mine", items("a", "b", "c"))
     ledger.fail_unit(fence, claim(ledger, fence), "no", {"tokens": 99.0}, {"tokens": 99.0})
@@ -659,8 +658,9 @@ def test_the_first_units_of_sessions(ledger: SqlLedger, clock: FakeClock) -> Non
     finish_next(ledger, fence, usage={"tokens": 6.0})
     open_session(ledger, chain="other")
 
-    assert ledger.first_units("mine") == {1: {"tokens": 7.0, "calls": 2.0}, 3: {"tokens": 5.0}}
-    assert ledger.first_units("other") == {}
+    first = [session.first_usage for session in ledger.sessions("mine")]
+    assert first == [{"tokens": 7.0, "calls": 2.0}, None, {"tokens": 5.0}]
+    assert [session.first_usage for session in ledger.sessions("other")] == [None]
 
 
 def test_what_a_provider_says_of_its_quota(ledger: SqlLedger) -> None:

@@ -10,6 +10,7 @@ import pytest
 from lost_commits import CuttingProxy, Losing, proxied
 from postgres_server import address_of
 from support import FakeClock, LedgerFactory, claim, close, commit_unit, finish_next, item_in, open_session, status_of
+from test_decisions import MORE, exhausted
 from test_ledger import checkpoint_of, everything, follow_on_of, items
 
 from perpetual_blocks.adapters.database import SqlLedger
@@ -26,7 +27,7 @@ POOL = Limit("tokens", 1000.0, pool="shared", scope="window", window="1h")
 
 @dataclass
 class Started:
-    """A chain in its second session, with items in every state."""
+    """A chain in its second session, with items in every state, and another one whose total is gone."""
 
     ledger: SqlLedger
     fence: Fence
@@ -34,6 +35,7 @@ class Started:
 
     @classmethod
     def of(cls, ledger: SqlLedger) -> "Started":
+        exhausted(ledger, "spent")
         settings = {"kinds": ["default"], "budget": Budget(POOL).to_json()}
         first = open_session(ledger, settings=settings).fence
         ledger.add_items("mine", [*items("a", "b", "c", "given up", "open"), *items("after a", depends_on=("a",))])
@@ -89,6 +91,8 @@ METHODS: dict[str, Callable[[Started], Any]] = {
     "upgrade_context": lambda at: at.ledger.upgrade_context(at.fence, {"mind": "new"}, 2),
     "add_chain": lambda at: replace(at.ledger.add_chain("second", queue="mine"), uid=""),
     "wake": lambda at: (at.ledger.add_chain("second", queue="mine").name, at.ledger.wake("second")),
+    "ask": lambda at: at.ledger.ask("spent", 1, 7.0),
+    "approve": lambda at: replace(at.ledger.approve("spent", MORE), uid=""),
     "pin_checkpoint": lambda at: at.ledger.pin_checkpoint("mine", 1, pinned=True),
 }
 # These say what they have changed; tried again, what was not changed before.

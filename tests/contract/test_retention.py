@@ -8,16 +8,7 @@ from typing import Any
 import pytest
 from postgres_server import address_of
 from sqlalchemy import Connection, Table, func, select
-from support import (
-    LEASE,
-    FakeClock,
-    LedgerFactory,
-    MemoryDocuments,
-    close,
-    commit_unit,
-    finish_next,
-    open_session,
-)
+from support import LEASE, FakeClock, LedgerFactory, close, commit_unit, finish_next, open_session
 
 from perpetual_blocks.adapters.database import SqlLedger, pools
 from perpetual_blocks.adapters.database import schema as t
@@ -33,6 +24,7 @@ from perpetual_blocks.session.chain import ChainStatus, SessionState, Wanted
 from perpetual_blocks.session.documents import document_folders
 from perpetual_blocks.session.ledger import Document, Fence, Reserve
 from perpetual_blocks.session.retention import Pruned, prune
+from perpetual_blocks.testing import MemoryDocuments
 from perpetual_blocks.work import Outcome, WorkItem
 
 DAY = 86400.0
@@ -466,6 +458,8 @@ def test_the_members_of_programs_stay_members(
 
     assert forget(ledger).pool_rows == 0, "nothing says that its window has gone on, until it is used again"
     assert (pool.level(), everything.level()) == ((0.0, 0.0), (10.0, 0.0))
+    with pool.reserve("program", 1.0):
+        pass  # and spends nothing
     assert forget(ledger).pool_rows == 1
 
     assert members(ledger) == {("own", "program"): (0.25, 0, 0.0), ("all", "program"): (0.0, 0, 10.0)}

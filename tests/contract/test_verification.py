@@ -7,17 +7,7 @@ from typing import Any
 import pytest
 from postgres_server import address_of
 from sqlalchemy import text
-from support import (
-    FakeClock,
-    LedgerFactory,
-    MemoryDocuments,
-    claim,
-    close,
-    commit_unit,
-    item_in,
-    one_line,
-    open_session,
-)
+from support import FakeClock, LedgerFactory, claim, close, commit_unit, item_in, one_line, open_session
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.checkpoint import digest
@@ -27,6 +17,7 @@ from perpetual_blocks.session.consistency import ChainFacts, ItemFacts, Problem,
 from perpetual_blocks.session.documents import checkpoint_now, unit_key
 from perpetual_blocks.session.ledger import Document, Fence
 from perpetual_blocks.session.verification import Verification
+from perpetual_blocks.testing import MemoryDocuments
 from perpetual_blocks.work import ItemStatus, Outcome, WorkItem
 
 DATABASES = ("sqlite-file", "postgres")
@@ -161,6 +152,9 @@ BROKEN: dict[str, tuple[str, str, str, bool]] = {
         False,
     ),
     "context": ("UPDATE chains SET context = '[1]'", "context", "chain mine", False),
+    "tally": ("UPDATE tallies SET completed = 4", "tally", "items of kind default", True),
+    "no tally": ("DELETE FROM tallies", "tally", "items of kind default", True),
+    "more kinds": ("UPDATE items SET kind = 'other' WHERE id = 'open'", "tally", "items of kind other", True),
     "dependency": ("UPDATE dependencies SET depends_on = 'ghost'", "dependency", "item waits", False),
 }
 
@@ -270,9 +264,12 @@ def test_blockers_hold_for_every_status(status: ItemStatus) -> None:
     running = [SessionFacts(ordinal=1, state="Running", holder="x", usage="{}")]
     at_work = {"sessions": running, "status": "running", "holder": "x"} if by else {}
 
+    completed = int(status is ItemStatus.COMPLETED)
+
     def wrong(waits_for: int) -> bool:
         item = ItemFacts(
             id="a",
+            kind="default",
             status=status,
             blockers=waits_for,
             waits_for=waits_for,
@@ -281,7 +278,7 @@ def test_blockers_hold_for_every_status(status: ItemStatus) -> None:
             units=0,
             result_key=None,
         )
-        return bool(list(find_wrong_rows(whole(items=[item], **at_work))))
+        return bool(list(find_wrong_rows(whole(items=[item], tallies={"default": (1, completed)}, **at_work))))
 
     assert (wrong(0), wrong(1)) == (status is ItemStatus.BLOCKED, status is ItemStatus.AVAILABLE)
 

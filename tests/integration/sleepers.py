@@ -1,44 +1,8 @@
-"""Agents of which one unit sleeps longer than any session lasts: in processes of their own, and async."""
+"""The flows of agents of which one unit sleeps longer than any session lasts."""
 
-import asyncio
-import os
-import time
-from pathlib import Path
+from sleeping import Dreamers, Sleepers
 
-from perpetual_blocks import Budget, PerpetualAgent, WorkItem
-
-
-class Sleepers(PerpetualAgent):
-    """Sleep, and say where."""
-
-    isolated = True
-
-    notes: Path
-
-    def plan(self):
-        for number, seconds in enumerate((0, 600, 0)):
-            yield WorkItem(id=f"n/{number}", payload={"seconds": seconds})
-
-    def work_unit(self, unit):
-        unit.spend(tokens=10)
-        with self.notes.open("a") as notes:
-            notes.write(f"{unit.id} {os.getpid()}\n")
-        time.sleep(unit.payload["seconds"])
-        unit.context["slept"] = [*unit.context.get("slept", []), unit.id]
-        return unit.context["slept"]
-
-
-class Dreamers(Sleepers):
-    """Sleep without keeping others from working."""
-
-    isolated = False
-
-    async def work_unit(self, unit):
-        unit.spend(tokens=10)
-        with self.notes.open("a") as notes:
-            notes.write(f"{unit.id} {os.getpid()}\n")
-        await asyncio.sleep(unit.payload["seconds"])
-
+from perpetual_blocks import Budget
 
 sleepers = Sleepers.as_flow(name="sleepers", budget=Budget(seconds=8))
 dreamers = Dreamers.as_flow(name="dreamers", budget=Budget(seconds=4))

@@ -39,4 +39,4 @@ class Squares(PerpetualAgent):
 squares = Squares.as_flow(name="squares", budget=Budget(tokens=45))
 
 if __name__ == "__main__":
-    squares.serve(name="served")
+    squares.serve(name="served", limit=40)

@@ -5,4 +5,4 @@ from squares import Squares
 steady = Squares.as_flow(name="steady")
 
 if __name__ == "__main__":
-    steady.serve(name="served")
+    steady.serve(name="served", limit=40)

@@ -1,4 +1,4 @@
-"""Chains of real flow runs: served, and deployed to a process worker."""
+"""Chains of real flow runs: served, all begun at once, and deployed to a process worker."""
 
 import json
 import sys
@@ -19,57 +19,64 @@ CORPUS = {
 
 
 @pytest.fixture(scope="module")
-def serving(shared_site: Site) -> Site:
-    """A site where squares are served."""
+def runs(shared_site: Site) -> dict[str, list[str]]:
+    """The runs of the chains of squares, which are begun at once; two of them are of one chain."""
     shared_site.serve(SQUARES)
-    return shared_site
+    longer = {"nap": 600.0}
+    begun = {"served": [{"n": 9}], "twice": 2 * [{"n": 4, **longer}], "cancelled": [longer]}
+    return {
+        chain: [
+            shared_site.trigger("squares/served", {"notes": str(notes_of(shared_site, chain)), "chain": chain, **given})
+            for given in several
+        ]
+        for chain, several in begun.items()
+    }
 
 
-def test_a_served_deployment_chains_to_the_end(serving: Site) -> None:
+def notes_of(site: Site, chain: str) -> Path:
+    """Where a chain notes its units."""
+    return site.folder / f"notes-{chain}"
+
+
+def test_a_served_deployment_chains_to_the_end(shared_site: Site, runs: dict[str, list[str]]) -> None:
     """Follow-ons are runs of the same deployment with the same parameters, named, tagged and linked to the chain."""
-    site = serving
-    notes = site.folder / "notes-served"
-    first = site.trigger("squares/served", {"notes": str(notes), "n": 9, "chain": "served"})
+    site, notes = shared_site, notes_of(shared_site, "served")
+    [first] = runs["served"]
     status = site.chain_over("served")
     assert (status["status"], len(status["sessions"])) == ("finished", 3)
     assert status["sessions"][0]["flow_run_id"] == first
     assert len({session["pid"] for session in status["sessions"]}) == 3
-    runs = [site.final_run(session["flow_run_id"]) for session in status["sessions"]]
-    assert [run["state_name"] for run in runs] == ["Wrapped", "Wrapped", "Finished"]
-    assert [run["name"] for run in runs] == [f"served · {ordinal}" for ordinal in (1, 2, 3)]
-    assert all("chain:served" in run["tags"] for run in runs)
-    assert all(run["parameters"] == {"notes": str(notes), "n": 9, "chain": "served"} for run in runs[1:])
-    assert len({run["deployment_id"] for run in runs}) == 1
+    ended = [site.final_run(session["flow_run_id"]) for session in status["sessions"]]
+    assert [run["state_name"] for run in ended] == ["Wrapped", "Wrapped", "Finished"]
+    assert [run["name"] for run in ended] == [f"served · {ordinal}" for ordinal in (1, 2, 3)]
+    assert all("chain:served" in run["tags"] for run in ended)
+    assert all(run["parameters"] == {"notes": str(notes), "n": 9, "chain": "served"} for run in ended[1:])
+    assert len({run["deployment_id"] for run in ended}) == 1
     assert Counter(line.split()[0] for line in notes.read_text().splitlines()) == {f"n/{i}": 1 for i in range(9)}
     handoff = site.call("GET", "/artifacts/handoff-served/latest")
     assert "# served · session 3 · Finished" in handoff["data"]
     assert status["metrics"]["resource_efficiency"] == 0.8889
 
 
-def test_two_runs_of_one_chain_at_once_one_works(serving: Site) -> None:
+def test_two_runs_of_one_chain_at_once_one_works(shared_site: Site, runs: dict[str, list[str]]) -> None:
     """Of two runs started together one does all the work; the other ends Superseded and has done nothing."""
-    site = serving
-    notes = site.folder / "notes-twice"
-    parameters = {"notes": str(notes), "n": 4, "nap": 60.0, "chain": "twice"}
-    both = [site.trigger("squares/served", parameters) for _ in range(2)]
+    site, notes, both = shared_site, notes_of(shared_site, "twice"), runs["twice"]
     wait_until(lambda: any(site.run(run)["state_type"] == "COMPLETED" for run in both), "one has nothing to do")
     hurry(notes)
-    runs = [site.final_run(run) for run in both]
-    assert sorted(run["state_name"] for run in runs) == ["Finished", "Superseded"]
-    assert all(run["state_type"] == "COMPLETED" for run in runs)
+    ended = [site.final_run(run) for run in both]
+    assert sorted(run["state_name"] for run in ended) == ["Finished", "Superseded"]
+    assert all(run["state_type"] == "COMPLETED" for run in ended)
     status = site.status("twice")
     assert len(status["sessions"]) == 1
     assert len(notes.read_text().splitlines()) == 4
-    worked = next(run["id"] for run in runs if run["state_name"] == "Finished")
+    worked = next(run["id"] for run in ended if run["state_name"] == "Finished")
     assert status["sessions"][0]["flow_run_id"] == worked
 
 
-def test_a_cancelled_run_ends_its_chain(serving: Site) -> None:
+def test_a_cancelled_run_ends_its_chain(shared_site: Site, runs: dict[str, list[str]]) -> None:
     """Cancelling in the UI ends the session after its unit, and no follow-on is created."""
-    site = serving
-    notes = site.folder / "notes-cancelled"
-    run = site.trigger("squares/served", {"notes": str(notes), "nap": 60.0, "chain": "cancelled"})
-    wait_until(notes.exists, "the first unit")
+    site, [run] = shared_site, runs["cancelled"]
+    wait_until(notes_of(site, "cancelled").exists, "the first unit")
     state = {"type": "CANCELLING", "name": "Cancelling"}
     site.call("POST", f"/flow_runs/{run}/set_state", {"state": state, "force": False})
     assert site.final_run(run)["state_name"] == "Cancelled"

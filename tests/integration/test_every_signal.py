@@ -20,8 +20,6 @@ from typing import Any
 from prefect.workers.process import ProcessWorker
 from workbench import HERE, Site, wait_until
 
-from perpetual_blocks.adapters.database import SqlLedger
-
 SCRIPT = HERE / "signalled.py"
 PREFECT = (sys.executable, "-m", "prefect")
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -241,11 +239,7 @@ def play(bench: Bench, number: int) -> dict[str, Any]:
 
 def what_became_of(site: Site, chain: str) -> str:
     """Of the first unit."""
-    ledger = SqlLedger(site.environment["PERPETUAL_LEDGER"])
-    try:
-        item = next(item for item in ledger.items(chain) if item.id == "n/0")
-    finally:
-        ledger.close()
+    item = next(item for item in site.ledger.items(chain) if item.id == "n/0")
     assert item.attempts == 0
     if item.status == "completed":
         return "finished"

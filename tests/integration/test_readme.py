@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 from workbench import REPOSITORY, Site
 
@@ -28,8 +31,20 @@ def test_the_agent_of_the_readme_works(site: Site) -> None:
     done = site.perpetual("run", "agent.py:count_words", "--param", "folder=docs", "--param", "chain=words", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["usage"]["tokens"] == 6
-    items = json.loads(site.perpetual("items", "list", "words", "--json").stdout)
+    items = site.here("items", "list", "words", "--json").json()
     assert {item["id"]: item["status"] for item in items} == {f"{n}.md": "completed" for n in range(3)}
+
+
+def test_the_test_of_the_readme_passes(tmp_path: Path) -> None:
+    """Beside that agent, as pytest runs it; the prover, which takes a minute, has tests of its own."""
+    (tmp_path / "agent.py").write_text(readme_block("agent", "python"))
+    (tmp_path / "test_agent.py").write_text(readme_block("test-agent", "python"))
+
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "hands_over", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 1 deselected" in done.stdout
 
 
 def test_ci_runs_the_command_that_the_readme_names() -> None:

@@ -3,20 +3,13 @@
 import json
 import signal
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from support import session_request
-from workbench import SQUARES, Site, hurry, wait_until
+from workbench import PERPETUAL, SQUARES, Site, hurry, ran, wait_until
 
-from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.session.manners import MOST_CRASHED, after_crash
-
-
-def ran(notes: Path) -> Counter[str]:
-    """How often each unit ran, whoever ran it."""
-    return Counter(line.split()[0] for line in notes.read_text().splitlines())
 
 
 def run(site: Site, chain: str, notes: Path, n: int = 12, **environment: str) -> dict:
@@ -44,7 +37,7 @@ def test_a_chain_goes_through_fresh_processes_until_the_queue_is_empty(site: Sit
     assert status["metrics"]["work_completion_rate"] == 1
 
 
-@pytest.mark.parametrize("point", ["unit.persisted", "unit.committing", "unit.committed"])
+@pytest.mark.parametrize("point", ["unit.persisted", "unit.committed"])
 def test_a_unit_whose_outcome_is_persisted_never_runs_again(site: Site, point: str) -> None:
     """SIGKILL of every session at its third unit, before or after the ledger's commit: each unit has run once."""
     notes = site.folder / "notes"
@@ -53,7 +46,7 @@ def test_a_unit_whose_outcome_is_persisted_never_runs_again(site: Site, point: s
     assert "crashed" in [session["stop_reason"] for session in status["sessions"]]
     assert ran(notes) == {f"n/{number}": 1 for number in range(5)}
     assert status["usage"]["tokens"] == 50
-    assert json.loads(site.perpetual("items", "list", "killed", "--json").stdout)[0]["status"] == "completed"
+    assert site.here("items", "list", "killed", "--json").json()[0]["status"] == "completed"
 
 
 def test_a_unit_that_was_running_when_its_process_was_killed_is_tried_again(site: Site) -> None:
@@ -61,7 +54,7 @@ def test_a_unit_that_was_running_when_its_process_was_killed_is_tried_again(site
     notes = site.folder / "notes"
     status = run(site, "claimed", notes, n=4, PERPETUAL_FAULT="unit.claimed:3")
     assert status["status"] == "finished"
-    items = json.loads(site.perpetual("items", "list", "claimed", "--json").stdout)
+    items = site.here("items", "list", "claimed", "--json").json()
     assert {item["failures"] for item in items} == {0}
     assert sum(item["interruptions"] for item in items) >= 1
 
@@ -69,15 +62,13 @@ def test_a_unit_that_was_running_when_its_process_was_killed_is_tried_again(site
 def test_a_chain_that_only_crashes_is_given_up(site: Site) -> None:
     """The eighth session in a row that dies without finishing a unit ends the run with exit code 1, not an endless
     loop. The seven before it are of other processes, so that nobody waits for the pauses between them."""
-    ledger = SqlLedger(site.environment["PERPETUAL_LEDGER"])
     for number in range(MOST_CRASHED - 1):
         request = session_request("loop", f"holder-{number}", agent="Squares", settings={"kinds": ["default"]})
-        fence = ledger.open_session(request).fence
-        ledger.declare_dead("loop", fence.ordinal)
-        ledger.rescue(
+        fence = site.ledger.open_session(request).fence
+        site.ledger.declare_dead("loop", fence.ordinal)
+        site.ledger.rescue(
             "loop", fence.ordinal, "it died", lambda chain, sessions: after_crash(chain, sessions, time.time())
         )
-    ledger.close()
 
     done = site.perpetual(
         "run", f"{SQUARES}:squares", "--param", f"notes={site.folder / 'notes'}", "--param", "chain=loop",
@@ -94,21 +85,14 @@ def test_sigterm_wraps_the_session_and_the_same_command_goes_on(site: Site) -> N
     notes = site.folder / "notes"
     parameters = {"notes": notes, "chain": "stopped", "n": 6, "nap": 60}
     arguments = ["run", f"{SQUARES}:squares", *(f"--param={name}={value}" for name, value in parameters.items())]
-    child = site.start(site_python(), "-c", "from perpetual_blocks.cli import main; main()", *arguments)
+    child = site.start(*PERPETUAL, *arguments)
     wait_until(notes.exists, "the first unit")
     child.send_signal(signal.SIGTERM)
     assert child.wait(60) == 130
     status = site.status("stopped")
     assert (status["status"], status["sessions"][0]["stop_reason"]) == ("waiting", "signal")
     assert status["sessions"][0]["graceful"]
-    assert "the process was asked to end" in site.perpetual("handoff", "stopped").stdout
+    assert "the process was asked to end" in site.here("handoff", "stopped").out
     hurry(notes)
     assert site.perpetual(*arguments).returncode == 0
     assert ran(notes) == {f"n/{number}": 1 for number in range(6)}
-
-
-def site_python() -> str:
-    """The interpreter of these tests."""
-    import sys
-
-    return sys.executable

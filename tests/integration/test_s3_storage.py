@@ -1,7 +1,6 @@
 """A bucket as results storage: a chain in it, what is damaged there, and what is not there."""
 
 import json
-import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -10,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parts import is_missing
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from s3_server import PASSWORD, Bucket, free_port, running_bucket
+from s3_server import PASSWORD, Bucket, running_bucket
 from support import FakeClock, one_line
 from workbench import SQUARES, Site
 
+from perpetual_blocks.adapters.local_server import free_port
 from perpetual_blocks.adapters.result_storage import StoredDocuments
 from perpetual_blocks.blocks import StatePersistence
 from perpetual_blocks.checkpoint import digest
@@ -31,11 +32,17 @@ def bucket() -> Iterator[Bucket]:
         with running_bucket() as bucket:
             yield bucket
     except ImportError:
-        reason = "no S3: pip install perpetual-blocks[s3] moto[server]"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        is_missing("no S3: pip install perpetual-blocks[s3] moto[server]")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def site(shared_site: Site) -> Site:
+    """A site where squares are served."""
+    shared_site.serve(SQUARES)
+    return shared_site
+
+
+@pytest.fixture(scope="module")
 def store(site: Site, bucket: Bucket) -> dict[str, Any]:
     """A State Persistence block `in-s3` whose results storage is the bucket, as a run's parameter refers to it."""
     with temporary_settings({PREFECT_API_URL: site.api}):
@@ -45,11 +52,20 @@ def store(site: Site, bucket: Bucket) -> dict[str, Any]:
     return {"$ref": {"block_document_id": str(saved)}}
 
 
-def run_chain(site: Site, chain: str, store: dict[str, Any]) -> Counter[str]:
-    """Runs a chain of nine items, four a session, to its end; how often each unit ran."""
+CHAIN = "in-bucket"
+
+
+@pytest.fixture(scope="module")
+def ran(site: Site, store: dict[str, Any]) -> Counter[str]:
+    """How often each unit of the chain ran until its end, of nine items, four a session."""
+    return run_chain(site, store)
+
+
+def run_chain(site: Site, store: dict[str, Any]) -> Counter[str]:
+    """Runs the chain to its end; how often each unit ran."""
     notes = site.folder / "notes"
-    site.trigger("squares/served", {"notes": str(notes), "n": 9, "chain": chain, "store": store})
-    status = site.chain_over(chain)
+    site.trigger("squares/served", {"notes": str(notes), "n": 9, "chain": CHAIN, "store": store})
+    status = site.chain_over(CHAIN)
     assert status["status"] == "finished", status["reason"]
     return Counter(line.split()[0] for line in notes.read_text().splitlines())
 
@@ -61,20 +77,16 @@ def rows(site: Site, chain: str, kind: str) -> list[tuple[int, str, str]]:
         return ledger.execute(wanted, (chain, kind)).fetchall()
 
 
-def test_a_chain_whose_results_are_in_a_bucket(site: Site, bucket: Bucket, store: dict[str, Any]) -> None:
+def test_a_chain_whose_results_are_in_a_bucket(site: Site, bucket: Bucket, ran: Counter[str]) -> None:
     """It chains to the end, and its checkpoints, handoffs and outcomes are in the bucket's folder and nowhere else."""
-    site.serve(SQUARES)
-
-    ran = run_chain(site, "in-bucket", store)
-
     assert ran == {f"n/{number}": 1 for number in range(9)}
     for kind in ("checkpoint", "handoff"):
-        documents = rows(site, "in-bucket", kind)
+        documents = rows(site, CHAIN, kind)
         assert [ordinal for ordinal, _, _ in documents] == [1, 2, 3]
         assert [digest(bucket.read(f"{FOLDER}/{key}")) for _, key, _ in documents] == [row[2] for row in documents]
-    checked = site.perpetual("verify", "in-bucket", "--store", "in-s3", "--json")
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    chain = [key for key in bucket.keys(f"{FOLDER}/perpetual/") if "/in-bucket-" in key]
+    checked = site.here("verify", CHAIN, "--store", "in-s3", "--json")
+    assert checked.code == 0, checked
+    chain = [key for key in bucket.keys(f"{FOLDER}/perpetual/") if f"/{CHAIN}-" in key]
     outcomes = [key for key in chain if "/checkpoints/" not in key and "/handoffs/" not in key]
     assert outcomes
     assert not any(PASSWORD.encode() in bucket.read(key) for key in chain)
@@ -82,22 +94,20 @@ def test_a_chain_whose_results_are_in_a_bucket(site: Site, bucket: Bucket, store
     assert not [path for path in results.rglob("*") if path.is_file()]
 
 
-def test_a_damaged_checkpoint_in_a_bucket(site: Site, bucket: Bucket, store: dict[str, Any]) -> None:
+def test_a_damaged_checkpoint_in_a_bucket(site: Site, bucket: Bucket, store: dict[str, Any], ran: Counter[str]) -> None:
     """It is found out; the next session uses the one before, says so in its handoff, and does what is left."""
-    site.serve(SQUARES)
-    run_chain(site, "damaged", store)
-    *_, (last, key, _) = rows(site, "damaged", "checkpoint")
+    *_, (last, key, _) = rows(site, CHAIN, "checkpoint")
     bucket.write(f"{FOLDER}/{key}", bucket.read(f"{FOLDER}/{key}").replace(b'"n', b'"m', 1)[:-20])
 
-    checked = site.perpetual("verify", "damaged", "--store", "in-s3", "--json")
-    added = site.perpetual("items", "add", "damaged", "n/9", "--payload", '{"number": 9}', "--store", "in-s3")
-    ran = run_chain(site, "damaged", store)
+    checked = site.here("verify", CHAIN, "--store", "in-s3", "--json")
+    added = site.here("items", "add", CHAIN, "n/9", "--payload", '{"number": 9}', "--store", "in-s3")
+    again = run_chain(site, store)
 
-    assert checked.returncode == 1
-    assert key in json.dumps(json.loads(checked.stdout))
-    assert added.returncode == 0, added.stderr
-    assert ran == {f"n/{number}": 1 for number in range(10)}
-    *_, (ordinal, handoff, _) = rows(site, "damaged", "handoff")
+    assert checked.code == 1
+    assert key in json.dumps(checked.json())
+    assert added.code == 0, added
+    assert again == {f"n/{number}": 1 for number in range(10)}
+    *_, (ordinal, handoff, _) = rows(site, CHAIN, "handoff")
     assert ordinal == last + 1
     assert f"the checkpoint of session {last} is not usable" in bucket.read(f"{FOLDER}/{handoff}").decode()
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from threading import Lock
 from typing import Any
 
 import httpx
+from shell import Said, Shell
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.adapters.local_server import stop
@@ -21,21 +23,30 @@ from perpetual_blocks.session.status import chain_status
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 SQUARES = HERE / "squares.py"
+PERPETUAL = (sys.executable, "-c", "from perpetual_blocks.cli import main; main()")
+
+LOOK_SECONDS = 0.2
+"""How often is looked for what is waited for: each look takes time of the processors from what is looked at."""
 
 
-def wait_until(look: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def wait_until(look: Callable[[], Any], what: str, seconds: float = 240) -> Any:
     """Looks until there is something to see, and returns it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := look():
             return found
-        time.sleep(0.1)
+        time.sleep(LOOK_SECONDS)
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
-def hurry(notes: Path) -> None:
-    """Ends the naps of the squares that are noted there."""
-    notes.with_suffix(".hurry").touch()
+def ran(notes: Path) -> Counter[str]:
+    """How often each unit ran, whoever ran it; the agents note each in a line of its own."""
+    return Counter(line.split()[0] for line in notes.read_text().splitlines()) if notes.exists() else Counter()
+
+
+def hurry(notes: Path, session: int | None = None) -> None:
+    """Ends the naps that are noted there: all of them, or those of a session."""
+    notes.with_suffix(".hurry" if session is None else f".hurry-{session}").touch()
 
 
 @dataclass
@@ -46,13 +57,13 @@ class Site:
     folder: Path
     environment: dict[str, str]
     children: list["subprocess.Popen[bytes]"] = field(default_factory=list)
-    starting: Lock = field(default_factory=Lock)
+    ledgers: dict[str, SqlLedger] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
     def perpetual(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         """Runs the command to its end."""
-        command = [sys.executable, "-c", "from perpetual_blocks.cli import main; main()", *arguments]
         return subprocess.run(
-            command,
+            [*PERPETUAL, *arguments],
             cwd=self.folder,
             env={**self.environment, **environment},
             capture_output=True,
@@ -60,19 +71,29 @@ class Site:
             check=False,
         )
 
+    def here(self, *arguments: str) -> Said:
+        """The same in this process: a hundredth of the time, for what starts no process itself."""
+        return Shell(self.folder, self.environment).here(*arguments)
+
     def status(self, chain: str) -> dict[str, Any]:
         """What `perpetual status --json` prints, read without a new process; empty while there is no such chain."""
-        ledger = SqlLedger(self.environment["PERPETUAL_LEDGER"])
         try:
-            return chain_status(ledger, chain)
+            return chain_status(self.ledger, chain)
         except UnknownChain:
             return {}
-        finally:
-            ledger.close()
+
+    @property
+    def ledger(self) -> SqlLedger:
+        """The ledger, which is opened once: whoever waits for a chain looks at it again and again."""
+        address = self.environment["PERPETUAL_LEDGER"]
+        with self.lock:
+            if address not in self.ledgers:
+                self.ledgers[address] = SqlLedger(address)
+            return self.ledgers[address]
 
     def start(self, *command: str, cwd: Path | None = None, **environment: str) -> "subprocess.Popen[bytes]":
         """Starts a child that ends with the test; its output goes to a file in the folder."""
-        with self.starting:
+        with self.lock:
             log = (self.folder / f"child-{len(self.children)}.log").open("wb")
             child = subprocess.Popen(
                 command,
@@ -121,7 +142,7 @@ class Site:
 
         return wait_until(look, f"run {flow_run_id} over")
 
-    def chain_over(self, chain: str, seconds: float = 120) -> dict[str, Any]:
+    def chain_over(self, chain: str, seconds: float = 240) -> dict[str, Any]:
         """The chain's status, once it neither runs nor waits."""
 
         def look() -> dict[str, Any] | None:
@@ -138,11 +159,26 @@ class Site:
         """All runs of a flow."""
         return list(self.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}}))
 
+    def events(self, chain: str) -> list[dict[str, Any]]:
+        """The events of a chain that the server has, in order."""
+        wanted = {"filter": {"resource": {"id": [f"perpetual.chain.{chain}"]}, "order": "ASC"}, "limit": 50}
+        return list(self.call("POST", "/events/filter", wanted)["events"])
+
     def open_runs(self, chain: str) -> list[dict[str, Any]]:
         """The runs of the chain, also of one that has not begun, that are not over."""
         states = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}
         runs = self.call("POST", "/flow_runs/filter", {"flow_runs": states})
         return [run for run in runs if run["parameters"].get("chain") == chain]
+
+
+def successor(site: Site, chain: str, ordinal: int = 2) -> str:
+    """The flow run that waits at the fence, once it does."""
+
+    def look() -> str | None:
+        waits = f"{chain} · {ordinal} waits for session {ordinal - 1} to end"
+        return next((run["id"] for run in site.runs_of(chain) if run["name"] == waits), None)
+
+    return str(wait_until(look, f"a run that waits to be session {ordinal} of {chain}", seconds=400))
 
 
 @contextmanager
@@ -164,3 +200,5 @@ def site_on(api: str, home: Path, folder: Path) -> Iterator[Site]:
     finally:
         for child in reversed(site.children):
             stop(child, seconds=40)
+        for ledger in site.ledgers.values():
+            ledger.close()

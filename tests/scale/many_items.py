@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
 from postgres_server import running_server
 from prefect_server import PrefectServer, running_prefect
-from workbench import site_on
+from workbench import PERPETUAL, site_on
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.work import ItemStatus
@@ -48,9 +48,8 @@ def run(items: int, database: str, seconds: int, folder: Path, server: PrefectSe
         parameters = [f"--param={name}={value}" for name, value in given.items()]
         site.environment["PERPETUAL_LEDGER"] = address
         began = time.monotonic()
-        perpetual = [sys.executable, "-c", "from perpetual_blocks.cli import main; main()"]
         done = subprocess.run(
-            [*perpetual, *command, f"{COUNTER}:counter", *parameters],
+            [*PERPETUAL, *command, f"{COUNTER}:counter", *parameters],
             env={**site.environment, "COUNTER_SECONDS": str(seconds), "PREFECT_LOGGING_LEVEL": "WARNING"},
             cwd=folder,
             stdout=subprocess.DEVNULL,

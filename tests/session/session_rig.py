@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from support import KINDS, DirectRunner, FakeClock, MemoryDocuments, MemoryRuns, MemorySavedWork, follow_on_in_memory
+from support import KINDS, FakeClock, MemoryRuns, MemorySavedWork, follow_on_in_memory
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.agent import PerpetualAgent
@@ -13,7 +13,8 @@ from perpetual_blocks.session.ledger import Fence, FollowOn
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.world import World
-from perpetual_blocks.telemetry import Moment
+from perpetual_blocks.telemetry import Moment, Observer
+from perpetual_blocks.testing import LocalUnits, MemoryDocuments
 
 NO_BUDGET = Budget()
 
@@ -35,11 +36,12 @@ class Rig:
     saved_work: MemorySavedWork = field(default_factory=MemorySavedWork)
     runs: MemoryRuns = field(default_factory=MemoryRuns)
     moments: list[Moment] = field(default_factory=list)
+    observers: list[Observer] = field(default_factory=list)
     started: int = 0
     unit_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        self.runner = DirectRunner(self.agent, self.clock, self.unit_seconds)
+        self.runner = LocalUnits(self.agent, MemoryDocuments(), self.clock, self.unit_seconds)
 
     def run(
         self,
@@ -60,7 +62,7 @@ class Rig:
             saved_work=self.saved_work,
             clock=self.clock,
             runs=self.runs,
-            observers=[self.moments.append],
+            observers=[self.moments.append, *self.observers],
             backup=self.backup,
             **outside,
         )

@@ -6,15 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
-    KINDS,
-    DirectRunner,
-    FakeClock,
-    LedgerFactory,
-    MemoryDocuments,
-    MemorySavedWork,
-    session_request,
-)
+from support import KINDS, FakeClock, LedgerFactory, MemorySavedWork, session_request
 
 from perpetual_blocks.adapters.database import SqlLedger, schema
 from perpetual_blocks.agent import PerpetualAgent
@@ -24,6 +16,7 @@ from perpetual_blocks.session.backup import Indexes, rebuild
 from perpetual_blocks.session.chain import ChainStatus, SessionState
 from perpetual_blocks.session.loop import Session, SessionEnd
 from perpetual_blocks.session.world import World
+from perpetual_blocks.testing import LocalUnits, MemoryDocuments
 from perpetual_blocks.work import ItemStatus, Unit, WorkItem
 
 TWO_UNITS = Budget(Limit("tokens", 230, threshold=0.85))
@@ -66,7 +59,7 @@ class Desk:
     started: int = 0
 
     def __post_init__(self) -> None:
-        self.runner = DirectRunner(Writer(), self.clock)
+        self.runner = LocalUnits(Writer(), MemoryDocuments(), self.clock)
 
     def session(self, budget: Budget = TWO_UNITS) -> SessionEnd:
         """The chain's next session."""
@@ -125,7 +118,7 @@ def test_what_was_finished_after_the_last_backup_is_not_run_again(
     assert len(desk.runner.ran) == len(set(desk.runner.ran)) == 12
     assert desk.ledger.counts("mine")[ItemStatus.COMPLETED] == 6
     assert desk.ledger.chain("mine").context == undisturbed.ledger.chain("mine").context
-    assert sorted(desk.runner.kept.values()) == sorted(undisturbed.runner.kept.values())
+    assert sorted(desk.runner.documents.content.values()) == sorted(undisturbed.runner.documents.content.values())
 
 
 def test_a_restored_chain_agrees_with_its_checkpoint(desk: Desk, make_ledger: LedgerFactory, tmp_path: Path) -> None:

@@ -237,6 +237,33 @@ def test_what_fits_into_no_session_does_not_stop_what_waits(make_rig: MakeRig, c
     assert rig.ledger.counts("mine")[ItemStatus.COMPLETED] == 2
 
 
+def test_a_unit_is_not_to_blame_for_what_others_have_used(make_rig: MakeRig) -> None:
+    """What is left of a total is no whole session's room: an item that says only when it runs what it needs is kept,
+    however many sessions begin with it; and it is not taken again and again while others could be."""
+
+    class Asking(Reader):
+        """Knows what the second costs when it has looked at it."""
+
+        def plan(self) -> Iterable[WorkItem]:
+            return [WorkItem(id=name, bound={"tokens": 20}) for name in "abcd"]
+
+        def work_unit(self, unit: Unit) -> Any:
+            cost = 60 if unit.id == "b" else 20
+            unit.reserve(tokens=cost)
+            unit.spend(tokens=cost)
+
+    rig = make_rig(Asking())
+    first = rig.run(Budget(Limit("tokens", 70, scope="total")))
+    ends = [rig.run(Budget(Limit("tokens", 70, scope="total"))) for _ in range(3)]
+
+    assert {(end.state, end.reason.code) for end in (first, *ends)} == {(SessionState.EXHAUSTED, "exhausted:tokens")}
+    assert "needs 60 tokens; 50 tokens left" in first.reason.message
+    assert [session.units for session in rig.ledger.sessions("mine")] == [3, 0, 0, 0]
+    item = item_in(rig.ledger, "b")
+    assert (item.status, item.attempts, item.cut_offs) == (ItemStatus.AVAILABLE, 0, 0)
+    assert rig.run(Budget(Limit("tokens", 130, scope="total"))).state is SessionState.FINISHED
+
+
 def test_a_cut_off_in_what_is_gone_for_good_does_not_stop_the_others(make_rig: MakeRig) -> None:
     """A unit for which a total has no room any more ends neither its session nor its chain: smaller ones go on. When
     none is left, the chain is exhausted for the reason that the unit had."""

@@ -3,19 +3,25 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from threading import Barrier, Lock
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from session_rig import Rig, tokens
-from support import LEASE, DirectRunner, FakeClock, LedgerFactory, item_in, status_of
+from support import LEASE, FakeClock, LedgerFactory, item_in, some_item, status_of
 
 from perpetual_blocks import PerpetualAgent, Unit, WorkItem, faults
-from perpetual_blocks.budget import Budget, Limit
+from perpetual_blocks.budget import Budget, BudgetMonitor, Limit
 from perpetual_blocks.errors import Superseded
+from perpetual_blocks.session.allowance import Allowances
+from perpetual_blocks.session.batch import Batch
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason
-from perpetual_blocks.session.choosing import BATCH_SECONDS
+from perpetual_blocks.session.choosing import BATCH_SECONDS, Chooser
+from perpetual_blocks.session.documents import UnitKeys
+from perpetual_blocks.session.ledger import Claim
 from perpetual_blocks.session.ports import Units
 from perpetual_blocks.session.stop import StopRequest
+from perpetual_blocks.testing import LocalUnits, MemoryDocuments
 from perpetual_blocks.work import ItemStatus
 
 TINY = 0.002
@@ -51,7 +57,7 @@ def sums(make_ledger: LedgerFactory, clock: FakeClock) -> MakeSums:
 
     def make(**fields: Any) -> Rig:
         rig = Rig(make_ledger(), clock, Sums(**fields))
-        rig.runner = DirectRunner(rig.agent, clock, TINY)
+        rig.runner = LocalUnits(rig.agent, MemoryDocuments(), clock, TINY)
         return rig
 
     return make
@@ -118,7 +124,7 @@ def test_small_units_share_documents(sums: MakeSums) -> None:
 
 def test_units_of_a_second_run_by_themselves(sums: MakeSums, clock: FakeClock) -> None:
     rig = sums(count=6)
-    rig.runner = DirectRunner(rig.agent, clock, 1.0)
+    rig.runner = LocalUnits(rig.agent, MemoryDocuments(), clock, 1.0)
 
     rig.run()
 
@@ -129,13 +135,13 @@ def test_a_slow_unit_ends_its_batch(sums: MakeSums, clock: FakeClock) -> None:
     """Units that turn out to be slow are not waited for: what has not begun is what it was before."""
     rig = sums(count=100)
 
-    class Slower(DirectRunner):
+    class Slower(LocalUnits):
         def run(self, units: Units) -> None:
             if not units.single:
                 self._seconds = BATCH_SECONDS
             super().run(units)
 
-    rig.runner = Slower(rig.agent, clock, TINY)
+    rig.runner = Slower(rig.agent, MemoryDocuments(), clock, TINY)
     stop = StopRequest()
     faults.install(lambda point: stop.ask(StopReason("asked", "enough")) if point == "unit.committed" else None)
     rig.run(stop=stop)
@@ -210,7 +216,7 @@ def test_what_was_persisted_is_applied_before_anything_else(
             raise AssertionError("nothing was changed at the same time")
 
     rig = Rig(make_ledger(), clock, Serial(count=60))
-    rig.runner = DirectRunner(rig.agent, clock, seconds)
+    rig.runner = LocalUnits(rig.agent, MemoryDocuments(), clock, seconds)
     kill_at("unit.committing", 5)
     run_killed(rig)
     for point in ("unit.committing", "unit.persisted", "unit.committing"):
@@ -256,7 +262,7 @@ def test_after_a_crash_each_is_tried_by_itself(sums: MakeSums) -> None:
     """So that the one that kills its process is known by it: the others of its batch are done, and it is discarded."""
     rig = sums(count=60)
 
-    class Deadly(DirectRunner):
+    class Deadly(LocalUnits):
         """Kills the process."""
 
         def run(self, units: Units) -> None:
@@ -264,7 +270,7 @@ def test_after_a_crash_each_is_tried_by_itself(sums: MakeSums) -> None:
                 raise Killed
             super().run(units)
 
-    rig.runner = Deadly(rig.agent, rig.clock, TINY)
+    rig.runner = Deadly(rig.agent, MemoryDocuments(), rig.clock, TINY)
     deaths = 0
     while not deaths or rig.ledger.chain("mine").status not in (ChainStatus.STALLED, ChainStatus.FINISHED):
         assert deaths <= 5
@@ -308,7 +314,7 @@ def test_what_the_ledger_refuses_is_one_units_failure(make_ledger: LedgerFactory
             return super().work_unit(unit)
 
     rig = Rig(make_ledger(), clock, Adds(count=60))
-    rig.runner = DirectRunner(rig.agent, clock, TINY)
+    rig.runner = LocalUnits(rig.agent, MemoryDocuments(), clock, TINY)
 
     rig.run_chain()
 
@@ -326,7 +332,7 @@ def test_dependents_of_a_batch_are_free_at_once(make_ledger: LedgerFactory, cloc
             yield WorkItem(id="last", payload={"number": 7}, depends_on=tuple(f"n-{n:04d}" for n in range(self.count)))
 
     rig = Rig(make_ledger(), clock, Waits(count=60))
-    rig.runner = DirectRunner(rig.agent, clock, TINY)
+    rig.runner = LocalUnits(rig.agent, MemoryDocuments(), clock, TINY)
 
     assert rig.run().state is SessionState.FINISHED
     assert ran(rig)[-1] == "last"
@@ -368,7 +374,7 @@ class Large(Sums):
 def test_units_run_at_once_and_their_contexts_are_merged(make_ledger: LedgerFactory, clock: FakeClock) -> None:
     """Four at once, each with a context of its own; what they changed of it is added up."""
     rig = Rig(make_ledger(), clock, Meets(count=20))
-    rig.runner = DirectRunner(rig.agent, clock, 1.0)
+    rig.runner = LocalUnits(rig.agent, MemoryDocuments(), clock, 1.0)
 
     assert rig.run(concurrency=4).state is SessionState.FINISHED
 
@@ -380,7 +386,7 @@ def test_units_run_at_once_and_their_contexts_are_merged(make_ledger: LedgerFact
 def test_what_runs_at_once_does_not_overrun_the_budget(make_ledger: LedgerFactory, clock: FakeClock) -> None:
     """What the others will probably use is kept from each unit."""
     rig = Rig(make_ledger(), clock, Sums(count=60))
-    rig.runner = DirectRunner(rig.agent, clock, 1.0)
+    rig.runner = LocalUnits(rig.agent, MemoryDocuments(), clock, 1.0)
     ends = [rig.run(tokens(20, threshold=1.0), concurrency=4)]
     while ends[-1].state is SessionState.WRAPPED:
         ends.append(rig.run(tokens(20, threshold=1.0), concurrency=4, invited=list(rig.runs.created)[-1]))
@@ -389,10 +395,71 @@ def test_what_runs_at_once_does_not_overrun_the_budget(make_ledger: LedgerFactor
     assert sum_of(rig) == sum(range(60))
 
 
+MakeAllowances = Callable[[Limit], tuple[BudgetMonitor, Allowances]]
+
+
+@pytest.fixture
+def make_allowances(clock: FakeClock) -> MakeAllowances:
+    """The allowances of batches that run at the same time, under one limit."""
+
+    def make(limit: Limit) -> tuple[BudgetMonitor, Allowances]:
+        stop, monitor = StopRequest(), BudgetMonitor(Budget(limit), clock, {})
+        chooser = Chooser(None, None, monitor, clock, stop)  # type: ignore[arg-type]
+        world: Any = SimpleNamespace(clock=clock, price=None, tell=[].append)
+        return monitor, Allowances(monitor, chooser, "mine", world, stop, {}, [], concurrent=True)
+
+    return make
+
+
+def test_what_a_provider_says_counts_at_once_for_all_that_run(
+    make_allowances: MakeAllowances, clock: FakeClock
+) -> None:
+    """For the units of the same batch and for those of another one, long before either is committed."""
+    _, allowances = make_allowances(Limit("calls", 1000, scope="window", window="day"))
+
+    def begin(*names: str) -> tuple[Batch, Iterator[Unit]]:
+        items = [some_item(name, bound={"calls": 1}) for name in names]
+        allowance = allowances.batch(items[0])
+        assert allowance is not None
+        batch = Batch(Claim(items, names[0]), UnitKeys("mine", "0123"), {}, allowance, clock)
+        return batch, batch.units()
+
+    def call(batch: Batch, unit: Unit, left: int) -> None:
+        unit.spend(calls=1)
+        unit.report_quota("calls", remaining=left, resets_at=clock.now() + 3600)
+        clock.advance(0.01)
+        batch.finish(unit.outcome(None, 0.01))
+
+    (one, ones), (other, others) = begin("a", "b", "c", "d"), begin("e", "f", "g", "h")
+    first, fifth = next(ones), next(others)
+    call(one, first, 2)
+    second = next(ones)  # one of the two: the other is kept for the fifth, which runs
+    call(other, fifth, 0)
+    call(one, second, 1)  # the answer to an earlier call than the fifth
+
+    assert next(ones, None) is None
+    assert next(others, None) is None
+
+
+def test_room_that_others_have_taken_since_it_was_asked_for(make_allowances: MakeAllowances) -> None:
+    """A session asks the budget, claims, and begins; a batch that runs may begin its next unit in between."""
+    monitor, allowances = make_allowances(Limit("calls", 3))
+    first, second, third = (some_item(name, bound={"calls": 2}) for name in "abc")
+    asked = monitor.readings()
+    running = allowances.batch(first)
+
+    assert monitor.refuse(second.expectation, asked) is None
+    assert allowances.batch(second, beside_others=True) is None
+
+    assert running is not None
+    running.count({}, {})
+    assert allowances.batch(third, beside_others=True) is not None
+
+
 def test_the_first_unit_of_all_runs_by_itself(make_ledger: LedgerFactory, clock: FakeClock) -> None:
     """While nothing is known of what units cost, four large ones at once could use up more than there is."""
     rig = Rig(make_ledger(), clock, Large(count=12))
-    rig.runner = DirectRunner(rig.agent, clock, 1.0)
+    rig.runner = LocalUnits(rig.agent, MemoryDocuments(), clock, 1.0)
     ends = [rig.run(Budget(tokens=100), concurrency=4)]
     while ends[-1].state is SessionState.WRAPPED:
         ends.append(rig.run(Budget(tokens=100), concurrency=4, invited=list(rig.runs.created)[-1]))
@@ -404,7 +471,7 @@ def test_the_first_unit_of_all_runs_by_itself(make_ledger: LedgerFactory, clock:
 def test_what_ran_at_once_is_found_by_the_next_session(make_ledger: LedgerFactory, clock: FakeClock) -> None:
     """When one of them dies with its process, the outcomes of the others are found and applied."""
     rig = Rig(make_ledger(), clock, Sums(count=40))
-    rig.runner = DirectRunner(rig.agent, clock, 1.0)
+    rig.runner = LocalUnits(rig.agent, MemoryDocuments(), clock, 1.0)
     kill_at("unit.committing", 10)
     with pytest.raises(Killed):
         rig.run(concurrency=4)

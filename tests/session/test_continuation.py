@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from perpetual_blocks.errors import InvalidInput, LedgerError, PerpetualError, RunsUnavailable, StorageError
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason
-from perpetual_blocks.session.continuation import Ending, after_error, ending
+from perpetual_blocks.session.continuation import BACK_OFF_SECONDS, Ending, after_error, ending
 from perpetual_blocks.work import ItemStatus
 
 CODES = ["queue-empty", "nothing-fits", "budget:tokens", "budget:seconds", "signal", "asked", "cancelled", "error"]
@@ -41,7 +41,7 @@ def test_dead_letters_are_mentioned() -> None:
 
     assert (end.session, end.reason.message) == (
         SessionState.FINISHED,
-        "every item is done; 2 items were discarded",
+        "every item is done but 2, which were discarded",
     )
 
 
@@ -77,14 +77,16 @@ def test_a_chain_goes_on_only_where_something_can_be_claimed(reason: StopReason,
 
 @pytest.mark.parametrize("error", [StorageError("full"), LedgerError("refused"), RunsUnavailable("away")])
 def test_an_error_of_the_world_is_tried_again_later_and_later(error: PerpetualError) -> None:
-    """After 30 s, 2 and 8 minutes a chain goes on by itself; then it stalls, and says how often it tried."""
-    ends = [after_error(error, before, 1000.0) for before in range(4)]
+    """After 30 s, 2 and 8 minutes, then every half hour; at last it stalls, and says how often it tried."""
+    tries = len(BACK_OFF_SECONDS)
+    ends = [after_error(error, before, 1000.0) for before in range(tries + 1)]
 
-    assert [end.reason.resume_at for end in ends] == [1030.0, 1120.0, 1480.0, None]
-    assert [end.goes_on for end in ends] == [True, True, True, False]
-    assert [end.chain for end in ends] == [ChainStatus.WAITING] * 3 + [ChainStatus.STALLED]
+    assert [end.reason.resume_at for end in ends[:5]] == [1030.0, 1120.0, 1480.0, 2800.0, 2800.0]
+    assert [end.goes_on for end in ends] == [True] * tries + [False]
+    assert [end.chain for end in ends] == [ChainStatus.WAITING] * tries + [ChainStatus.STALLED]
     assert {(end.session, end.reason.code) for end in ends} == {(SessionState.FAILED, "outage")}
-    assert ends[-1].reason.message.endswith("; 3 sessions before ended in the same way")
+    assert ends[-1].reason.resume_at is None
+    assert ends[-1].reason.message.endswith(f"; {tries} sessions before ended in the same way")
 
 
 @pytest.mark.parametrize("error", [InvalidInput("wrong"), FileNotFoundError("docs"), OSError("a meter")])

@@ -18,12 +18,9 @@ from sqlalchemy import update
 from support import (
     KINDS,
     LEASE,
-    DirectRunner,
     FakeClock,
     LedgerFactory,
-    MemoryDocuments,
     MemoryRuns,
-    ScriptedMeter,
     commit_unit,
     item_in,
     one_line,
@@ -37,6 +34,7 @@ from perpetual_blocks import faults
 from perpetual_blocks.adapters.database import SqlLedger, schema
 from perpetual_blocks.agent import PerpetualAgent
 from perpetual_blocks.budget import Budget, Limit
+from perpetual_blocks.checkpoint import digest
 from perpetual_blocks.clock import isoformat, show_time
 from perpetual_blocks.errors import (
     DamagedDocument,
@@ -52,6 +50,7 @@ from perpetual_blocks.session import steps
 from perpetual_blocks.session.account import learned
 from perpetual_blocks.session.batch import Batch
 from perpetual_blocks.session.chain import ChainStatus, SessionState, StopReason
+from perpetual_blocks.session.continuation import BACK_OFF_SECONDS
 from perpetual_blocks.session.documents import chain_usage
 from perpetual_blocks.session.follow_on import create_follow_ons, move_follow_ons
 from perpetual_blocks.session.heartbeat import Heartbeat
@@ -60,15 +59,18 @@ from perpetual_blocks.session.ports import Units
 from perpetual_blocks.session.status import chain_status
 from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.telemetry import (
+    BudgetRead,
     BudgetWarned,
     ItemsAdded,
     SessionEnded,
     SessionStarted,
+    StepEnded,
     StepFailed,
     UnitCompleted,
     UnitCutOff,
     UnitFailed,
 )
+from perpetual_blocks.testing import LocalUnits, MemoryDocuments, ScriptedMeter
 from perpetual_blocks.usage import define_resource
 from perpetual_blocks.work import ItemStatus, Outcome, Unit, WorkItem
 
@@ -148,11 +150,31 @@ def test_the_handoff_tells_the_next_session(make_rig: MakeRig) -> None:
     assert "*Why it stopped:* 200 tokens of 220 tokens a session (91%) reached the 85% threshold." in handoff
     assert "- `doc-0` (2 of 3): read page 3" in handoff
     assert "*Outlook:* about 1 more session in 3.0 s, 200 tokens more." in handoff
-    assert rig.saved_work.published[1] == handoff
     backup, copy = rig.saved_work.backups.values()
     assert backup == rig.document("checkpoint", 1)
     assert '"next_action":"read page 3"' in backup
     assert copy == handoff
+
+
+def test_the_published_handoff_has_neighbours_and_a_picture(make_rig: MakeRig) -> None:
+    """The run that goes on is known when it is published; the stored document, which agents read, has no picture."""
+    rig = make_rig(Reader(documents=10))
+    rig.run_chain(tokens(450))
+
+    shown = {ordinal: page.partition("<details>")[0] for ordinal, page in rig.saved_work.published.items()}
+    links = {ordinal: re.findall(r"\]\(../../runs/flow-run/([^)]*)\)", page) for ordinal, page in shown.items()}
+    assert links == {
+        1: ["run-1", "run-mine-2"],
+        2: ["run-1", "run-2", "run-mine-3"],
+        3: ["run-2", "run-3"],
+    }
+    assert ["](data:image/svg+xml;base64," in shown[ordinal] for ordinal in (1, 2, 3)] == [False, True, True]
+    assert rig.saved_work.told[2] == f"Session 2 wrapped, 8 of 10 done: {rig.ledger.sessions('mine')[1].stop_message}"
+    for ordinal, page in shown.items():
+        stored = rig.document("handoff", ordinal).partition("<details>")[0]
+        # Of a run that was created ahead, the stored one knows, too.
+        without_next = [re.sub(r"\[session \d →\][^·]*· ", "", text) for text in (stored, page)]
+        assert without_next[0] == re.sub(r"!\[.*\n\n", "", without_next[1])
 
 
 def test_moments_are_told_in_order(make_rig: MakeRig) -> None:
@@ -161,14 +183,44 @@ def test_moments_are_told_in_order(make_rig: MakeRig) -> None:
 
     rig.run_chain(tokens(130, threshold=0.8))
 
-    assert rig.moments == [
+    assert [moment for moment in rig.moments if not isinstance(moment, BudgetRead | StepEnded)] == [
         SessionStarted("mine", 1, took_over=False, notes=()),
         ItemsAdded("mine", 2),
         UnitCompleted("mine", "doc-0", 1, True, None, {"tokens": 100.0, "seconds": 1.0}),
         BudgetWarned("mine", "tokens", "100 tokens of 130 tokens a session (77%); the end is near"),
         UnitCompleted("mine", "doc-1", 1, True, None, {"tokens": 100.0, "seconds": 1.0}),
-        SessionEnded("mine", 1, "Finished", "every item is done"),
+        SessionEnded(
+            "mine",
+            1,
+            "Finished",
+            "every item is done",
+            code="queue-empty",
+            seconds=2.0,
+            units=2,
+            usage={"tokens": 200.0, "seconds": 2.0},
+            items={**dict.fromkeys(ItemStatus, 0), "completed": 2},
+            status="finished",
+        ),
     ]
+    levels = [
+        (level.limit, level.scope, level.used, level.amount) for told in rig.told(BudgetRead) for level in told.levels
+    ]
+    assert levels[0] == ("tokens", "session", 0.0, 130.0)
+    assert levels[-1] == ("tokens", "session", 200.0, 130.0)
+    steps = [(ended.step, ended.error) for ended in rig.told(StepEnded)]
+    assert ("save_state", None) in steps
+    assert steps[-1] == ("cleanup", None)
+
+
+def test_a_follow_on_says_how_long_its_chain_has_waited_for_it(make_rig: MakeRig) -> None:
+    """From the end of the session before; what the chain itself waits for is no gap, and a new chain has none."""
+    rig = make_rig(Reader(documents=3))
+    rig.run(tokens(130))
+    rig.clock.advance(7)
+
+    rig.run(tokens(130), invited=list(rig.runs.created)[-1])
+
+    assert [(started.gap, started.after_crash) for started in rig.told(SessionStarted)] == [(None, False), (7.0, False)]
 
 
 @settings(max_examples=20)
@@ -195,7 +247,7 @@ def test_every_chain_comes_to_its_end(documents: int, pages: int, spent: int, am
     for session in ledger.sessions("mine"):
         assert session.usage.get("tokens", 0) < max(amount * threshold, 1) + spent, "it stopped at its threshold"
     for item in ledger.items("mine"):
-        assert item.result_key in rig.runner.kept
+        assert item.result_key in rig.runner.documents.content
     ledger.close()
 
 
@@ -308,7 +360,7 @@ def test_a_total_that_is_gone_ends_the_chain(make_rig: MakeRig) -> None:
     ]
     assert rig.ledger.chain("mine").status is ChainStatus.EXHAUSTED
     assert ends[-1].reason.message == "needs 60 tokens; 10 tokens left of 130 tokens in all"
-    assert "Raise the total limit of tokens" in rig.document("handoff", 2)
+    assert "raise the total limit of tokens" in rig.document("handoff", 2)
     assert rig.run(Budget(tokens=70)).state is SessionState.FINISHED
     assert chain_usage(rig.ledger.sessions("mine"))["tokens"] == 180
 
@@ -499,7 +551,7 @@ def test_a_follow_on_has_learned(make_rig: MakeRig, clock: FakeClock) -> None:
     saved = learned(rig.ledger, rig.ledger.chain("mine"))["tokens"]
     assert saved.constant.scores.samples() == [100.0, 100.0]
 
-    class Dies(DirectRunner):
+    class Dies(LocalUnits):
         """Dies at the second unit."""
 
         def run(self, units: Units) -> None:
@@ -507,7 +559,7 @@ def test_a_follow_on_has_learned(make_rig: MakeRig, clock: FakeClock) -> None:
                 raise KeyboardInterrupt
             super().run(units)
 
-    rig.runner = Dies(rig.agent, rig.clock)
+    rig.runner = Dies(rig.agent, MemoryDocuments(), rig.clock)
     with pytest.raises(KeyboardInterrupt):
         rig.run(tokens(900), invited=list(rig.runs.created)[-1])
     assert learned(rig.ledger, rig.ledger.chain("mine"))["tokens"].constant.scores.samples() == [100.0] * 3
@@ -771,7 +823,7 @@ def test_a_unit_that_does_not_end_before_the_process_is_left_behind(make_rig: Ma
     assert list(rig.runs.created)
 
     agent.ended.set()  # it is done before the process is killed after all
-    wait_for(lambda: len(rig.runner.kept) == 2)
+    wait_for(lambda: len(rig.runner.documents.content) == 2)
 
     assert rig.run().state is SessionState.FINISHED
     assert len(rig.runner.ran) == len(set(rig.runner.ran)) == 3
@@ -1039,7 +1091,7 @@ def test_failing_units_are_discarded_and_the_others_go_on(make_rig: MakeRig) -> 
 
     end = rig.run()
 
-    assert (end.state, end.reason.message) == (SessionState.FINISHED, "every item is done; 1 items were discarded")
+    assert (end.state, end.reason.message) == (SessionState.FINISHED, "every item is done but 1, which was discarded")
     assert status_of(rig.ledger)["doc-0"] is ItemStatus.DISCARDED
     assert rig.ledger.counts("mine")[ItemStatus.COMPLETED] == 3
     assert [(failed.item, failed.attempt) for failed in rig.told(UnitFailed)] == [
@@ -1190,11 +1242,15 @@ def test_the_agent_may_add_to_the_handoff_and_commit_its_work(make_rig: MakeRig)
 
     rig.run()
 
-    assert "## Notes\n\nBegin with page 7; the work is in commit-1." in rig.document("handoff", 1)
+    handoff, checkpoint = rig.document("handoff", 1), digest(rig.document("checkpoint", 1))
+    assert "## Notes\n\nBegin with page 7; the work is in commit-1." in handoff
+    assert f"- Committed as `commit-1` with checkpoint 1 (`{checkpoint[:16]}`)" in handoff
     (message,) = rig.saved_work.commits
     assert message == (
         "mine: work of session 1\n\nPerpetual-Chain: mine\nPerpetual-Session: 1\nPerpetual-Stop: queue-empty\n"
+        f"Perpetual-Checkpoint: {checkpoint}\nPerpetual-Units: 1\n"
     )
+    assert rig.saved_work.pushes == 0
 
 
 def test_a_handoff_that_the_agent_lost_is_written_all_the_same(make_rig: MakeRig) -> None:
@@ -1361,24 +1417,25 @@ def test_a_storage_that_gives_back_other_bytes(make_rig: MakeRig) -> None:
 
 
 def test_outages_in_a_row(make_rig: MakeRig, clock: FakeClock) -> None:
-    """A storage that stays away is tried later and later; the fourth session in a row stalls the chain, and says so."""
+    """A storage that stays away is tried later and later, for a night; then the chain is stalled, and says so."""
     storage = FullStorage()
     rig = make_rig(Reader(documents=1), documents=storage)
     waits = []
-    for _ in range(4):
+    for _ in range(1 + len(BACK_OFF_SECONDS)):
         with pytest.raises(StorageError):
             rig.run()
         waits.append((rig.ledger.chain("mine").resume_at or clock.now()) - clock.now())
 
-    chain = rig.ledger.chain("mine")
+    chain, tries = rig.ledger.chain("mine"), len(rig.runs.created)
     # The first has finished a unit, so the second is the first in a row.
-    assert (waits, chain.status) == ([30, 30, 120, 480], ChainStatus.WAITING)
-    assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == [2, 3, 4, 5]
+    assert (waits[:6], chain.status) == ([30, 30, 120, 480, 1800, 1800], ChainStatus.WAITING)
+    assert 8 * 3600 < sum(waits) < 12 * 3600
+    assert [follow_on.ordinal for follow_on in rig.runs.created.values()] == list(range(2, 2 + tries))
     with pytest.raises(StorageError):
         rig.run()
     chain = rig.ledger.chain("mine")
-    assert (chain.status, chain.resume_at, len(rig.runs.created)) == (ChainStatus.STALLED, None, 4)
-    assert chain.reason.endswith("no space left; 3 sessions before ended in the same way")
+    assert (chain.status, chain.resume_at, len(rig.runs.created)) == (ChainStatus.STALLED, None, tries)
+    assert chain.reason.endswith(f"no space left; {len(BACK_OFF_SECONDS)} sessions before ended in the same way")
     storage.full = False
     assert rig.run().state is SessionState.FINISHED
 
@@ -1670,7 +1727,7 @@ def outcome_of(rig: Rig) -> dict[str, Any]:
         "items": sorted(
             (item.id, item.status, item.units, item.attempts, item.failures, item.cursor, item.error) for item in items
         ),
-        "results": {item.id: rig.runner.kept[item.result_key or ""] for item in items},
+        "results": {item.id: rig.runner.documents.content[item.result_key or ""] for item in items},
         "keys": {item.id: without_chain(item.result_key) for item in items},
         "usage": chain_usage(rig.ledger.sessions(rig.chain)),
         "units": sum(session.units for session in rig.ledger.sessions(rig.chain)),

@@ -149,16 +149,17 @@ def test_useful_share() -> None:
 def test_resume_cost() -> None:
     """What first units used beyond the mean of all, and the seconds before them; the first session resumes nothing."""
     sessions = [
-        session(1, resume_seconds=9.0, units=5, usage={"tokens": 500.0, "calls": 5.0}),
+        session(1, resume_seconds=9.0, units=5, usage={"tokens": 500.0, "calls": 5.0}, first_usage={"tokens": 9e9}),
         session(2, resume_seconds=1.0, units=3, usage={"tokens": 700.0, "calls": 3.0, "seconds": 8.0}),
         session(3, resume_seconds=2.0, units=2, usage={"tokens": 800.0, "calls": 2.0, "cost": 0.0}),
         session(4),
     ]
-    first_units = {1: {"tokens": 9e9}, 2: {"tokens": 500.0, "calls": 1.0}, 3: {"tokens": 600.0}}
+    sessions[1] = replace(sessions[1], first_usage={"tokens": 500.0, "calls": 1.0})
+    sessions[2] = replace(sessions[2], first_usage={"tokens": 600.0})
 
-    assert resume_cost(sessions, first_units) == {"seconds": 1.5, "tokens": (500 + 600) / 2 - 2000 / 10, "calls": 0.0}
-    assert resume_cost(sessions[:1], {1: {"tokens": 5.0}}) == {}
-    assert resume_cost([], {}) == {}
+    assert resume_cost(sessions) == {"seconds": 1.5, "tokens": (500 + 600) / 2 - 2000 / 10, "calls": 0.0}
+    assert resume_cost(sessions[:1]) == {}
+    assert resume_cost([]) == {}
 
 
 def test_little_work_in_a_session_is_advised_against() -> None:

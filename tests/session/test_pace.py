@@ -1,12 +1,6 @@
 """The pace: how many units at once, and how many in a batch."""
 
-import pytest
-
-from perpetual_blocks.session.pace import MOST_IN_BATCH, BatchSize, Pace, is_throttled
-
-
-class RateLimitError(Exception):
-    """As the clients of several services call it."""
+from perpetual_blocks.session.pace import MOST_IN_BATCH, BatchSize, Pace
 
 
 class Refused(Exception):
@@ -15,38 +9,6 @@ class Refused(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(f"status {status}")
         self.status_code = status
-
-
-class Answered(Exception):
-    """An error that has the response."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"status {status}")
-        self.response = Refused(status)
-
-
-def caused_by(cause: BaseException) -> BaseException:
-    try:
-        raise ValueError("the page could not be had") from cause
-    except ValueError as error:
-        return error
-
-
-@pytest.mark.parametrize(
-    ("error", "throttled"),
-    [
-        (RateLimitError(), True),
-        (Refused(429), True),
-        (Answered(429), True),
-        (caused_by(Refused(429)), True),
-        (Refused(500), False),
-        (Answered(404), False),
-        (ValueError("429"), False),
-    ],
-    ids=repr,
-)
-def test_what_says_that_there_were_too_many_calls(error: BaseException, throttled: bool) -> None:
-    assert is_throttled(error) is throttled
 
 
 def test_one_refusal_halves_the_pace_once() -> None:

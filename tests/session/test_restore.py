@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from support import MemoryDocuments
 
 from perpetual_blocks.checkpoint import Checkpoint, digest
 from perpetual_blocks.session.ledger import Document
 from perpetual_blocks.session.restore import Restored, restore
+from perpetual_blocks.testing import MemoryDocuments
 
 
 def checkpoint(ordinal: int, **changes: Any) -> Checkpoint:

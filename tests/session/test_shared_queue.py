@@ -147,7 +147,7 @@ def test_an_outcome_that_a_dead_chain_had_persisted_is_found(
     ]
     ledger.add_chain("third", queue="mine")
     third = Rig(ledger, clock, Reader(), chain="third", documents=second.documents)
-    third.runner.kept = second.runner.kept
+    third.runner.documents = second.runner.documents
 
     third.run()
 
@@ -155,7 +155,7 @@ def test_an_outcome_that_a_dead_chain_had_persisted_is_found(
     assert ledger.sessions("third")[0].units == 2
     assert ledger.chain("third").context == {"read": ["doc-2 p1"]}, "what the other remembered is not its own"
     uid = ledger.chain("mine").uid
-    assert {key.split("/")[1] for key in second.runner.kept} == {f"mine-{uid}"}
+    assert {key.split("/")[1] for key in second.runner.documents.content} == {f"mine-{uid}"}
 
 
 def test_a_chain_finds_its_own_first(ledger: SqlLedger, second: Rig, clock: BusyClock, owner: Fence) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from session_rig import Rig, tokens
-from support import DirectRunner, FakeClock, MemoryRuns, open_session, wait_for
+from support import FakeClock, MemoryRuns, open_session, wait_for
 from test_admission import chain, latest
 from test_loop import MakeRig, Reader, make_rig
 
@@ -28,6 +28,7 @@ from perpetual_blocks.session.successor import (
     lead_seconds,
 )
 from perpetual_blocks.telemetry import FollowOnAnnounced, UnitCompleted
+from perpetual_blocks.testing import LocalUnits, MemoryDocuments
 from perpetual_blocks.work import Unit
 
 __all__ = ["make_rig"]  # a fixture
@@ -276,6 +277,6 @@ def test_the_end_of_a_long_unit_is_foretold_while_it_runs(
     agent = Slow(documents=9)
     rig = make_rig(agent)
     agent.clock, agent.runs = clock, rig.runs
-    rig.runner = DirectRunner(agent, clock, seconds=190.0)
+    rig.runner = LocalUnits(agent, MemoryDocuments(), clock, seconds=190.0)
     rig.run(tokens(500, threshold=1.0))
     assert left_when_announced(rig) == [1]

@@ -6,17 +6,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from support import (
-    LEASE,
-    FakeClock,
-    LedgerFactory,
-    MemoryDocuments,
-    MemoryRuns,
-    MemorySavedWork,
-    close,
-    open_session,
-    session_request,
-)
+from support import LEASE, FakeClock, LedgerFactory, MemoryRuns, MemorySavedWork, close, open_session, session_request
 
 from perpetual_blocks.adapters.database import SqlLedger
 from perpetual_blocks.errors import Superseded
@@ -28,6 +18,7 @@ from perpetual_blocks.session.stop import StopRequest
 from perpetual_blocks.session.turn import LOOK_SECONDS, POLL_SECONDS, WAITS_SECONDS, SentAway, open_in_turn
 from perpetual_blocks.session.world import World
 from perpetual_blocks.telemetry import FenceReached
+from perpetual_blocks.testing import MemoryDocuments
 from perpetual_blocks.work import WorkItem
 
 TEMPLATE = RunTemplate(deployment_id="deployment")

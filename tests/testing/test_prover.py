@@ -284,17 +284,36 @@ def _fields(follow_on: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", ["exception", "SIGTERM", "SIGKILL", "lost lease"])
 def test_points_within_a_transaction(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """A point may lie in the middle of the ledger's transaction: what is written there is written wholly or not."""
-    count_usage = units_of_ledger._count_usage
+    count_usage = units_of_ledger.COUNT_USAGE
 
     def half_way(*arguments: Any) -> None:
         count_usage(*arguments)
         reached("unit.counted")
 
-    monkeypatch.setattr(units_of_ledger, "_count_usage", half_way)
+    monkeypatch.setattr(units_of_ledger, "COUNT_USAGE", half_way)
 
     report = assert_resumable(lambda folder: Writer(out=folder), only=f"unit.counted:2:{mode}")
 
     assert (report.cases, report.not_reached) == ({mode: 1}, 0)
+
+
+class Broken(PerpetualAgent):
+    """Has this many items, and completes none of them."""
+
+    items: int
+
+    def plan(self) -> Iterable[WorkItem]:
+        return [WorkItem(id=str(number), max_attempts=1) for number in range(self.items)]
+
+    def work_unit(self, unit: Unit) -> Any:
+        raise ValueError("never works")
+
+
+@pytest.mark.parametrize("items", [0, 2])
+def test_an_agent_that_completes_nothing_shows_nothing(items: int) -> None:
+    """Two runs that come to nothing are alike, and prove nothing."""
+    with pytest.raises(AssertionError, match=f"Broken completes no item of {items} when nothing interrupts it"):
+        assert_resumable(Broken(items=items))
 
 
 def test_a_point_that_is_not_reached() -> None:
@@ -340,8 +359,11 @@ def test_it_needs_no_prefect_and_no_ledger_of_the_users(tmp_path: Path) -> None:
         "import sys\n"
         "from perpetual_blocks.testing import assert_resumable\n"
         "from perpetual_blocks import PerpetualAgent\n"
-        "class Nothing(PerpetualAgent): pass\n"
-        "assert_resumable(Nothing(), only='session.opened:1:SIGKILL')\n"
+        "from perpetual_blocks.work import WorkItem\n"
+        "class Little(PerpetualAgent):\n"
+        "    def plan(self): return [WorkItem(id='a')]\n"
+        "    def work_unit(self, unit): return 1\n"
+        "assert_resumable(Little(), only='session.opened:1:SIGKILL')\n"
         "print('prefect' in sys.modules)"
     )
     environment = {**os.environ, "HOME": str(home), "PREFECT_HOME": str(home / ".prefect")}

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import one_line
 
+from perpetual_blocks.budget import Quota
 from perpetual_blocks.checkpoint import digest, to_json
 from perpetual_blocks.errors import DamagedDocument
 from perpetual_blocks.work import ContextChange, Outcome, WorkItem
@@ -33,7 +34,8 @@ ITEMS = st.builds(
     payload=OBJECT,
     priority=st.integers(-100, 100),
     depends_on=st.lists(PLAIN, max_size=3).map(tuple),
-    estimate=st.dictionaries(st.sampled_from(["tokens", "cost", "calls", "seconds", "memory"]), AMOUNT, max_size=3),
+    estimate=st.dictionaries(st.sampled_from(["tokens", "cost", "seconds", "memory"]), AMOUNT, max_size=3),
+    bound=st.dictionaries(st.just("calls"), AMOUNT, max_size=1),
     max_attempts=st.integers(1, 9),
 )
 OUTCOMES = st.builds(
@@ -46,6 +48,7 @@ OUTCOMES = st.builds(
     usage=st.dictionaries(st.sampled_from(["tokens", "cost", "calls", "seconds"]), AMOUNT),
     context=st.none() | st.builds(ContextChange, OBJECT, OBJECT),
     added=st.lists(ITEMS, max_size=3).map(tuple),
+    quotas=st.dictionaries(PLAIN, st.builds(Quota, st.none() | AMOUNT, AMOUNT, AMOUNT), max_size=3),
 )
 
 
@@ -101,6 +104,8 @@ def test_a_missing_field_is_refused(field: str) -> None:
     "changes",
     [
         {"progress": 5},
+        {"quotas": {"calls/day": [1, None, 3]}},
+        {"quotas": {"calls/day": [1, 2]}},
         {"progress": "12"},
         {"progress": [1, 2, 3]},
         {"added": None},

@@ -26,8 +26,9 @@ from perpetual_blocks.adapters.database.chains import (
 )
 from perpetual_blocks.adapters.database.engine import insert_if_new, reading
 from perpetual_blocks.adapters.database.patient import patient
-from perpetual_blocks.adapters.database.queues import counts_of, has_work, is_elsewhere, lock_queue
+from perpetual_blocks.adapters.database.queues import has_work, is_elsewhere, lock_queue
 from perpetual_blocks.adapters.database.rows import find_chain, follow_on_of, session_of
+from perpetual_blocks.adapters.database.tallies import counts_of
 from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.errors import InvalidInput, UnknownChain
 from perpetual_blocks.session.chain import (
@@ -253,7 +254,7 @@ class ChainControl(LedgerWriter):
         scheduled: FollowOn | None = None
         if row.status is not ChainStatus.RUNNING:
             held = ChainStatus.CANCELLED if wanted is Wanted.CANCEL else ChainStatus.PAUSED
-            values |= {"status": held, "reason": why, "resume_at": None}
+            values |= {"status": held, "reason": why, "resume_at": None, "asks_until": None}
             found = find_entry(connection, row.name, row.ordinal + 1)
             if found is not None and found["created_at"] is not None:
                 scheduled = follow_on_of(found)
@@ -280,6 +281,7 @@ class ChainControl(LedgerWriter):
             "wanted_why": None,
             "attended": row.ordinal,
             "code": None,
+            "asks_until": None,
             "updated_at": now,
         }
         if row.status is not ChainStatus.RUNNING:

@@ -11,6 +11,7 @@ from sqlalchemy import JSON, Connection, Text, and_, cast, func, literal, select
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.export import BATCH, TABLES
 from perpetual_blocks.adapters.database.queues import names_on
+from perpetual_blocks.adapters.database.tallies import tallies_of
 from perpetual_blocks.errors import UnknownChain
 from perpetual_blocks.session.chain import SessionState
 from perpetual_blocks.session.consistency import ChainFacts, ItemFacts, ResultFacts, SessionFacts
@@ -46,6 +47,7 @@ def chain_facts(connection: Connection, chain: str, now: float) -> ChainFacts:
         lost_dependencies=_lost_dependencies(connection, chain),
         not_json=list(_not_json(connection, chain)),
         others_at_work=_at_work(connection, chain),
+        tallies=tallies_of(connection, chain),
     )
 
 
@@ -82,7 +84,9 @@ def _items(connection: Connection, chain: str) -> Iterator[ItemFacts]:
         yield ItemFacts(**row)
 
 
-_ITEM = [t.items.c[name] for name in ("id", "status", "blockers", "claimant", "claimed_by", "units", "result_key")]
+_ITEM = [
+    t.items.c[name] for name in ("id", "kind", "status", "blockers", "claimant", "claimed_by", "units", "result_key")
+]
 _OTHER = t.items.alias("other")
 _WAITS_FOR = (
     select(func.count())

@@ -158,6 +158,7 @@ def pause_restored(connection: Connection, chain: str, reason: str, now: float) 
             resume_at=None,
             wanted=None,
             wanted_why=None,
+            asks_until=None,
             updated_at=now,
         )
     )

@@ -3,15 +3,16 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, false, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, false, func, insert, literal_column, or_, select, update
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.adapters.database.chains import reopen
+from perpetual_blocks.adapters.database.many import ForMany
 from perpetual_blocks.adapters.database.patient import patient
 from perpetual_blocks.adapters.database.queues import lock_queue
 from perpetual_blocks.adapters.database.rows import find_chain
+from perpetual_blocks.adapters.database.tallies import tally
 from perpetual_blocks.adapters.database.writer import LedgerWriter
-from perpetual_blocks.budget import Budget
 from perpetual_blocks.errors import InvalidInput, LedgerError, UnknownChain
 from perpetual_blocks.session.chain import Chain
 from perpetual_blocks.session.ledger import Fence
@@ -24,12 +25,26 @@ MOVE = {
         t.items.c.chain == bindparam("of_queue"),
         t.items.c.id == bindparam("of_item"),
         or_(
-            false(), *(t.items.c.status == source for source in sources(target))
+            false(), *(t.items.c.status == literal_column(f"'{source}'") for source in sources(target))
         ),  # IN cannot be executed for many rows
     )
     for target in ItemStatus
 }
 """By what an item becomes; each sets the other names that it is executed with."""
+
+_COUNTERS = ("attempts", "failures", "interruptions", "cut_offs", "passed_over", "units")
+_GIVEN = ("kind", "payload", "priority", "estimate", "bound", "complexity", "max_attempts")
+_ADD = ForMany(
+    insert(t.items).values(dict.fromkeys(_COUNTERS, literal_column("0"))),
+    "chain",
+    "id",
+    "position",
+    *_GIVEN,
+    "status",
+    "blockers",
+    "updated_at",
+)
+_DEPEND = ForMany(insert(t.dependencies), *t.dependencies.c.keys())
 
 
 @patient()
@@ -116,7 +131,7 @@ def insert_items(connection: Connection, chain: Chain, items: Iterable[WorkItem]
         if item.id in present:
             _check_same(item, *present[item.id][:2])
     new = [item for item in batch.values() if item.id not in present]
-    budget = Budget.from_json(chain.settings.get("budget") or [])
+    budget = chain.budget
     for item in new:  # what is there already was added under the budget of its time
         budget.check_amounts(item.estimate, f"WorkItem({item.id!r}).estimate")
         budget.check_amounts(item.bound, f"WorkItem({item.id!r}).bound")
@@ -128,13 +143,10 @@ def insert_items(connection: Connection, chain: Chain, items: Iterable[WorkItem]
     completed = {item for item, (_, _, status) in {**others, **present}.items() if status == ItemStatus.COMPLETED}
     last = select(func.coalesce(func.max(t.items.c.position), 0)).where(t.items.c.chain == chain.queue)
     position: int = connection.execute(last).scalar_one()
-    connection.execute(
-        insert(t.items),
-        [_row(chain.queue, item, position + n, completed, now) for n, item in enumerate(new, start=1)],
-    )
+    _ADD(connection, [_row(chain.queue, item, position + n, completed, now) for n, item in enumerate(new, start=1)])
+    tally(connection, chain.queue, chain.name, added=(item.kind for item in new))
     edges = [{"chain": chain.queue, "item": item.id, "depends_on": other} for item in new for other in item.depends_on]
-    if edges:
-        connection.execute(insert(t.dependencies), edges)
+    _DEPEND(connection, edges)
     return len(new)
 
 
@@ -197,11 +209,5 @@ def _row(queue: str, item: WorkItem, position: int, completed: set[str], now: fl
         "max_attempts": item.max_attempts,
         "status": ItemStatus.BLOCKED if blockers else ItemStatus.AVAILABLE,
         "blockers": blockers,
-        "attempts": 0,
-        "failures": 0,
-        "interruptions": 0,
-        "cut_offs": 0,
-        "passed_over": 0,
-        "units": 0,
         "updated_at": now,
     }

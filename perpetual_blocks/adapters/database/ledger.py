@@ -11,7 +11,7 @@ finds out what it has done already, and leaves it at that.
 
 from typing import Literal
 
-from perpetual_blocks.adapters.database.control import ChainControl
+from perpetual_blocks.adapters.database.approvals import ChainApproval
 from perpetual_blocks.adapters.database.documents import DocumentWriter
 from perpetual_blocks.adapters.database.items import ItemWriter
 from perpetual_blocks.adapters.database.repair import ChainRepair
@@ -24,7 +24,7 @@ from perpetual_blocks.patience import Patience
 DEFAULT_LEASE_SECONDS = 60.0
 
 
-class SqlLedger(SessionWriter, UnitWriter, ItemWriter, DocumentWriter, ChainControl, ChainRepair, ChainRetention):
+class SqlLedger(SessionWriter, UnitWriter, ItemWriter, DocumentWriter, ChainApproval, ChainRepair, ChainRetention):
     """The ledger in an SQLite file (or in memory, `sqlite://`), or in a PostgreSQL database.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from perpetual_blocks.adapters.database import pools
-from perpetual_blocks.adapters.database.engine import connect, time_of, writing
+from perpetual_blocks.adapters.database.engine import connect, reading, time_of, writing
 from perpetual_blocks.adapters.database.pools import PoolRequest, PoolUnit
 from perpetual_blocks.budget.pool import Refusal
 from perpetual_blocks.clock import Clock
@@ -79,7 +79,7 @@ class Pool:
 
     def level(self) -> tuple[float, float]:
         """What is used, within the window, and what is reserved, in the resource's unit."""
-        with writing(self._engine) as connection:
+        with reading(self._engine, snapshot=True) as connection:
             now = time_of(connection, self._clock)
             return pools.level(connection, self._name, self._resource, self._since(now), now)
 

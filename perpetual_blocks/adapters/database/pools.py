@@ -97,16 +97,19 @@ def _is_unit(table: Table) -> ColumnElement[bool]:
     return and_(*(table.c[name] == bindparam(f"of_{name}") for name in PoolUnit.__slots__))
 
 
-_LOCK = (
-    select(t.pools.c.since)
-    .where(t.pools.c.name == bindparam("of_pool"), t.pools.c.resource == bindparam("of_resource"))
-    .with_for_update()
+_SINCE = select(t.pools.c.since).where(
+    t.pools.c.name == bindparam("of_pool"), t.pools.c.resource == bindparam("of_resource")
 )
+_LOCK = _SINCE.with_for_update()
 _SET_SINCE = update(t.pools).where(
     t.pools.c.name == bindparam("of_pool"), t.pools.c.resource == bindparam("of_resource")
 )
 _MEMBERS = select(*(t.pool_members.c[name] for name in ("holder", "share", "priority", "used"))).where(
     _in(t.pool_members)
+)
+_USED = select(func.sum(t.pool_members.c.used)).where(_in(t.pool_members))
+_RESERVED = select(func.sum(t.pool_reservations.c.amount)).where(
+    _in(t.pool_reservations), t.pool_reservations.c.expires_at > bindparam("now")
 )
 _THIS_MEMBER = and_(_in(t.pool_members), t.pool_members.c.holder == bindparam("of_holder"))
 _SET_MEMBER = update(t.pool_members).where(_THIS_MEMBER)
@@ -209,11 +212,19 @@ def renew(connection: Connection, holder: str, expires_at: float, now: float) ->
 
 
 def level(connection: Connection, pool: str, resource: str, since: float | None, now: float) -> tuple[float, float]:
-    """What is used and what is reserved of a pool, in the resource's unit. It may write: its window is moved on."""
-    _show_window(connection, pool, resource, since)
-    _, members = _standing(connection, PoolUnit(pool=pool, resource=resource, holder="", item=""), now)
-    used = sum(member.used for member in members)
-    return round(used, 9), round(sum(member.reserved for member in members), 9)
+    """What is used and what is reserved of a pool, in the resource's unit. It locks nothing, and wants a snapshot."""
+    key, wanted_since = {"of_pool": pool, "of_resource": resource}, since or 0.0
+    counted_since = connection.execute(_SINCE, key).scalar()
+    if counted_since is None:
+        return 0.0, 0.0
+    used = connection.execute(_USED, key).scalar() or 0.0
+    if counted_since != wanted_since:
+        first, end = sorted((counted_since, wanted_since))
+        moved = connection.execute(_SPENT_BETWEEN, {**key, "first": first, "end": end})
+        between = sum(amount for _, amount in moved)
+        used += -between if wanted_since > counted_since else between
+    reserved = connection.execute(_RESERVED, {**key, "now": now}).scalar() or 0.0
+    return round(used, 9), round(reserved, 9)
 
 
 def spends(connection: Connection, pool: str, resource: str, since: float) -> list[Spend]:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, Engine, bindparam, create_engine, func, select, text
 from sqlalchemy.engine import URL
 
+from perpetual_blocks.adapters.database.json_text import read_json
 from perpetual_blocks.errors import InvalidInput
 
 _MIGRATIONS = 0x7065727065747561  # any number that no other program locks: "perpetua"
@@ -70,7 +71,9 @@ def make_engine(url: URL) -> Engine:
     """
     try:
         options = {name: value for name, value in _NETWORK.items() if name not in url.query}
-        return create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=options)
+        return create_engine(
+            url, pool_pre_ping=True, hide_parameters=True, json_deserializer=read_json, connect_args=options
+        )
     except ImportError:
         raise InvalidInput.of(
             "ledger", "postgresql://…", "psycopg, PostgreSQL's driver: pip install perpetual-blocks[postgres]"

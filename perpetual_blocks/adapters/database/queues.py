@@ -110,13 +110,6 @@ def has_work(connection: Connection, queue: str, selector: Selector) -> bool:
     return connection.execute(select(_available(queue, selector))).scalar_one()
 
 
-def counts_of(connection: Connection, queue: str, selector: Selector) -> dict[ItemStatus, int]:
-    """How many items that a selector takes have each status."""
-    rows = select(t.items.c.status, func.count()).where(t.items.c.chain == queue, *taken_by(selector))
-    found = {status: count for status, count in connection.execute(rows.group_by(t.items.c.status))}
-    return {status: found.get(status, 0) for status in ItemStatus}
-
-
 def is_elsewhere(connection: Connection, chain: Chain) -> bool:
     """Whether others have what may come back to a chain, or lead to more for it.
 

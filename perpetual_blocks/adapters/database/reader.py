@@ -12,7 +12,7 @@ from perpetual_blocks.adapters.database.engine import connect, reading, shown, t
 from perpetual_blocks.adapters.database.examine import chain_facts, result_facts
 from perpetual_blocks.adapters.database.export import changed_rows, mark_of
 from perpetual_blocks.adapters.database.patient import is_away, patient
-from perpetual_blocks.adapters.database.queues import counts_of, is_elsewhere, names_on, queue_of, taken_by, works_on
+from perpetual_blocks.adapters.database.queues import is_elsewhere, names_on, queue_of, taken_by, works_on
 from perpetual_blocks.adapters.database.rows import (
     CLAIM_ORDER,
     chain_of,
@@ -22,6 +22,7 @@ from perpetual_blocks.adapters.database.rows import (
     pool_key,
     session_of,
 )
+from perpetual_blocks.adapters.database.tallies import counts_of
 from perpetual_blocks.budget import Expectation, Limit, Spend
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import UnknownChain
@@ -29,7 +30,18 @@ from perpetual_blocks.patience import IMPATIENT, Patience
 from perpetual_blocks.session.attempts import Attempt, Story
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, Wanted
 from perpetual_blocks.session.consistency import ChainFacts, ResultFacts
-from perpetual_blocks.session.ledger import Document, DocumentKind, Export, Fence, FollowOn, Mark, Turn, UnitCost
+from perpetual_blocks.session.ledger import (
+    Document,
+    DocumentKind,
+    Export,
+    Fence,
+    FollowOn,
+    KindCount,
+    Mark,
+    Turn,
+    UnitCost,
+)
+from perpetual_blocks.usage import RESOURCES
 from perpetual_blocks.work import EVERYTHING, Item, ItemStatus, Selector
 
 LEARNED_ROWS = 2048
@@ -113,6 +125,19 @@ class LedgerReader:
     def counts(self, chain: str, *, taken: bool = False) -> dict[ItemStatus, int]:
         with reading(self._engine) as connection:
             return counts_of(connection, *_share(connection, chain, taken=taken))
+
+    def kinds(self, chain: str) -> list[KindCount]:
+        with reading(self._engine) as connection:
+            rows = (
+                select(t.items.c.kind, t.items.c.status, func.count(), func.sum(t.items.c.units))
+                .where(t.items.c.chain == queue_of(connection, chain))
+                .group_by(t.items.c.kind, t.items.c.status)
+            )
+            found: dict[str, tuple[dict[ItemStatus, int], int]] = {}
+            for kind, status, count, units in connection.execute(rows):
+                items, before = found.get(kind, ({}, 0))
+                found[kind] = {**items, ItemStatus(status): count}, before + int(units)
+            return [KindCount(kind, *found[kind]) for kind in sorted(found)]
 
     def has_more_than(self, chain: str, count: int) -> bool:
         with reading(self._engine) as connection:
@@ -296,13 +321,21 @@ class LedgerReader:
             return connection.execute(rows).scalar() or {}
 
     def unit_costs(self, chain: str, after: int) -> list[UnitCost]:
+        later = and_(t.sessions.c.chain == chain, t.sessions.c.ordinal > after)
         units: dict[tuple[str, int, int], UnitCost] = {}
         with reading(self._engine) as connection:
+            # From an index over resource and time: there are as many rows as the chain has finished units.
+            since = connection.execute(select(func.min(t.sessions.c.started_at)).where(later)).scalar()
+            if since is None:
+                return []
+            used = connection.execute(select(t.sessions.c.usage).where(later)).scalars()
+            resources = sorted({*RESOURCES, *(name for usage in used for name in usage)})
             of_item = and_(t.items.c.chain == queue_of(connection, chain), t.items.c.id == t.usage.c.item)
             rows = (
                 select(t.usage, t.items.c.kind, t.items.c.estimate, t.items.c.bound, t.items.c.complexity)
                 .join(t.items, of_item)
-                .where(t.usage.c.chain == chain, t.usage.c.session > after)
+                .where(t.usage.c.chain == chain, t.usage.c.resource.in_(resources), t.usage.c.at >= since)
+                .where(t.usage.c.session > after)
                 .order_by(t.usage.c.at.desc(), t.usage.c.item, t.usage.c.unit, t.usage.c.failure)
                 .limit(LEARNED_ROWS)
             )
@@ -313,32 +346,15 @@ class LedgerReader:
                 unit.usage[row["resource"]] = row["amount"]
         return list(reversed(units.values()))
 
-    def first_units(self, chain: str) -> dict[int, dict[str, float]]:
-        finished = and_(t.usage.c.chain == chain, t.usage.c.failure == 0)
-        first = (
-            select(t.usage.c.session, func.min(t.usage.c.at).label("at"))
-            .where(finished)
-            .group_by(t.usage.c.session)
-            .subquery()
-        )
-        rows = (
-            select(t.usage)
-            .join(first, and_(first.c.session == t.usage.c.session, first.c.at == t.usage.c.at))
-            .where(finished)
-            .order_by(t.usage.c.session, t.usage.c.item, t.usage.c.unit)
-        )
-        units: dict[int, tuple[tuple[str, int], dict[str, float]]] = {}
-        with reading(self._engine) as connection:
-            for row in connection.execute(rows).mappings():
-                key = (row["item"], row["unit"])
-                unit, usage = units.setdefault(row["session"], (key, {}))
-                if unit == key:  # of several that were finished in one moment, one is enough
-                    usage[row["resource"]] = row["amount"]
-        return {session: usage for session, (_, usage) in units.items()}
-
     def pool_spends(self, limit: Limit, since: float) -> list[Spend]:
         with reading(self._engine) as connection:
             return pools.spends(connection, pool_key(limit), limit.resource, since)
+
+    def pool_level(self, limit: Limit) -> tuple[float, float]:
+        with reading(self._engine, snapshot=True) as connection:
+            now = self._now(connection)
+            since = limit.window.since(now) if limit.window else None
+            return pools.level(connection, pool_key(limit), limit.resource, since, now)
 
 
 def _share(connection: Connection, chain: str, *, taken: bool) -> tuple[str, Selector]:

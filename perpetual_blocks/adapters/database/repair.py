@@ -9,8 +9,9 @@ from perpetual_blocks.adapters.database.chains import lock_chain
 from perpetual_blocks.adapters.database.examine import repair_items
 from perpetual_blocks.adapters.database.export import pause_restored, put_rows
 from perpetual_blocks.adapters.database.patient import patient
-from perpetual_blocks.adapters.database.queues import names_on
+from perpetual_blocks.adapters.database.queues import lock_queue, names_on
 from perpetual_blocks.adapters.database.rows import find_chain
+from perpetual_blocks.adapters.database.tallies import recount
 from perpetual_blocks.adapters.database.writer import LedgerWriter
 from perpetual_blocks.errors import InvalidInput, Superseded
 from perpetual_blocks.session.chain import SessionState
@@ -31,11 +32,14 @@ class ChainRepair(LedgerWriter):
                 expected = f"the chain whose queue it works on first: `perpetual restore {row.queue}`"
                 raise InvalidInput.of("chain", chain, expected)
             pause_restored(connection, chain, reason, self._now(connection))
+            recount(connection, chain)
 
     def repair_items(self, chain: str, ids: Sequence[str]) -> None:
         with self._writing() as connection:
             self._at_rest(connection, names_on(chain))
+            lock_queue(connection, chain)
             repair_items(connection, chain, ids, self._now(connection))
+            recount(connection, chain)
 
     def forget_document(self, chain: str, document: Document) -> None:
         with self._writing() as connection:

@@ -5,6 +5,7 @@ from sqlalchemy import Connection, RowMapping, select
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.budget import Limit, Window
 from perpetual_blocks.errors import InvalidInput
+from perpetual_blocks.session.approval import Approval
 from perpetual_blocks.session.chain import Chain, ChainStatus, SessionRecord, SessionState, Wanted
 from perpetual_blocks.session.ledger import FollowOn
 from perpetual_blocks.work import Item, ItemStatus, Selector
@@ -29,6 +30,7 @@ def chain_of(row: RowMapping) -> Chain:
             "wanted": Wanted(row["wanted"]) if row["wanted"] else None,
             "queue": row["queue"] or row["name"],
             "selector": Selector.from_json(row["selector"]),
+            "approvals": tuple(map(Approval.from_json, row["approvals"] or ())),
         }
     )
 

@@ -67,6 +67,9 @@ chains = Table(
     # The chain whose items it works on, and which of them it takes; null for its own, and for all.
     Column("queue", String(_CHAIN)),
     Column("selector", JSON),
+    # What was decided when a total of it was gone; until when a run of it waits for that.
+    Column("approvals", JSON),
+    Column("asks_until", Float),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     Index(None, "queue"),
@@ -107,6 +110,8 @@ sessions = Table(
     # When it will end, as it said when its end was near; how long its process had waited at the fence.
     Column("ends_at", Float),
     Column("waited", Float),
+    # What the first unit that it finished used: with a resume's price in it.
+    Column("first_usage", JSON),
     Index(None, "chain", "flow_run_id"),
     Index(None, "flow_run_id"),
 )
@@ -171,6 +176,27 @@ Index(
     items.c.chain,
     sqlite_where=items.c.claims.is_not(None),
     postgresql_where=items.c.claims.is_not(None),
+)
+
+# Those that are left alone for a while: few.
+Index(
+    "ix_items_retry",
+    items.c.chain,
+    items.c.retry_at,
+    sqlite_where=items.c.retry_at.is_not(None),
+    postgresql_where=items.c.retry_at.is_not(None),
+)
+
+# How many items have come into a queue, and how many of them are completed, as each chain has counted; see `tallies`.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("queue", String(_CHAIN), ForeignKey("chains.name", ondelete="CASCADE"), primary_key=True),
+    # No foreign key: what it has counted stays when the chain is forgotten.
+    Column("chain", String(_CHAIN), primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("added", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
 )
 
 dependencies = Table(

@@ -96,6 +96,7 @@ class SessionWriter(LedgerWriter):
                     context_version=chain.context_version if chain.ordinal else request.context_version,
                     code=request.code,
                     resume_at=None,
+                    asks_until=None,
                     attended=fence.ordinal if attended else chain.attended,
                     updated_at=now,
                 )
@@ -145,7 +146,15 @@ class SessionWriter(LedgerWriter):
         change = code_change(chain, request)
         said = change.what if change else None
         queue = opened if opened.owns_queue else queue
-        return Opened(fence=fence, chain=opened, queue=queue, previous=previous, took_over=took_over, code_changed=said)
+        return Opened(
+            fence=fence,
+            chain=opened,
+            queue=queue,
+            previous=previous,
+            took_over=took_over,
+            code_changed=said,
+            gap=_gap(chain, latest, now),
+        )
 
     def _pause_before_other_code(self, request: SessionRequest) -> None:
         """Pauses the chain where the session could start but for its code, which its agent wants a person to see."""
@@ -297,6 +306,13 @@ def _opened_before(
     died = previous is not None and previous.state is SessionState.CRASHED
     took_over = previous is not None and died and previous.ended_at == latest.started_at
     return Opened(fence=fence, chain=chain, queue=queue, previous=previous, took_over=took_over)
+
+
+def _gap(chain: Chain, latest: SessionRecord | None, now: float) -> float | None:
+    """For how long a chain, as it was before this moment, has waited for nothing but its follow-on."""
+    if latest is None or latest.ended_at is None or chain.status is not ChainStatus.WAITING:
+        return None
+    return max(0.0, now - max(latest.ended_at, chain.resume_at or 0.0))
 
 
 def _closed_before(connection: Connection, fence: Fence, closing: Closing) -> bool:

@@ -9,6 +9,8 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import QueuePool
 
+from perpetual_blocks.adapters.database.json_text import read_json
+
 WAIT_SECONDS = 30
 
 
@@ -47,7 +49,7 @@ def make_engine(url: URL) -> Engine:
         options = {"poolclass": QueuePool, **one, "connect_args": {"check_same_thread": False}}
     else:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, hide_parameters=True, **options)
+    engine = create_engine(url, hide_parameters=True, json_deserializer=read_json, **options)
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:

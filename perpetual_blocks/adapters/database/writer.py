@@ -15,7 +15,7 @@ from perpetual_blocks.adapters.database.engine import writing
 from perpetual_blocks.adapters.database.patient import patient
 from perpetual_blocks.adapters.database.reader import LedgerReader
 from perpetual_blocks.adapters.database.rows import find_chain, pool_key
-from perpetual_blocks.budget import Budget, Limit
+from perpetual_blocks.budget import Limit
 from perpetual_blocks.clock import Clock
 from perpetual_blocks.errors import Fenced
 from perpetual_blocks.patience import Patience
@@ -72,9 +72,8 @@ class LedgerWriter(LedgerReader):
         if known is None or known[0] != key:
             chain = find_chain(connection, fence.chain)
             assert chain is not None
-            budget = Budget.from_json(chain.settings.get("budget") or [])
             # Everybody locks several pools in the same order, so that no two wait for each other.
-            limits = sorted((limit for limit in budget if limit.pool), key=lambda x: (pool_key(x), x.resource))
+            limits = sorted((limit for limit in chain.budget if limit.pool), key=lambda x: (pool_key(x), x.resource))
             known = self._shared_limits = (key, _Shared(chain.uid, tuple(limits), chain.selector))
         return known[1]
 

@@ -1,0 +1,142 @@
+"""A claim: which items it looks at, those that it takes, and how one that was tried before is found again."""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from sqlalchemy import Connection, RowMapping, bindparam, func, literal_column, select
+
+from perpetual_blocks.adapters.database import schema as t
+from perpetual_blocks.adapters.database.items import MOVE
+from perpetual_blocks.adapters.database.many import ForMany
+from perpetual_blocks.adapters.database.queues import candidates, held_by
+from perpetual_blocks.adapters.database.rows import CLAIM_ORDER, item_of
+from perpetual_blocks.errors import LedgerError
+from perpetual_blocks.session.ledger import Fence, Misfit
+from perpetual_blocks.work import Item, ItemStatus, Selector
+
+PASSED_OVER_SHOWN = 10
+MOST_LOOKED_AT = 1000  # items, at each claim
+PATIENCE = 3  # sessions in which something else is taken in an item's place
+
+BEGUN = (
+    select(t.items)
+    .where(
+        t.items.c.chain == bindparam("of_queue"),
+        t.items.c.claims.is_not(None),
+        t.items.c.status == ItemStatus.AVAILABLE,
+        t.items.c.interruptions > 0,
+        # What another chain had begun is found by whoever claims it: it was made with that one's context.
+        func.coalesce(t.items.c.claimant, t.items.c.chain) == bindparam("of_claimant"),
+    )
+    .order_by(*CLAIM_ORDER)
+    .with_for_update(skip_locked=True)
+)
+_TAKE = ForMany(
+    MOVE[ItemStatus.CLAIMED].values(status=literal_column(f"'{ItemStatus.CLAIMED}'"), passed_over=literal_column("0")),
+    *("updated_at", "claimant", "claimed_by", "claim", "claims"),
+)
+
+
+@dataclass(slots=True)
+class Selected:
+    """What is claimed, and what is not; see `Claim`."""
+
+    items: list[Item] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
+    never: dict[str, str] = field(default_factory=dict)
+    others: int = 0
+    contended: bool = False
+
+    def pass_over(self, item: Item, reason: Misfit, *, once: bool) -> bool:
+        """Does not take an item; whether those behind it may be looked at.
+
+        Args:
+            once: Whether it was passed over in this session already.
+        """
+        if len(self.passed_over) < PASSED_OVER_SHOWN:
+            self.passed_over[item.id] = reason.why
+        else:
+            self.others += 1
+        waited_long = item.passed_over >= PATIENCE and not once
+        if waited_long and reason.never is not None:
+            self.never[item.id] = reason.never
+            return True
+        return not (waited_long and reason.patient) and len(self.passed_over) + self.others < MOST_LOOKED_AT
+
+
+@dataclass(slots=True)
+class Claiming:
+    """One claim, however often it is tried.
+
+    Attributes:
+        token: Tells it from the session's other claims.
+    """
+
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    tried: bool = False
+
+    def done_before(self, connection: Connection, fence: Fence, *, marked: bool = True) -> tuple[Item, ...]:
+        """What it has claimed already, if it is tried again; as it was found.
+
+        Args:
+            marked: Whether the claim is one of those that the items remember.
+        """
+        if not self.tried:
+            self.tried = True
+            return ()
+        held = held_by(fence.queue, fence.chain, fence.ordinal)
+        rows = select(t.items).where(held, t.items.c.claim == self.token)
+        found = connection.execute(rows.order_by(*CLAIM_ORDER)).mappings()
+        return tuple(_as_found(item_of(row), marked=marked) for row in found)
+
+
+def _as_found(item: Item, *, marked: bool) -> Item:
+    claims = (item.claims or "").rpartition(" ")[0] if marked else item.claims
+    return replace(item, status=ItemStatus.AVAILABLE, claims=claims or None)
+
+
+def take(
+    connection: Connection, fence: Fence, items: Sequence[Item], token: str, now: float, *, mark: str | None
+) -> None:
+    """Makes available items those of a session.
+
+    Args:
+        token: The claim's.
+        mark: The word by which the items remember it; None for a claim that is not to be remembered.
+    """
+    rows = [
+        {
+            "of_queue": fence.queue,
+            "of_item": item.id,
+            "updated_at": now,
+            "claimant": fence.chain,
+            "claimed_by": fence.ordinal,
+            "claim": token,
+            "claims": item.claims if mark is None else _claims(item, mark),
+        }
+        for item in items
+    ]
+    if _TAKE(connection, rows) != len(rows):
+        raise LedgerError(f"{len(rows)} items of {fence.queue}, {items[0].id} the first of them, cannot become claimed")
+
+
+def _claims(item: Item, mark: str) -> str:
+    """The item's claims with one more, in words."""
+    return " ".join([*(claim for claim in item.earlier_claims if claim != mark), mark])
+
+
+def in_claim_order(connection: Connection, queue: str, selector: Selector, now: float) -> Iterator[RowMapping]:
+    """Available items in the order of claiming, page by page: usually the first row is the one, and others
+    find it locked while it is looked at."""
+    offset, limit = 0, 1
+    seen: set[str] = set()
+    while True:
+        these = {"of_queue": queue, "now": now, "many": limit, "after": offset}
+        page = connection.execute(candidates(selector), these).mappings().all()
+        # Where others have given back what lies before, a page begins with what was on the one before.
+        yield from (row for row in page if row["id"] not in seen)
+        seen.update(row["id"] for row in page)
+        if len(page) < limit:
+            return
+        offset, limit = offset + limit, min(MOST_LOOKED_AT, 4 * limit)

@@ -1,0 +1,20 @@
+"""JSON columns as text."""
+
+import json
+from typing import Any
+
+
+def read_json(text: str) -> Any:
+    """What a JSON column holds. Most of an item's hold nothing, and there are five of them in each that is claimed."""
+    match text:
+        case "null":
+            return None
+        case "{}":
+            return {}
+        case _:
+            return json.loads(text)
+
+
+def write_json(value: Any) -> str:
+    """What is put into one."""
+    return "null" if value is None else json.dumps(value)
