@@ -163,7 +163,7 @@ def make_flow(
         def session() -> State[Any]:
             program, where = agent(**parameters), load_store(own["store"] or store, Patience(GRACE_SECONDS))
             redactor = redactor_for(program, where.get_address())
-            with masked(redactor):
+            with masked(redactor), process.garbage_of_its_own():
                 return run_session(
                     program,
                     chain=own["chain"],

@@ -111,9 +111,13 @@ def validated_usage(usage: Mapping[str, object], field: str, known: tuple[str, .
     return checked
 
 
-def add(left: Usage, right: Usage) -> dict[str, float]:
+def add(*usages: Usage) -> dict[str, float]:
     """The sum, resource by resource."""
-    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in (*left, *(n for n in right if n not in left))}
+    sums: dict[str, float] = {}
+    for usage in usages:
+        for name, amount in usage.items():
+            sums[name] = sums.get(name, 0.0) + amount
+    return sums
 
 
 def show(name: str, amount: float) -> str:

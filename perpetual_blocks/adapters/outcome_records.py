@@ -4,9 +4,10 @@ They are read here and not by Prefect: a record names the code that makes a valu
 damaged or forged one names must not run.
 """
 
-import json
 from collections import OrderedDict
 from typing import Any
+
+from pydantic_core import from_json
 
 from perpetual_blocks.adapters.result_storage import StoredDocuments
 from perpetual_blocks.errors import DamagedDocument
@@ -23,8 +24,7 @@ def read_record(record: str) -> Any:
         DamagedDocument: it is no record.
     """
     try:
-        envelope = json.loads(record)
-        return json.loads(envelope["result"])
+        return from_json(from_json(record)["result"], allow_inf_nan=False)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedDocument(
             f"outcome: got {type(error).__name__}: {error}; expected a record of JSON in JSON"

@@ -1,10 +1,13 @@
 """Processes: what this one and its children use and may use, and whether another one still runs."""
 
+import gc
 import os
 import secrets
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -13,6 +16,20 @@ from perpetual_blocks.adapters.deadlines import cpu_seconds_left
 from perpetual_blocks.session.chain import SessionRecord
 
 _START_TOLERANCE_SECONDS = 1.0
+
+
+@contextmanager
+def garbage_of_its_own() -> Iterator[None]:
+    """Within it, garbage is looked for among what was made within it only.
+
+    Prefect and what it imports are half a million objects, and a batch of units makes so many new ones that Python
+    would look through all of them again and again: a sixth of a session's time, measured with units that do nothing.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def tree_memory() -> int:

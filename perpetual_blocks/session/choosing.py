@@ -56,7 +56,7 @@ class Chooser:
         while True:
             self._asked, self._fits = {}, None
             misfit, reserves = partial(self._misfit, readings), partial(self.reserves, readings)
-            claim = self._ledger.claim(self._fence, misfit, reserves, _Batch(self._monitor, most).wants)
+            claim = self._ledger.claim(self._fence, misfit, reserves, _Batch(self._monitor, most).wants, expected=most)
             if claim.items:
                 self.passed_over |= claim.passed_over
                 self.discarded = claim.discarded

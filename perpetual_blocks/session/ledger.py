@@ -359,6 +359,8 @@ class Ledger(Protocol):
         misfit: Callable[[Item], Misfit | None],
         reserves: Callable[[Item], list[Reserve]] = _reserves_nothing,
         more: Callable[[Item, Item], bool] = _no_more,
+        *,
+        expected: int = 1,
     ) -> Claim:
         """Claims the first available item that fits, of the first thousand that the chain takes: by priority, fewest
         failures, then age. With it those that follow, as many as are wanted for one batch, up to the first that does
@@ -372,6 +374,7 @@ class Ledger(Protocol):
             misfit: Says of an item why it does not fit, or None.
             reserves: Says what its unit reserves of pools; an item whose reservation is refused is not taken.
             more: Given the last item that was taken and the one behind it, whether this one is wanted too.
+            expected: How many will probably be taken: so many are read at once.
         """
 
     def claim_begun(self, fence: Fence) -> Claim:

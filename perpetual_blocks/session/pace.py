@@ -2,7 +2,7 @@
 
 from perpetual_blocks.service_errors import is_throttled
 
-MOST_IN_BATCH = 1000
+MOST_IN_BATCH = 2500
 """So many units are given back at most, or run again, when a session dies."""
 
 

@@ -329,10 +329,7 @@ class Working:
 
     def _spent_with(self, *usages: dict[str, float]) -> dict[str, float]:
         """What the ledger is to hold of the session's usage. The budget counts what is not committed yet, too."""
-        spent = self._spent
-        for usage in usages:
-            spent = add(spent, usage)
-        return spent
+        return add(self._spent, *usages)
 
     def check_reachable(self) -> None:
         """Commits nothing after the lease: what a unit has done since is persisted, and found by whoever comes next."""

@@ -4,24 +4,22 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, literal_column, select
+from sqlalchemy import Connection, bindparam, func, update
 
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.adapters.database.items import MOVE
-from perpetual_blocks.adapters.database.many import ForMany
+from perpetual_blocks.adapters.database.items import VARIABLES
 from perpetual_blocks.adapters.database.queues import candidates, held_by
-from perpetual_blocks.adapters.database.rows import CLAIM_ORDER, item_of
+from perpetual_blocks.adapters.database.rows import CLAIM_ORDER, ITEMS, item_of
 from perpetual_blocks.errors import LedgerError
 from perpetual_blocks.session.ledger import Fence, Misfit
-from perpetual_blocks.work import Item, ItemStatus, Selector
+from perpetual_blocks.work import Item, ItemStatus, Selector, sources
 
 PASSED_OVER_SHOWN = 10
 MOST_LOOKED_AT = 1000  # items, at each claim
 PATIENCE = 3  # sessions in which something else is taken in an item's place
 
 BEGUN = (
-    select(t.items)
-    .where(
+    ITEMS.where(
         t.items.c.chain == bindparam("of_queue"),
         t.items.c.claims.is_not(None),
         t.items.c.status == ItemStatus.AVAILABLE,
@@ -32,9 +30,14 @@ BEGUN = (
     .order_by(*CLAIM_ORDER)
     .with_for_update(skip_locked=True)
 )
-_TAKE = ForMany(
-    MOVE[ItemStatus.CLAIMED].values(status=literal_column(f"'{ItemStatus.CLAIMED}'"), passed_over=literal_column("0")),
-    *("updated_at", "claimant", "claimed_by", "claim", "claims"),
+_TAKE = (
+    update(t.items)
+    .where(
+        t.items.c.chain == bindparam("of_queue"),
+        t.items.c.id.in_(bindparam("of_items", expanding=True)),
+        t.items.c.status.in_(sources(ItemStatus.CLAIMED)),
+    )
+    .values(status=ItemStatus.CLAIMED, passed_over=0)
 )
 
 
@@ -86,8 +89,8 @@ class Claiming:
             self.tried = True
             return ()
         held = held_by(fence.queue, fence.chain, fence.ordinal)
-        rows = select(t.items).where(held, t.items.c.claim == self.token)
-        found = connection.execute(rows.order_by(*CLAIM_ORDER)).mappings()
+        rows = ITEMS.where(held, t.items.c.claim == self.token)
+        found = connection.execute(rows.order_by(*CLAIM_ORDER))
         return tuple(_as_found(item_of(row), marked=marked) for row in found)
 
 
@@ -105,20 +108,19 @@ def take(
         token: The claim's.
         mark: The word by which the items remember it; None for a claim that is not to be remembered.
     """
-    rows = [
-        {
-            "of_queue": fence.queue,
-            "of_item": item.id,
-            "updated_at": now,
-            "claimant": fence.chain,
-            "claimed_by": fence.ordinal,
-            "claim": token,
-            "claims": item.claims if mark is None else _claims(item, mark),
-        }
-        for item in items
-    ]
-    if _TAKE(connection, rows) != len(rows):
-        raise LedgerError(f"{len(rows)} items of {fence.queue}, {items[0].id} the first of them, cannot become claimed")
+    by_claims: dict[str | None, list[str]] = {}  # nearly always the same for all: no statement for each
+    for item in items:
+        by_claims.setdefault(item.claims if mark is None else _claims(item, mark), []).append(item.id)
+    taken = {"of_queue": fence.queue, "updated_at": now, "claimant": fence.chain, "claimed_by": fence.ordinal}
+    count = 0
+    for claims, ids in by_claims.items():
+        for start in range(0, len(ids), VARIABLES):
+            these = {"of_items": ids[start : start + VARIABLES], "claim": token, "claims": claims}
+            count += connection.execute(_TAKE, {**taken, **these}).rowcount
+    if count != len(items):
+        raise LedgerError(
+            f"{len(items)} items of {fence.queue}, {items[0].id} the first of them, cannot become claimed"
+        )
 
 
 def _claims(item: Item, mark: str) -> str:
@@ -126,17 +128,22 @@ def _claims(item: Item, mark: str) -> str:
     return " ".join([*(claim for claim in item.earlier_claims if claim != mark), mark])
 
 
-def in_claim_order(connection: Connection, queue: str, selector: Selector, now: float) -> Iterator[RowMapping]:
-    """Available items in the order of claiming, page by page: usually the first row is the one, and others
-    find it locked while it is looked at."""
-    offset, limit = 0, 1
+def in_claim_order(
+    connection: Connection, queue: str, selector: Selector, now: float, *, expected: int
+) -> Iterator[Item]:
+    """Available items in the order of claiming, page by page; others find locked what is looked at.
+
+    Args:
+        expected: How many will probably be taken: usually the first page has all of them.
+    """
+    offset, limit = 0, min(MOST_LOOKED_AT, expected)
     seen: set[str] = set()
     while True:
         these = {"of_queue": queue, "now": now, "many": limit, "after": offset}
-        page = connection.execute(candidates(selector), these).mappings().all()
+        page = list(map(item_of, connection.execute(candidates(selector), these).all()))
         # Where others have given back what lies before, a page begins with what was on the one before.
-        yield from (row for row in page if row["id"] not in seen)
-        seen.update(row["id"] for row in page)
+        yield from (item for item in page if item.id not in seen)
+        seen.update(item.id for item in page)
         if len(page) < limit:
             return
         offset, limit = offset + limit, min(MOST_LOOKED_AT, 4 * limit)

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from pydantic_core import from_json
+
 
 def read_json(text: str) -> Any:
     """What a JSON column holds. Most of an item's hold nothing, and there are five of them in each that is claimed."""
@@ -12,7 +14,7 @@ def read_json(text: str) -> Any:
         case "{}":
             return {}
         case _:
-            return json.loads(text)
+            return from_json(text)
 
 
 def write_json(value: Any) -> str:

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func,
 
 from perpetual_blocks.adapters.database import postgres
 from perpetual_blocks.adapters.database import schema as t
-from perpetual_blocks.adapters.database.rows import CLAIM_ORDER
+from perpetual_blocks.adapters.database.rows import CLAIM_ORDER, ITEMS
 from perpetual_blocks.session.chain import Chain, ChainStatus
 from perpetual_blocks.work import EVERYTHING, ItemStatus, Selector
 
@@ -80,8 +80,7 @@ def candidates(selector: Selector) -> Select[Any]:
     It is executed with `of_queue`, `now`, `many` and `after`.
     """
     return (
-        select(t.items)
-        .where(
+        ITEMS.where(
             t.items.c.chain == bindparam("of_queue"),
             t.items.c.status == ItemStatus.AVAILABLE,
             or_(t.items.c.retry_at.is_(None), t.items.c.retry_at <= bindparam("now")),

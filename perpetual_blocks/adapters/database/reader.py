@@ -15,6 +15,7 @@ from perpetual_blocks.adapters.database.patient import is_away, patient
 from perpetual_blocks.adapters.database.queues import is_elsewhere, names_on, queue_of, taken_by, works_on
 from perpetual_blocks.adapters.database.rows import (
     CLAIM_ORDER,
+    ITEMS,
     chain_of,
     find_chain,
     follow_on_of,
@@ -153,24 +154,20 @@ class LedgerReader:
     def items(
         self, chain: str, status: ItemStatus | None = None, limit: int = 100, *, taken: bool = False
     ) -> list[Item]:
-        rows = select(t.items).order_by(*CLAIM_ORDER).limit(limit)
+        rows = ITEMS.order_by(*CLAIM_ORDER).limit(limit)
         if status is not None:
             rows = rows.where(t.items.c.status == status)
         with reading(self._engine) as connection:
             queue, selector = _share(connection, chain, taken=taken)
             these = rows.where(t.items.c.chain == queue, *taken_by(selector))
-            return [item_of(row) for row in connection.execute(these).mappings()]
+            return [item_of(row) for row in connection.execute(these)]
 
     def story(self, chain: str, item: str) -> Story:
         with reading(self._engine) as connection:
             queue = queue_of(connection, chain)
             of_item = and_(t.failures.c.chain.in_(names_on(queue)), t.failures.c.item == item)
             spent = and_(t.usage.c.chain.in_(names_on(queue)), t.usage.c.item == item, t.usage.c.failure > 0)
-            row = (
-                connection.execute(select(t.items).where(t.items.c.chain == queue, t.items.c.id == item))
-                .mappings()
-                .first()
-            )
+            row = connection.execute(ITEMS.where(t.items.c.chain == queue, t.items.c.id == item)).first()
             if row is None:
                 raise UnknownChain(
                     f"item: got {item!r}; expected an item of {chain}; `perpetual items list {chain}` has them"

@@ -1,6 +1,8 @@
 """The ledger's rows as the core knows them."""
 
-from sqlalchemy import Connection, RowMapping, select
+from typing import Any
+
+from sqlalchemy import Connection, Row, RowMapping, select
 
 from perpetual_blocks.adapters.database import schema as t
 from perpetual_blocks.budget import Limit, Window
@@ -12,13 +14,15 @@ from perpetual_blocks.work import Item, ItemStatus, Selector
 
 FOLLOW_ON_COLUMNS = ("parameters", "run_name", "tags", "job_variables", "work_queue", "not_before")
 CLAIM_ORDER = (t.items.c.priority.desc(), t.items.c.attempts, t.items.c.position)
+ITEMS = select(*(t.items.c[name] for name in Item.__slots__))
 
 
-def item_of(row: RowMapping) -> Item:
-    """A row of the items table as the core knows it."""
-    progress = tuple(row["progress"]) if row["progress"] else None
-    fields = {name: row[name] for name in Item.__slots__ if name not in ("status", "progress")}
-    return Item(**fields, status=ItemStatus(row["status"]), progress=progress)
+def item_of(row: Row[Any]) -> Item:
+    """A row of `ITEMS` as the core knows it."""
+    fields = dict(zip(Item.__slots__, row, strict=True))
+    fields["status"] = ItemStatus(fields["status"])
+    fields["progress"] = tuple(fields["progress"]) if fields["progress"] else None
+    return Item(**fields)
 
 
 def chain_of(row: RowMapping) -> Chain:

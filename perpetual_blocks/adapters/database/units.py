@@ -69,8 +69,10 @@ class UnitWriter(LedgerWriter):
         misfit: Callable[[Item], Misfit | None],
         reserves: Callable[[Item], list[Reserve]] = lambda item: [],
         more: Callable[[Item, Item], bool] = lambda last, item: False,
+        *,
+        expected: int = 1,
     ) -> Claim:
-        return self._claim(fence, misfit, reserves, more, Claiming())
+        return self._claim(fence, misfit, reserves, more, expected, Claiming())
 
     @patiently
     def _claim(
@@ -79,13 +81,14 @@ class UnitWriter(LedgerWriter):
         misfit: Callable[[Item], Misfit | None],
         reserves: Callable[[Item], list[Reserve]],
         more: Callable[[Item, Item], bool],
+        expected: int,
         claiming: Claiming,
     ) -> Claim:
         with self._writing() as connection:
             now = self._pass_fence(connection, fence)
             if mine := claiming.done_before(connection, fence):
                 return Claim(mine, claiming.token)
-            found = self._select(connection, fence, misfit, reserves, more, now)
+            found = self._select(connection, fence, misfit, reserves, more, expected, now)
             if not found.items:
                 return self._nothing(connection, fence, found, claiming.token, now)
             mark = UNIT if len(found.items) == 1 else claiming.token
@@ -113,11 +116,12 @@ class UnitWriter(LedgerWriter):
         misfit: Callable[[Item], Misfit | None],
         reserves: Callable[[Item], list[Reserve]],
         more: Callable[[Item, Item], bool],
+        expected: int,
         now: float,
     ) -> Selected:
         found = Selected()
-        for row in in_claim_order(connection, fence.queue, self._shared(connection, fence).selector, now):
-            item = item_of(row)
+        selector = self._shared(connection, fence).selector
+        for item in in_claim_order(connection, fence.queue, selector, now, expected=expected):
             if found.items and not more(found.items[-1], item):
                 break
             reason = misfit(item)
@@ -140,7 +144,7 @@ class UnitWriter(LedgerWriter):
             now = self._pass_fence(connection, fence)
             items = claiming.done_before(connection, fence, marked=False)
             if not items:
-                rows = connection.execute(BEGUN, {"of_queue": fence.queue, "of_claimant": fence.chain}).mappings()
+                rows = connection.execute(BEGUN, {"of_queue": fence.queue, "of_claimant": fence.chain})
                 items = tuple(map(item_of, rows))
                 if items:
                     take(connection, fence, items, claiming.token, now, mark=None)
