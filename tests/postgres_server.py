@@ -51,6 +51,16 @@ class PostgresServer:
         with psycopg.connect(self.uri, autocommit=True) as connection:
             connection.execute(statement.encode())
 
+    def ask_for_password(self, role: str, password: str) -> None:
+        """Makes a role that has to say this password; all others are trusted."""
+        import psycopg
+
+        self.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+        with psycopg.connect(self.uri) as connection:
+            [rules] = connection.execute("SHOW hba_file").fetchone() or ()
+        Path(rules).write_text(f"local all {role} scram-sha-256\n{Path(rules).read_text()}")
+        self.execute("SELECT pg_reload_conf()")
+
     def address(self, database: str) -> str:
         """A database's address, as the ledger takes it."""
         return self.uri.replace("/postgres?", f"/{database}?")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from parts import is_missing
 from postgres_server import PostgresServer, running_server
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from support import (
     KINDS,
     FakeClock,
@@ -185,6 +185,24 @@ def test_a_command_says_at_once_that_postgres_is_away(server: PostgresServer) ->
     one_line(refused.value, "ledger: cannot use postgresql")
     restart.wait()
     ledger.close()
+
+
+@pytest.mark.parametrize(("part", "wrong"), [("username", "nobody"), ("password", "wrong"), ("database", "missing")])
+def test_an_address_that_postgres_refuses_is_no_outage(server: PostgresServer, part: str, wrong: str) -> None:
+    """Waiting would not bring it: a wrong user, password or database is an error at once, whatever the patience."""
+    address = make_url(server.address("ledger"))
+    if part == "password":
+        server.ask_for_password("guarded", "right")
+        address = address.set(username="guarded")
+    clock = FakeClock()
+    wrongly = address.set(**{part: wrong}).render_as_string(hide_password=False)
+
+    with pytest.raises(LedgerError, match="FATAL") as refused:
+        SqlLedger(wrongly, clock=clock, patience_seconds=60)
+
+    one_line(refused.value, "ledger: cannot use postgresql")
+    assert not isinstance(refused.value, LedgerUnavailable)
+    assert clock.monotonic() == 0
 
 
 # Clocks ---------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 from anthropic import APIConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 from pydantic import PrivateAttr
 from pydantic_ai.exceptions import ModelHTTPError
 from session_rig import Rig
@@ -42,6 +43,10 @@ class Answered(Exception):
         self.response = Refused(status)
 
 
+def of_aws(status: int, code: str) -> BaseException:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+
+
 def caused_by(cause: BaseException) -> BaseException:
     try:
         raise ValueError("the page could not be had") from cause
@@ -56,6 +61,9 @@ def caused_by(cause: BaseException) -> BaseException:
         (Refused(429), True),
         (Answered(429), True),
         (caused_by(Refused(429)), True),
+        (of_aws(503, "SlowDown"), True),
+        (of_aws(400, "ThrottlingException"), True),
+        (of_aws(404, "NoSuchKey"), False),
         (Refused(500), False),
         (Answered(404), False),
         (ValueError("429"), False),
@@ -96,6 +104,14 @@ def of_openai(status: int) -> BaseException:
         (FromGoogle(503), True),
         (FromGoogle(400), False),
         (ModelHTTPError(413, "claude"), False),
+        (of_aws(503, "SlowDown"), True),
+        (of_aws(500, "InternalError"), True),
+        (of_aws(400, "ExpiredToken"), True),
+        (EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), True),
+        (ReadTimeoutError(endpoint_url="http://127.0.0.1:9"), True),
+        (NoCredentialsError(), True),
+        (of_aws(404, "NoSuchKey"), False),
+        (of_aws(403, "AccessDenied"), False),
         # A page that cannot be had says nothing of the others.
         (httpx.ConnectError("no route"), False),
         (Refused(503), False),

@@ -166,8 +166,8 @@ def _kind(error: Exception) -> type[LedgerError]:
     if isinstance(original, sqlite3.Error):
         passes = sqlite.may_pass(original)
     else:
-        # PostgreSQL's driver does not tell a server that is starting from one that refuses a password.
         passes = isinstance(error, OperationalError | InterfaceError | TimeoutError)
+        passes = passes and not postgres.refuses(str(original))
         passes = passes or (isinstance(error, DBAPIError) and error.connection_invalidated)
     return LedgerUnavailable if passes else LedgerError
 

@@ -6,6 +6,7 @@ committed before it (READ COMMITTED), so what is read after a lock cannot change
 to disk, unless the server's administrator has set `synchronous_commit = off`; those that must be synced say so.
 """
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from hashlib import sha256
@@ -21,6 +22,10 @@ _MIGRATIONS = 0x7065727065747561  # any number that no other program locks: "per
 
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+_REFUSAL = re.compile(
+    r"FATAL: +(password authentication failed|no pg_hba\.conf entry|(role|database) \".*\" does not exist)"
+)
 
 _SSL_OPTIONS = (
     "sslmode",
@@ -78,6 +83,15 @@ def make_engine(url: URL) -> Engine:
         raise InvalidInput.of(
             "ledger", "postgresql://…", "psycopg, PostgreSQL's driver: pip install perpetual-blocks[postgres]"
         ) from None
+
+
+def refuses(said: str) -> bool:
+    """Whether a server that was reached refuses the address for good: its user, password or database.
+
+    The driver does not tell it by a code from a server that is just starting. One that speaks another language than
+    English is not understood, and tried again.
+    """
+    return _REFUSAL.search(said) is not None
 
 
 def time_of(connection: Connection) -> float:
