@@ -184,9 +184,8 @@ def run_session(
         ledger.close()
     if end.state is SessionState.CANCELLED:
         return Cancelled(message=end.reason.message)
-    if end.state is SessionState.PAUSED and own.deployment_id and _stands(runs, own) is RunState.PAUSED:
-        # The run itself waits, for as long as a person wants; Prefect's own pause would become Failed.
-        raise Pause(state=runs.suspend(own.id))
+    if end.state is SessionState.PAUSED and own.deployment_id:
+        _hold(runs, own)
     if asked is not None:
         raise Pause(state=asked)
     return Completed(name=end.state.value, message=_message(end, own, chain))
@@ -219,7 +218,7 @@ def _sent_away(away: SentAway, runs: PrefectRuns, own: OwnRun) -> State[Any]:
     if away.reason.code == "cancelled":
         return Cancelled(message=str(away))
     if away.reason.code == "paused" and own.deployment_id:
-        raise Pause(state=runs.suspend(own.id))
+        _hold(runs, own)
     return Completed(name="Superseded", message=str(away))
 
 
@@ -254,10 +253,17 @@ def _ask(
         return None
 
 
-def _stands(runs: PrefectRuns, own: OwnRun) -> RunState | None:
-    with suppress(Exception):
-        return runs.facts(own.id).state
-    return None
+def _hold(runs: PrefectRuns, own: OwnRun) -> None:
+    """Leaves the run to a person, where it is the run that was paused; where only the chain was, the run ends.
+
+    Raises:
+        Pause: it waits for Resume, or goes on already in another process.
+    """
+    state: State[Any] | None = None
+    with suppress(Exception):  # then the run ends, and `perpetual resume` goes on with the chain
+        state = runs.hold(own.id, own.since)
+    if state is not None:
+        raise Pause(state=state)
 
 
 def _run_wishes(runs: PrefectRuns, flow_run_id: str) -> StopReason | None:

@@ -41,6 +41,7 @@ class OwnRun:
 
     Attributes:
         attended: Whether a person has started it: no schedule has, nor a session before it.
+        since: When it has come into the state in which this process found it, in seconds since the Unix epoch.
     """
 
     id: str
@@ -54,6 +55,7 @@ class OwnRun:
     job_variables: dict[str, Any] = field(default_factory=dict)
     work_queue: str | None = None
     deployment_version: str | None = None
+    since: float = 0.0
 
     @classmethod
     def of(cls, run: FlowRun) -> "OwnRun":
@@ -70,6 +72,7 @@ class OwnRun:
             job_variables=dict(run.job_variables or {}),
             work_queue=run.work_queue_name if run.work_pool_name else None,
             deployment_version=run.deployment_version,
+            since=run.state.timestamp.timestamp() if run.state else 0.0,
         )
 
     def template(self) -> RunTemplate | None:
@@ -148,12 +151,33 @@ class PrefectRuns:
         """Says of a run that is not over that its process is dead."""
         self._end(flow_run_id, {RunState.STARTING, RunState.RUNNING, RunState.PAUSED}, Crashed(message=why))
 
-    def suspend(self, flow_run_id: str) -> State[None]:
-        """Suspends a run for as long as a person wants: Prefect's own pauses become Failed after a while."""
-        state: State[None] = Suspended(pause_expiration_time=datetime.now(UTC) + LONG)
+    def hold(self, flow_run_id: str, since: float) -> State[Any] | None:
+        """Lets a run that was paused wait for as long as a person wants: Prefect's own pauses fail after a while.
+
+        Resume is heard however soon it is pressed: the run then goes on in another process, as this one is at its end.
+
+        Args:
+            since: When this process's own last state of the run was set, in seconds since the Unix epoch.
+
+        Returns:
+            The state in which this process leaves the run; None if nobody has paused it.
+        """
+        run = UUID(flow_run_id)
         with _client() as client:
-            client.set_flow_run_state(UUID(flow_run_id), state, force=True)
-        return state
+            later = [state for state in _states(client, run) if state.timestamp.timestamp() > since]
+            paused = [number for number, state in enumerate(later) if state.type is StateType.PAUSED]
+            if not paused:
+                return None
+            # Of a run whose process is thought to wait, Resume makes a running one; else one that is to be started.
+            after = [state.type for state in later[paused[-1] + 1 :]]
+            if after not in ([], [StateType.RUNNING]):
+                return later[paused[-1]]
+            suspended: State[None] = Suspended(pause_expiration_time=datetime.now(UTC) + LONG)
+            client.set_flow_run_state(run, suspended, force=True)
+            *_, before, _ = _states(client, run)
+            if before.type is not StateType.PAUSED:
+                client.resume_flow_run(run)
+        return suspended
 
     def superseded(self, flow_run_id: str) -> None:
         """Ends a suspended run whose chain goes on in another one."""
@@ -250,6 +274,11 @@ def ask_for_api() -> None:
     """
     with _client() as client:
         client.hello()
+
+
+def _states(client: SyncPrefectClient, run: UUID) -> list[State[Any]]:
+    """All that a run has been in, the oldest first."""
+    return sorted(client.read_flow_run_states(run), key=lambda state: state.timestamp)
 
 
 @contextmanager

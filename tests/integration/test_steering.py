@@ -20,6 +20,12 @@ def site(shared_site: Site) -> Site:
 
 
 @pytest.fixture(scope="module")
+def impatient(site: Site) -> None:
+    """Squares are served there whose runs are resumed at once."""
+    site.serve(HERE / "resumed_at_once.py")
+
+
+@pytest.fixture(scope="module")
 def runs(site: Site) -> dict[str, str]:
     """The first runs of all chains."""
     return {chain: trigger(site, chain, n=6, nap=600.0) for chain in ("paused", "held", "ended", "one", "two")}
@@ -85,6 +91,26 @@ def test_suspended_from_outside(site: Site) -> None:
 
     assert finished(site, "suspended")["sessions"][1]["flow_run_id"] == run
     assert ran(notes) == {f"n/{number}": 1 for number in range(16)}
+
+
+@pytest.mark.parametrize("name", ["Paused", "Suspended"])
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_resumed_before_its_process_is_gone(site: Site, impatient: None, when: str, name: str) -> None:
+    """Resume is heard however soon it comes: before the paused process has looked at its run, or said that it waits."""
+    chain = f"{when}-{name.lower()}"
+    run = site.trigger(
+        "resumed-at-once/served", {"notes": str(notes_of(site, chain)), "chain": chain, "n": 4, "nap": 600.0}
+    )
+    notes = begun(site, chain)
+    details = {"pause_timeout": "2100-01-01T00:00:00Z", "pause_reschedule": name == "Suspended"}
+    state = {"type": "PAUSED", "name": name, "state_details": details}
+    site.call("POST", f"/flow_runs/{run}/set_state", {"state": state, "force": False})
+    wait_until(lambda: site.status(chain)["status"] != "running", "paused", 30)
+    hurry(notes)
+
+    assert [one["flow_run_id"] for one in finished(site, chain)["sessions"]] == [run, run]
+    assert site.final_run(run)["state_name"] == "Finished"
+    assert ran(notes) == {f"n/{number}": 1 for number in range(4)}
 
 
 def test_paused_and_resumed_from_the_shell(site: Site, runs: dict[str, str]) -> None:
