@@ -41,7 +41,7 @@ class OwnRun:
 
     Attributes:
         attended: Whether a person has started it: no schedule has, nor a session before it.
-        since: When it has come into the state in which this process found it, in seconds since the Unix epoch.
+        since: Of when the state is in which this process has found it, in seconds since the Unix epoch.
     """
 
     id: str
@@ -157,14 +157,14 @@ class PrefectRuns:
         Resume is heard however soon it is pressed: the run then goes on in another process, as this one is at its end.
 
         Args:
-            since: When this process's own last state of the run was set, in seconds since the Unix epoch.
+            since: Of when the state is in which this process has found the run, in seconds since the Unix epoch.
 
         Returns:
             The state in which this process leaves the run; None if nobody has paused it.
         """
         run = UUID(flow_run_id)
         with _client() as client:
-            later = [state for state in _states(client, run) if state.timestamp.timestamp() > since]
+            later = [state for state in _states(client, run) if state.timestamp.timestamp() >= since]
             paused = [number for number, state in enumerate(later) if state.type is StateType.PAUSED]
             if not paused:
                 return None
