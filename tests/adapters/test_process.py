@@ -1,8 +1,10 @@
+import gc
 import os
 import re
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from perpetual_blocks.adapters.process import (
     MemoryMeter,
     container_memory_limit,
     container_memory_used,
+    garbage_of_its_own,
     holder_id,
     host_name,
     is_alive,
@@ -25,6 +28,24 @@ from perpetual_blocks.adapters.process import (
 )
 
 MIB = 2**20
+
+
+def test_garbage_of_its_own() -> None:
+    """What was there before is not looked at; it is again, afterwards."""
+    with garbage_of_its_own():
+        assert gc.get_freeze_count() > 10_000
+        gone = weakref.ref(Loop())
+        gc.collect()
+        assert gone() is None
+    assert gc.get_freeze_count() == 0
+
+
+class Loop:
+    """Garbage that only the collector finds."""
+
+    def __init__(self) -> None:
+        self.me = self
+
 
 HOLD = """
 import sys

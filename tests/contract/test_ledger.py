@@ -1540,6 +1540,25 @@ def test_a_batch_is_claimed_and_committed_as_one(ledger: SqlLedger) -> None:
     assert [spend.amount for spend in ledger.spends("mine", "tokens", 0.0)] == [1.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize("expected", [1, 3, 100])
+def test_how_many_are_expected_changes_nothing_but_the_time(ledger: SqlLedger, expected: int) -> None:
+    """It is how many are read at once: what is taken, and what is passed over, are the same."""
+    fence = open_session(ledger).fence
+    ledger.add_items("mine", [WorkItem(id=f"i{n}") for n in range(9)])
+    left = iter(range(3))
+
+    claim = ledger.claim(
+        fence,
+        lambda item: Misfit("too large") if item.id == "i0" else None,
+        more=lambda last, item: next(left, None) is not None,
+        expected=expected,
+    )
+
+    assert [item.id for item in claim.items] == ["i1", "i2", "i3", "i4"]
+    assert claim.passed_over == {"i0": "too large"}
+    assert status_of(ledger)["i0"] is ItemStatus.AVAILABLE
+
+
 def test_a_batch_is_committed_as_a_whole_or_not_at_all(ledger: SqlLedger) -> None:
     fence = open_session(ledger).fence
     ledger.add_items("mine", items("a", "b"))
