@@ -4,6 +4,8 @@ import os
 import select
 from threading import Lock, Thread
 
+from rich.console import Console
+
 STANDARD = (1, 2)
 
 _guarding = Lock()
@@ -14,10 +16,21 @@ def guard_output() -> None:
 
     `prefect flow-run execute` and a serving process read their engine's output through a pipe. Where they are killed
     the engine goes on, but not for long: rich, with which Prefect logs, ends the program at the first line that it
-    cannot write, by a SystemExit from whatever logged it. This looks for the end of the pipe and is there first.
+    cannot write, by a SystemExit from whatever logged it. This looks for the end of the pipe and is there first; where
+    rich is quicker, its line is lost, and nothing else.
     """
     if hasattr(select, "poll") and _guarding.acquire(blocking=False):  # once, for as long as the process lives
+        Console.on_broken_pipe = _on_broken_pipe  # type: ignore[method-assign, assignment]
         Thread(target=_guard, name="perpetual output", daemon=True).start()
+
+
+def _on_broken_pipe(_console: Console) -> None:
+    watched = select.poll()
+    for number in STANDARD:
+        watched.register(number, 0)
+    for number, event in watched.poll(0):
+        if not event & select.POLLNVAL:
+            _send_nowhere(number)
 
 
 def _guard() -> None:
@@ -31,6 +44,10 @@ def _guard() -> None:
             left.discard(number)
             if event & select.POLLNVAL:
                 continue  # it was closed on purpose
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, number)
-            os.close(nowhere)
+            _send_nowhere(number)
+
+
+def _send_nowhere(number: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)

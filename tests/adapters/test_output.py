@@ -10,17 +10,25 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 TALKING = """
+import os
 import sys
+import time
 from pathlib import Path
 from rich.console import Console
-from perpetual_blocks.adapters.output import guard_output
+from perpetual_blocks.adapters import output
 
-if sys.argv[2] == "guarded":
-    guard_output()
-    guard_output()  # a second time does nothing
+how = sys.argv[2]
+if how == "not noticed":
+    output._guard = lambda: None
+if how != "as it is":
+    output.guard_output()
+    output.guard_output()  # a second time does nothing
 console = Console()
 console.print("began")
 sys.stdin.readline()
+nowhere = os.stat(os.devnull).st_rdev
+while how == "noticed" and {os.fstat(number).st_rdev for number in (1, 2)} != {nowhere}:
+    time.sleep(0.01)
 try:
     console.print("is there anybody?")
     print("no", file=sys.stderr, flush=True)
@@ -32,9 +40,12 @@ else:
 """
 
 
-@pytest.mark.parametrize(("how", "expected"), [("guarded", "went on"), ("as it is", "SystemExit")])
+@pytest.mark.parametrize(
+    ("how", "expected"), [("noticed", "went on"), ("not noticed", "went on"), ("as it is", "SystemExit")]
+)
 def test_it_goes_on_without_it(tmp_path: Path, how: str, expected: str) -> None:
-    """Where rich would end the program at its next line, which is why this is there at all."""
+    """Where rich would end the program at its next line, which is why this is there at all; also when that line comes
+    before it is noticed that nobody reads it."""
     said = tmp_path / "said"
     with subprocess.Popen(
         [sys.executable, "-c", TALKING, str(said), how],

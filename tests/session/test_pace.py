@@ -60,10 +60,10 @@ def test_errors_slow_it_down_when_most_units_fail() -> None:
 def test_batches_double() -> None:
     size = BatchSize()
     seen = []
-    for _ in range(12):
+    for _ in range(14):
         seen.append(size.most)
         size.ran(size.most)
-    assert seen == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1000]
+    assert seen == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 2500, 2500]
     assert max(seen) == MOST_IN_BATCH
 
 
