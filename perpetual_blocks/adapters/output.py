@@ -25,18 +25,13 @@ def guard_output() -> None:
 
 
 def _on_broken_pipe(_console: Console) -> None:
-    watched = select.poll()
-    for number in STANDARD:
-        watched.register(number, 0)
-    for number, event in watched.poll(0):
+    for number, event in _watched().poll(0):
         if not event & select.POLLNVAL:
             _send_nowhere(number)
 
 
 def _guard() -> None:
-    watched = select.poll()
-    for number in STANDARD:
-        watched.register(number, 0)  # an error is told without being asked for
+    watched = _watched()
     left = set(STANDARD)
     while left:
         for number, event in watched.poll():
@@ -45,6 +40,13 @@ def _guard() -> None:
             if event & select.POLLNVAL:
                 continue  # it was closed on purpose
             _send_nowhere(number)
+
+
+def _watched() -> "select.poll":
+    watched = select.poll()
+    for number in STANDARD:
+        watched.register(number, 0)  # an error is told without being asked for
+    return watched
 
 
 def _send_nowhere(number: int) -> None:
